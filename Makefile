@@ -1,0 +1,62 @@
+# make demo: set up, then compare DC and ODC with k-means on handwritten digits
+# make test: set up, then lint, types and all tests
+# PYTHON=python3.12 chooses the interpreter; FAISS=gpu or FAISS=cpu the FAISS package.
+
+PYTHON ?= python3
+# Both packages own the module `faiss`: never install both.
+FAISS ?= $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+# A relative path, so that a space in the path of the checkout does no harm.
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready-$(FAISS)
+
+.PHONY: help demo test lint types test-fast test-slow benchmark-speed lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile | head -3
+
+# The checks say in one line what a bare system lacks. A virtual environment of another FAISS is made anew.
+$(READY): setup.py pyproject.toml requirements/lock.txt
+	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) is missing: install Python 3.10 or newer (Debian: apt-get install python3 python3-venv)" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is $$("$(PYTHON)" -V 2>&1), but 3.10 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "the Python module venv is missing: apt-get install python3-venv (Debian, Ubuntu)" >&2; exit 2; }
+	@echo "setting up $(VENV) (PyTorch is several GB: some minutes, once)"
+	@rm -f $(VENV)/ready-*
+	@if [ -e $(VENV)/faiss ] && [ "$$(cat $(VENV)/faiss)" != "$(FAISS)" ]; then rm -rf $(VENV); fi
+	@[ -x $(BIN)/python ] && $(BIN)/python -c '' 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV)
+	@echo "$(FAISS)" > $(VENV)/faiss
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements/lock.txt setuptools wheel
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements/lock.txt --no-build-isolation -e '.[$(FAISS),test,dev]'
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/python benchmarks/compare.py --methods kmeans-pixels kmeans-backbone dc odc --dataset digits \
+		--seeds 0 1 2 --out work_dirs/demo
+
+test: lint types test-fast
+
+lint: $(READY)
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+
+types: $(READY)
+	@$(BIN)/python -m mypy
+
+test-fast: $(READY)
+	@$(BIN)/python -m pytest
+
+# Long checks: training killed at random moments, the whole demo, a million samples.
+test-slow: $(READY)
+	@$(BIN)/python -m pytest -m slow
+
+# Each prints our time next to a floor measured in the same run.
+benchmark-speed: $(READY)
+	@$(BIN)/python benchmarks/speed/odc_memory.py
+
+lock:
+	@uv pip compile --universal --python-version 3.10 --no-emit-index-url --no-annotate --all-extras \
+		--custom-compile-command "make lock" -o requirements/lock.txt setup.py requirements/build.in
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

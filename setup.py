@@ -1,0 +1,48 @@
+"""Packaging of the deep-clustering framework.
+
+The import name is ``odc``; the distribution is called ``online-deep-clustering`` because ``odc`` is taken on PyPI,
+and the Open Data Cube spreads its packages (``odc-stac``, ``odc-geo``, ...) over a *namespace package* ``odc``.
+Installing one of those into the same environment mixes both: keep them apart.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.findall(r'__version__ = "(.+)"', (ROOT / "odc" / "__init__.py").read_text(encoding="utf-8"))[0]
+
+TEST = ["pytest>=8", "hypothesis>=6.100"]
+TIMM = ["timm>=1.0.9"]
+
+setup(
+    name="online-deep-clustering",
+    version=VERSION,
+    description="Deep clustering of images: DC, ODC, SPICE and DeeperCluster heads under one runner",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["odc", "odc.*"]),
+    package_data={"odc": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "scikit-learn>=1.4",
+        "pillow>=10",
+        "onedl-mmengine>=0.10.12",
+        "opencv-python-headless>=4.8",
+    ],
+    extras_require={
+        # Both own the module `faiss`: with both installed either breaks. Install exactly one.
+        "cpu": ["faiss-cpu>=1.10"],
+        "gpu": ["faiss-gpu>=1.15"],
+        "timm": TIMM,
+        "test": [*TEST, *TIMM],
+        "dev": ["ruff>=0.9", "mypy>=1.14", "pre-commit>=3.5"],
+    },
+    entry_points={"console_scripts": ["odc = odc.cli:main"]},
+)
