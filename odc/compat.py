@@ -1,0 +1,892 @@
+"""The only file that knows quirks of mmengine and torch versions; the rest of the package sees plain behaviour.
+
+==============================  ======================================================================================
+:class:`Runner`                 plain, strictly loaded, resumable checkpoints; capped log buffers; ranks without a GPU
+:class:`CheckpointHook`         never less than one complete checkpoint on disk; paths that survive moving ``work_dir``
+:class:`Bf16OptimWrapper`       mixed precision without a scaler, on CPU and GPU
+:func:`load_state`              names and shapes are checked; a partial load is asked for and reported
+:func:`load_plain`              tensors and plain Python values only: nothing in a checkpoint is ever executed
+:func:`find_resume`             the newest checkpoint that is whole
+:func:`load_config`             classic configs, with one-line errors
+==============================  ======================================================================================
+
+Importing this module replaces, in mmengine's own registries, the loaders of checkpoints, the writer of local files and
+the ``Pretrained`` initialiser, since mmengine reaches them by name from places that no subclass can.
+"""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import difflib
+import functools
+import importlib
+import logging
+import os
+import pickle
+import re
+import subprocess
+import sys
+import traceback
+import types
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+from urllib.error import URLError
+
+import mmengine
+import numpy as np
+import torch
+import torch.distributed as torch_dist
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import broadcast_object_list, get_dist_info, is_distributed, is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.logging import HistoryBuffer, MessageHub, MMLogger, print_log
+from mmengine.model import is_model_wrapper
+from mmengine.model.weight_init import PretrainedInit, update_init_info
+from mmengine.optim import OptimWrapper
+from mmengine.registry import WEIGHT_INITIALIZERS
+from mmengine.runner.checkpoint import CheckpointLoader, get_torchvision_models
+from torch import Tensor, nn
+
+from .errors import InputError
+from .registry import HOOKS, OPTIM_WRAPPERS
+
+MAX_HISTORY = 1000
+_CODE = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, type)
+
+
+def _warn(message: str) -> None:
+    print_log(message, logger="current", level=logging.WARNING)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# ---------------------------------------------------------------------------------------------- reading checkpoints
+
+
+@contextmanager
+def _reading(source: str) -> Iterator[None]:
+    """Turn everything that can go wrong while reading ``source`` into an :class:`InputError` of one line."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        # torch's message is a page of advice on how to load the file unsafely; only the name in it is of use.
+        found = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error))
+        if found and "Unsupported" in str(error):
+            raise InputError(
+                f"checkpoint '{source}' holds a {found[1]}, which only running code from the file could restore; "
+                "convert it to plain tensors (torch.save of its state_dict) where you trust it"
+            ) from None
+        raise InputError(f"checkpoint '{source}' is damaged or not a checkpoint; use another file") from None
+    except URLError as error:
+        raise InputError(f"checkpoint '{source}' cannot be downloaded ({_one_line(error)}); use a local file") from None
+    except Exception as error:  # bytes that are no pickle can make the unpickler raise anything
+        raise InputError(f"checkpoint '{source}' is damaged ({_one_line(error)[:200]}); use another file") from error
+
+
+def load_plain(filename: str | Path, map_location: Any = "cpu", *, mmap: bool = False) -> dict[str, Any]:
+    """Read a checkpoint of tensors and plain Python values from a local file; code in it is never run.
+
+    Args:
+        filename: local path.
+        map_location: as for :func:`torch.load`.
+        mmap: map the tensors instead of reading them, to look at a file cheaply.
+
+    Returns:
+        What the file holds, less ``meta['config']``, which mmengine would execute on resume.
+
+    Raises:
+        InputError: the file is missing, damaged, not a dictionary, or holds objects that need unpickling of code.
+    """
+    path = Path(filename).expanduser()
+    if not path.is_file():
+        raise InputError(f"checkpoint '{filename}' does not exist; check the path")
+    with _reading(str(filename)):
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    return _without_config(checkpoint, str(filename))
+
+
+def _without_config(checkpoint: Any, source: str) -> dict[str, Any]:
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"checkpoint '{source}' holds a {type(checkpoint).__name__}, not a dictionary of tensors")
+    meta = checkpoint.get("meta")
+    if isinstance(meta, dict):
+        meta.pop("config", None)
+    return checkpoint
+
+
+# mmengine names a loader in its log by what follows "load_from_".
+def _load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
+    return load_plain(filename, map_location)
+
+
+def _load_from_http(filename: str, map_location: Any = None) -> dict[str, Any]:
+    rank, world = get_dist_info()
+    if world > 1 and rank > 0:  # rank 0 downloads, the others find the file in the cache
+        torch_dist.barrier()
+    with _reading(filename):
+        checkpoint = torch.hub.load_state_dict_from_url(
+            filename, map_location=map_location, progress=False, weights_only=True
+        )
+    if world > 1 and rank == 0:
+        torch_dist.barrier()
+    return _without_config(checkpoint, filename)
+
+
+def _load_from_torchvision(filename: str, map_location: Any = None) -> dict[str, Any]:
+    urls = get_torchvision_models()
+    name = filename.partition("://")[2]
+    if name not in urls:
+        close = difflib.get_close_matches(name, urls, n=1)
+        raise InputError(f"torchvision has no weights '{name}'" + (f"; did you mean '{close[0]}'?" if close else ""))
+    return _load_from_http(urls[name], map_location)
+
+
+def _load_from_unsupported(filename: str, map_location: Any = None) -> dict[str, Any]:
+    raise InputError(
+        f"checkpoint '{filename}': only local files, http(s):// and torchvision:// are read; download it first"
+    )
+
+
+# mmengine's own loaders fall back to unsafe unpickling, so none of them stays.
+CheckpointLoader.register_scheme(list(CheckpointLoader._schemes), _load_from_unsupported, force=True)
+CheckpointLoader.register_scheme("", _load_from_local, force=True)
+CheckpointLoader.register_scheme(["http://", "https://"], _load_from_http, force=True)
+CheckpointLoader.register_scheme("torchvision://", _load_from_torchvision, force=True)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What :func:`load_state` did.
+
+    Attributes:
+        loaded: names that were copied into the model.
+        missing: names of the model that the state lacks.
+        unexpected: names of the state that the model lacks.
+        mismatched: names with both shapes, as ``name: file (...), model (...)``.
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the state and the model fit each other exactly."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} loaded"]
+        for kind in ("missing", "unexpected", "mismatched"):
+            names = getattr(self, kind)
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            parts.append(f"{len(names)} {kind}" + (f" ({shown})" if names else ""))
+        return "; ".join(parts)
+
+
+def load_state(
+    model: nn.Module, state_dict: Mapping[str, Any], *, partial: bool = False, source: str = "the given state"
+) -> LoadReport:
+    """Load ``state_dict`` into ``model``: all of it, or nothing and an error.
+
+    A ``module.`` prefix of every name is stripped where the model has none. The shapes under a module with a true
+    attribute ``resizes_on_load`` are not compared: it takes buffers of any length in its ``_load_from_state_dict``
+    (and, on a partial load, must bear that some of them are missing).
+
+    Args:
+        model: receives the state; a DDP wrapper is looked through.
+        state_dict: names to tensors.
+        partial: load the names that are in both with equal shapes, and leave the rest of the model as it is.
+        source: what to call the state in messages.
+
+    Returns:
+        Names loaded, missing, unexpected and mismatched.
+
+    Raises:
+        InputError: names or shapes differ (``partial=False``; the model is unchanged), or nothing matches.
+    """
+    if is_model_wrapper(model):
+        model = model.get_submodule("module")
+    wanted = model.state_dict()
+    prefix = "module."
+    given: OrderedDict[str, Any] = OrderedDict(state_dict)
+    metadata: dict[str, Any] | None = getattr(state_dict, "_metadata", None)
+    if given and all(k.startswith(prefix) for k in given) and not any(k.startswith(prefix) for k in wanted):
+        given = OrderedDict((k.removeprefix(prefix), v) for k, v in given.items())
+        metadata = {k.removeprefix("module").removeprefix("."): v for k, v in (metadata or {}).items()}
+
+    resizing = tuple(f"{n}." if n else "" for n, m in model.named_modules() if getattr(m, "resizes_on_load", False))
+    common = [k for k in wanted if k in given]
+    mismatched = {
+        k: f"{k}: file {_shape(given[k])}, model {_shape(wanted[k])}"
+        for k in common
+        if _shape(given[k]) != _shape(wanted[k]) and not k.startswith(resizing)
+    }
+    report = LoadReport(
+        loaded=tuple(k for k in common if k not in mismatched),
+        missing=tuple(k for k in wanted if k not in given),
+        unexpected=tuple(k for k in given if k not in wanted),
+        mismatched=tuple(mismatched.values()),
+    )
+    if not report.loaded and wanted:
+        raise InputError(f"{source}: nothing in it fits the model: {report}; use the checkpoint of such a model")
+    if not (partial or report.complete):
+        raise InputError(
+            f"{source} does not fit the model: {report}; use the model it was saved from, "
+            "or take what fits with load_partial=True (of init_cfg: partial=True)"
+        )
+    chosen = OrderedDict((k, given[k]) for k in report.loaded)
+    if metadata is not None:
+        chosen._metadata = metadata  # type: ignore[attr-defined]  # versions of the modules that wrote it
+    try:
+        model.load_state_dict(chosen, strict=not partial)
+    except RuntimeError as error:  # a module of its own mind about what it takes
+        raise InputError(f"{source} does not fit the model: {_one_line(error)}") from error
+    return report
+
+
+def _shape(value: Any) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _model_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    state: Mapping[str, Any] = checkpoint.get("state_dict", checkpoint)
+    return state
+
+
+@WEIGHT_INITIALIZERS.register_module(name="Pretrained", force=True)
+class Pretrained(PretrainedInit):
+    """``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=..., partial=...)`` that checks names and shapes.
+
+    Args:
+        checkpoint: local path, ``http(s)://`` or ``torchvision://`` address.
+        prefix: take only the names under it, without it (``'backbone.'``).
+        map_location: as for :func:`torch.load`.
+        partial: take what fits, for example a backbone from a classifier with its last layer.
+
+    Raises:
+        InputError: as :func:`load_state`, and for a prefix that no name starts with.
+    """
+
+    def __init__(
+        self, checkpoint: str, prefix: str | None = None, map_location: str = "cpu", partial: bool = False
+    ) -> None:
+        super().__init__(checkpoint, prefix, map_location)
+        self.partial = partial
+
+    def __call__(self, module: nn.Module) -> None:
+        """Load the weights into ``module``."""
+        state = _model_state(CheckpointLoader.load_checkpoint(self.checkpoint, map_location=self.map_location))
+        if self.prefix is not None:
+            prefix = self.prefix.rstrip(".") + "."
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if not state:
+                raise InputError(f"checkpoint '{self.checkpoint}' has no names under prefix '{prefix}'; check prefix")
+        report = load_state(module, state, partial=self.partial, source=f"checkpoint '{self.checkpoint}'")
+        print_log(f"{self.checkpoint}: {report}", logger="current")
+        if hasattr(module, "_params_init_info"):  # mmengine's record of who initialised what, while it initialises
+            update_init_info(module, init_info=self._get_init_info())
+
+
+# ---------------------------------------------------------------------------------------------- writing checkpoints
+
+
+def to_plain(value: Any, path: str = "checkpoint") -> Any:
+    """Return ``value`` with CPU tensors and plain Python values only, so that ``weights_only=True`` loads it.
+
+    NumPy scalars and arrays, paths, times, ranges and subclasses of the containers are converted. Functions and
+    classes in a dictionary are dropped: they are code, which the reader has already. ``path`` names the value in the
+    error.
+
+    Raises:
+        TypeError: a value of another kind; the message says where it is.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if value is None or isinstance(value, (torch.dtype, torch.device)):
+        return value
+    if isinstance(value, np.generic):
+        return to_plain(value.item(), path)
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy()) if value.dtype.kind in "biufc" else to_plain(value.tolist(), path)
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, (datetime.timedelta, os.PathLike)):
+        return str(value)
+    plain: Any
+    for plain in (bool, int, float, complex, str, bytes):
+        if isinstance(value, plain):  # a subclass (an enum's value, for one) is cut down to what it is
+            return plain(value)
+    if isinstance(value, Mapping):
+        items = [(to_plain(k, path), to_plain(v, f"{path}.{k}")) for k, v in value.items() if not isinstance(v, _CODE)]
+        if isinstance(value, Counter):
+            return Counter(dict(items))
+        if not isinstance(value, OrderedDict):
+            return dict(items)
+        ordered = OrderedDict(items)
+        if hasattr(value, "_metadata"):  # of a module's state_dict
+            ordered._metadata = to_plain(value._metadata, path)  # type: ignore[attr-defined]
+        return ordered
+    if isinstance(value, (list, tuple, set, frozenset, range)):
+        kind = tuple if isinstance(value, tuple) else set if isinstance(value, (set, frozenset)) else list
+        return kind(to_plain(v, f"{path}[{i}]") for i, v in enumerate(value))
+    raise TypeError(f"{path} is a {type(value).__name__}; a checkpoint holds only tensors and plain Python values")
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` so that ``path`` holds, after a crash at any moment, either what it held before or all of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.tmp")  # the same directory: a rename is atomic only within a file system
+    try:
+        with unfinished.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@register_backend("local", force=True, prefixes="")
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's local files, written completely or not at all."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write bytes to ``filepath``, creating its directory where there is none."""
+        _write_atomically(Path(filepath), obj)
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
+        """Write text to ``filepath``, creating its directory where there is none."""
+        _write_atomically(Path(filepath), obj.encode(encoding))
+
+
+def mark_last(work_dir: str | Path, checkpoint: str | Path) -> None:
+    """Record in ``work_dir/last_checkpoint`` what to resume from: the bare name of a file that lies in ``work_dir``."""
+    inside = Path(checkpoint).absolute().parent == Path(work_dir).absolute()
+    text = Path(checkpoint).name if inside else str(checkpoint)
+    _write_atomically(Path(work_dir) / "last_checkpoint", text.encode())
+
+
+def find_resume(work_dir: str | Path) -> str | None:
+    """Return the checkpoint to resume from, or ``None`` where ``work_dir`` has none.
+
+    It is the one that ``last_checkpoint`` names or, where that is missing or damaged, the ``epoch_*.pth`` or
+    ``iter_*.pth`` of the most iterations. Damaged files are skipped with a warning.
+
+    Raises:
+        InputError: there are checkpoints, but none can be loaded.
+    """
+    directory = Path(work_dir)
+    skipped = []
+
+    def iterations(path: Path) -> int:
+        """Return the iterations behind ``path``, -1 where it cannot be loaded."""
+        try:
+            return int(load_plain(path, mmap=True).get("meta", {}).get("iter", 0))
+        except InputError as error:
+            skipped.append(path)
+            _warn(f"not resuming from {path}: {error}")
+            return -1
+
+    marker = directory / "last_checkpoint"
+    if marker.is_file():
+        last = directory / marker.read_text(encoding="utf-8").strip()
+        if not last.is_file():  # an absolute path, written before work_dir was moved
+            last = directory / last.name
+        if iterations(last) >= 0:
+            return str(last)
+    files = [p for pattern in ("epoch_*.pth", "iter_*.pth") for p in directory.glob(pattern) if p not in skipped]
+    # By the count in the file: times of modification change when a directory is copied.
+    counts = {path: iterations(path) for path in files}
+    newest = max(counts, key=lambda path: (counts[path], path.stat().st_mtime_ns), default=None)
+    if newest is not None and counts[newest] >= 0:
+        return str(newest)
+    if skipped:
+        raise InputError(
+            f"work_dir '{work_dir}' has {len(skipped)} checkpoint(s), none of which can be loaded "
+            f"('{skipped[0]}', ...); start anew in another work_dir"
+        )
+    return None
+
+
+@HOOKS.register_module()
+class CheckpointHook(mmengine.hooks.CheckpointHook):
+    """mmengine's hook that never leaves the disk without a complete checkpoint, and writes none during evaluation.
+
+    Takes the arguments of mmengine's. An old checkpoint is deleted after the new one is completely written, the best
+    one too, and only in this run's own directory.
+
+    Raises:
+        InputError: ``max_keep_ckpts=1``, which leaves nothing to fall back to.
+    """
+
+    _in_training = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if self.max_keep_ckpts == 1:
+            raise InputError("max_keep_ckpts=1 keeps no checkpoint to fall back to; use 2 or more, or -1 for all")
+
+    def before_train(self, runner: mmengine.runner.Runner) -> None:
+        """Find the directory, and what an earlier part of the run left in it."""
+        super().before_train(runner)
+        self._in_training = True
+        # A resumed run's best file lies where the run is now, not where it was when the path was saved.
+        self._set_best({k: path and os.path.join(self.out_dir, os.path.basename(path)) for k, path in self._best()})
+
+    def after_train(self, runner: mmengine.runner.Runner) -> None:
+        """Publish, where asked to."""
+        super().after_train(runner)
+        self._in_training = False
+
+    def after_val_epoch(self, runner: mmengine.runner.Runner, metrics: dict[str, float]) -> None:
+        """Save the best model, in training."""
+        if self._in_training:
+            super().after_val_epoch(runner, metrics)
+
+    def _best(self) -> list[tuple[str, str | None]]:
+        if not self.save_best:
+            return []
+        single = len(self.key_indicators) == 1
+        return [("", self.best_ckpt_path)] if single else list(self.best_ckpt_path_dict.items())
+
+    def _set_best(self, paths: Mapping[str, str | None]) -> None:
+        for key, path in paths.items():
+            if key:
+                self.best_ckpt_path_dict[key] = path
+            else:
+                self.best_ckpt_path = path
+
+    def _save_best_checkpoint(self, runner: mmengine.runner.Runner, metrics: dict[str, float]) -> None:
+        old = dict(self._best())
+        self._set_best(dict.fromkeys(old))  # mmengine deletes first what it knows of, so it is to know of nothing
+        super()._save_best_checkpoint(runner, metrics)
+        new = dict(self._best())
+        self._set_best({key: new[key] or old[key] for key in new})
+        for key, path in old.items():
+            if path and new[key] and new[key] != path:
+                self._delete(path)
+
+    def _save_checkpoint_with_step(self, runner: mmengine.runner.Runner, step: int, meta: dict[str, Any]) -> None:
+        outdated = None
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                outdated = self.keep_ckpt_ids.popleft()
+            self.keep_ckpt_ids.append(step)
+            runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info("last_ckpt", self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler and runner.param_schedulers is not None,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if is_main_process():
+            mark_last(runner.work_dir, self.last_ckpt)
+        if outdated is not None:
+            self._delete(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(outdated)))
+
+    def _delete(self, path: str) -> None:
+        if is_main_process() and self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+
+
+# ----------------------------------------------------------------------------------------------------------- Runner
+
+
+@runtime_checkable
+class StatefulLoop(Protocol):
+    """A train loop with a state of its own, which :class:`Runner` saves under ``checkpoint['loop']``."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain Python values; called on rank 0 only."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state_dict` returned, on CPU; called on every rank, last of all when resuming."""
+
+
+class _OneLiners(logging.Filter):
+    """Keeps pages (environment, whole config, list of hooks) and mmengine's notes to itself off the terminal.
+
+    The log file has everything.
+    """
+
+    _NOTES = ("FileClient", "HardDiskBackend", "Saving checkpoint at", "Checkpoints will be saved to")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is for the terminal."""
+        message = record.getMessage()
+        return not any(note in message for note in self._NOTES) and (
+            "\n" not in message or record.levelno > logging.INFO
+        )
+
+
+class _CappedScalars(OrderedDict[str, HistoryBuffer]):
+    """Log buffers of at most :data:`MAX_HISTORY` values: mmengine's copy their whole history at every update."""
+
+    def __setitem__(self, key: str, buffer: HistoryBuffer) -> None:
+        buffer.max_length = min(buffer.max_length, MAX_HISTORY)
+        super().__setitem__(key, buffer)
+
+
+class Runner(mmengine.runner.Runner):
+    """mmengine's runner with checkpoints that are plain, strictly loaded and resumable.
+
+    Differences, all else being mmengine's:
+
+    - checkpoints hold tensors and plain Python values only, without the histories of logged scalars; nothing in a
+      checkpoint is executed when loading;
+    - ``load_from`` must fit the model exactly unless the config says ``load_partial = True``; a resumed checkpoint
+      must always fit;
+    - ``resume=True`` without ``load_from`` takes the newest checkpoint that is whole (:func:`find_resume`);
+    - a train loop with ``state_dict`` and ``load_state_dict`` is saved and resumed too (:class:`StatefulLoop`);
+    - launchers work without a GPU, by gloo; DDP never broadcasts buffers by itself;
+    - any number of runners can be built in one process;
+    - the terminal shows one-line messages; environment, config and hooks go to the log file.
+    """
+
+    _timestamps: ClassVar[set[str]] = set()
+    _timestamp: str
+    _randomness_cfg: dict[str, Any]
+    optim_wrapper: Any
+    param_schedulers: Any
+
+    # -- building
+
+    def setup_env(self, env_cfg: dict[str, Any]) -> None:
+        """Set up processes and ranks; on a machine without a GPU the ranks speak gloo, whatever the config says."""
+        if self.distributed:
+            # Against a fresh process's own default (all cores, on every rank); mmengine does the same and warns.
+            for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+                os.environ.setdefault(variable, "1")
+            if get_device() == "cpu" and not is_distributed():
+                _init_gloo(self._launcher, env_cfg.get("dist_cfg", {}).get("timeout"))
+        super().setup_env(env_cfg)
+        # mmengine shares logger and message hub between runners of one name, and names them by the second.
+        stamp, number = self._timestamp, 1
+        while self._timestamp in self._timestamps:
+            number += 1
+            self._timestamp = f"{stamp}_{number}"
+        self._timestamps.add(self._timestamp)
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """Return mmengine's logger, whose terminal shows one-line messages only; the file has everything."""
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.addFilter(_OneLiners())
+        return logger
+
+    def build_message_hub(self, message_hub: dict[str, Any] | None = None) -> MessageHub:
+        """Return mmengine's message hub with every log buffer, now and later, of a bounded length."""
+        hub = super().build_message_hub(message_hub)
+        capped = _CappedScalars()
+        capped.update(hub.log_scalars)
+        hub._log_scalars = capped
+        return hub
+
+    def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
+        """Wrap ``model`` in DDP where there are ranks; without a GPU with ``device_ids=None``."""
+        cfg = dict(model_wrapper_cfg or {})
+        if self.distributed and not is_model_wrapper(model):
+            cfg.setdefault("type", "MMDistributedDataParallel")
+            if cfg["type"] == "MMDistributedDataParallel":
+                cfg.setdefault("broadcast_buffers", False)
+                cfg.setdefault("find_unused_parameters", self.cfg.get("find_unused_parameters", False))
+                if get_device() == "cpu":
+                    cfg["device_ids"] = None
+        with warnings.catch_warnings():
+            # torch's replacement, forward_sync_buffers, overwrites buffers with rank 0's when the model is wrapped:
+            # those of a rank's own must stay.
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+            wrapped: nn.Module = super().wrap_model(cfg or None, model)
+        return wrapped
+
+    def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
+        """Register mmengine's default hooks, with this package's :class:`CheckpointHook` for its own in any scope."""
+        hooks = dict(hooks or {})
+        checkpoint = hooks.setdefault("checkpoint", {"type": "CheckpointHook"})
+        if isinstance(checkpoint, dict) and checkpoint["type"] in ("CheckpointHook", "mmengine.CheckpointHook"):
+            hooks["checkpoint"] = {**checkpoint, "type": CheckpointHook}
+        super().register_default_hooks(hooks)
+
+    # -- saving
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """Call all hooks; after those ``before_save_checkpoint``, complete the checkpoint and make it plain."""
+        super().call_hook(fn_name, **kwargs)
+        if fn_name == "before_save_checkpoint":  # here rather than in a hook: no hook can then come after it
+            self._finish(kwargs["checkpoint"])
+
+    def _finish(self, checkpoint: dict[str, Any]) -> None:
+        hub = checkpoint["message_hub"]
+        hub["log_scalars"] = {}
+        hub["resumed_keys"] = {k: True for k in hub["runtime_info"] if hub["resumed_keys"].get(k)}
+        checkpoint["meta"]["torch_version"] = torch.__version__
+        if "optimizer" in checkpoint and isinstance(self.train_loop, StatefulLoop):
+            checkpoint["loop"] = self.train_loop.state_dict()
+        plain = to_plain(checkpoint)
+        checkpoint.clear()
+        checkpoint.update(plain)
+
+    # -- loading
+
+    def load_checkpoint(self, filename: str, map_location: Any = "cpu", strict: bool | None = None) -> dict[str, Any]:
+        """Load the model's state from ``filename`` and return the whole checkpoint.
+
+        Args:
+            filename: local path, ``http(s)://`` or ``torchvision://`` address.
+            map_location: as for :func:`torch.load`.
+            strict: whether names and shapes must all fit; ``None``: unless the config has ``load_partial = True``.
+
+        Raises:
+            InputError: the file cannot be read safely, or does not fit (see :func:`load_state`).
+        """
+        partial = self.cfg.get("load_partial", False) if strict is None else not strict
+        checkpoint: dict[str, Any] = CheckpointLoader.load_checkpoint(filename, map_location=map_location)
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        report = load_state(self.model, _model_state(checkpoint), partial=partial, source=f"checkpoint '{filename}'")
+        self._has_loaded = True
+        self.logger.info(f"model state from {filename}: {report}")
+        return checkpoint
+
+    def load_or_resume(self) -> None:
+        """Load or resume what the config asks for, once."""
+        if self._has_loaded:
+            return
+        if not self._resume or self._load_from is not None:
+            super().load_or_resume()
+            return
+        found = [find_resume(self.work_dir) if is_main_process() else None]
+        broadcast_object_list(found)  # one choice for all ranks
+        if found[0] is None:
+            self.logger.info(f"no checkpoint to resume from in {self.work_dir}; starting from the beginning")
+        else:
+            self.resume(found[0])
+
+    def resume(
+        self,
+        filename: str,
+        resume_optimizer: bool = True,
+        resume_param_scheduler: bool = True,
+        map_location: Any = "cpu",
+    ) -> None:
+        """Continue the run that wrote ``filename``: model, position, seed, optimiser, schedules, the loop's own state.
+
+        Args:
+            filename: local path or ``http(s)://`` address.
+            resume_optimizer: restore the optimiser.
+            resume_param_scheduler: restore mmengine's parameter schedulers. They keep the schedule they were saved
+                with, so a changed one (a grown ``max_epochs``) is reported with both numbers.
+            map_location: as for :func:`torch.load`.
+
+        Raises:
+            InputError: the checkpoint cannot be read safely, does not fit, or lacks what resuming needs.
+        """
+        loop = self.train_loop
+        if loop is None:
+            raise InputError(f"resuming '{filename}' needs a training config; to evaluate it, set load_from only")
+        checkpoint = self.load_checkpoint(filename, map_location, strict=True)
+        needed = {"meta", "message_hub"}
+        needed |= {"optimizer"} if resume_optimizer else set()
+        needed |= {"loop"} if isinstance(loop, StatefulLoop) else set()
+        if lacking := sorted(needed - checkpoint.keys()):
+            raise InputError(
+                f"checkpoint '{filename}' lacks {', '.join(lacking)}, so training cannot continue from it; "
+                "to start from its weights, set load_from without resume"
+            )
+        meta = checkpoint["meta"]
+        loop._epoch, loop._iter = meta["epoch"], meta["iter"]
+        self._resume_seed(meta.get("seed"), filename)
+        self.message_hub.load_state_dict(checkpoint["message_hub"])
+        if resume_optimizer:
+            self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+            try:
+                self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
+            except ValueError as error:
+                raise InputError(f"the optimiser of checkpoint '{filename}' does not fit: {_one_line(error)}") from None
+        if resume_param_scheduler and self.param_schedulers is not None and "param_schedulers" in checkpoint:
+            self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
+            self._resume_schedulers(checkpoint["param_schedulers"])
+        if isinstance(loop, StatefulLoop):
+            loop.load_state_dict(checkpoint["loop"])
+        self.logger.info(f"resumed {filename} at epoch {self.epoch}, iteration {self.iter}")
+
+    def _resume_seed(self, seed: int | None, filename: str) -> None:
+        configured = self._randomness_cfg.get("seed")
+        if seed is None or seed == configured:
+            return
+        if configured is not None:
+            self.logger.warning(f"the run of '{filename}' continues with its own seed {seed}, not {configured}")
+        self._randomness_cfg = {**self._randomness_cfg, "seed": seed}
+        self.set_randomness(**self._randomness_cfg)
+
+    def _resume_schedulers(self, saved: Any) -> None:
+        position = {"last_step", "best", "num_bad_epochs", "cooldown_counter"}
+        for number, (scheduler, state) in enumerate(zip(_flat(self.param_schedulers), _flat(saved), strict=False)):
+            for name, value in to_plain(scheduler.state_dict()).items():
+                if name.startswith("_") or name in position or name not in state or state[name] == value:
+                    continue
+                self.logger.warning(
+                    f"param_scheduler {number} ({type(scheduler).__name__}) keeps {name}={state[name]} of the "
+                    f"checkpoint; the config's {name}={value} is not used"
+                )
+            scheduler.load_state_dict(state)
+
+
+def _flat(schedulers: Any) -> list[Any]:
+    """Return mmengine's schedulers, or their states, in one list: with several optimisers they are lists by name."""
+    return [s for group in schedulers.values() for s in group] if isinstance(schedulers, dict) else list(schedulers)
+
+
+def _init_gloo(launcher: str, timeout: float | None) -> None:
+    """Start gloo from the launcher's environment variables; mmengine's own start-up requires a GPU."""
+    variables = {
+        "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+        "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    }.get(launcher, ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    try:
+        values = [os.environ[name] for name in variables]
+    except KeyError as error:
+        raise InputError(f"launcher '{launcher}' needs the environment variable {error}; start by it") from None
+    os.environ.update(zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), values, strict=True))
+    os.environ.setdefault("MASTER_PORT", "29500")
+    if "MASTER_ADDR" not in os.environ and launcher == "slurm":
+        hosts = subprocess.run(
+            ["scontrol", "show", "hostname", os.environ["SLURM_NODELIST"]], capture_output=True, text=True, check=True
+        )
+        os.environ["MASTER_ADDR"] = hosts.stdout.split()[0]
+    limit = {} if timeout is None else {"timeout": datetime.timedelta(seconds=timeout)}
+    torch_dist.init_process_group(backend="gloo", **limit)  # type: ignore[arg-type]
+
+
+# -------------------------------------------------------------------------------------------------- mixed precision
+
+
+@OPTIM_WRAPPERS.register_module()
+class Bf16OptimWrapper(OptimWrapper):
+    """Optimiser wrapper that runs the model in bfloat16 by autocast, on CPU or GPU.
+
+    bfloat16 has float32's range, so there is no loss scaling; parameters, gradients and optimiser state stay float32.
+    Takes the arguments of mmengine's ``OptimWrapper``.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Enter autocast on the device of ``model``, and mmengine's context for gradient accumulation."""
+        device = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(device, dtype=torch.bfloat16):
+            yield
+
+
+# ----------------------------------------------------------------------------------------------------------- config
+
+
+def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
+    """Read a classic config, merge ``overrides`` and import what its ``custom_imports`` names.
+
+    Modules are looked for on ``sys.path``, then next to the config, then in the current directory; the latter two
+    stay on ``sys.path``, so that worker processes find the modules too.
+
+    Args:
+        path: a ``.py``, ``.json`` or ``.yaml`` config; calls such as ``os.path.join`` in it are run.
+        overrides: dotted keys to values, as ``--cfg-options`` gives them.
+
+    Raises:
+        InputError: the file is missing, cannot be parsed or run, an override has no place, or an import fails.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"config '{path}' does not exist{_near(path)}")
+    try:
+        # lazy_import=None would take a config that imports anything for one of mmengine's lazy-import configs.
+        config = Config.fromfile(str(path), lazy_import=False, import_custom_modules=False)
+    except Exception as error:
+        wrong = _syntax_error(path) if isinstance(error, SyntaxError) else None
+        where = (
+            f"{wrong.filename}', line {wrong.lineno}: {wrong.msg}" if wrong else f"{path}': {type(error).__name__}: "
+        )
+        with warnings.catch_warnings():  # mmengine leaves a temporary file open in the frames of its error
+            warnings.simplefilter("ignore", ResourceWarning)
+            traceback.clear_frames(error.__traceback__)
+        raise InputError(f"config '{where}" + ("" if wrong else _one_line(error))) from error
+    try:
+        config.merge_from_dict(overrides or {})
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(f"config '{path}' has no place for the overrides {overrides}: {_one_line(error)}") from error
+    if config.get("custom_imports"):
+        _import_custom(config.custom_imports, path)
+    return config
+
+
+def _syntax_error(path: Path) -> SyntaxError | None:
+    """Return the first syntax error of the config and its bases: mmengine's own names a temporary copy."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    except SyntaxError as error:
+        return error
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_base_":
+            names = [n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            files = [path.parent / name for name in names]
+            return next(filter(None, (_syntax_error(file) for file in files if file.is_file())), None)
+    return None
+
+
+def _near(path: Path) -> str:
+    """Return ``"; did you mean '...'?"`` with the existing name closest to the first part of ``path`` that is not."""
+    missing = path.absolute()
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    names = [p.name for p in missing.parent.iterdir()]
+    close = difflib.get_close_matches(missing.name, names, n=1)
+    return f"; did you mean '{missing.parent / close[0]}'?" if close else f"; '{missing.parent}' has nothing like it"
+
+
+def _import_custom(custom_imports: dict[str, Any], path: Path) -> None:
+    # At the end: a file beside the config must not hide an installed module of the same name.
+    for directory in (str(path.absolute().parent), os.getcwd()):
+        if directory not in sys.path:
+            sys.path.append(directory)
+    importlib.invalidate_caches()
+    names = custom_imports["imports"]
+    for name in [names] if isinstance(names, str) else names:
+        if problem := _import_problem(name):
+            absent, reason = problem
+            message = f"custom_imports of config '{path}': cannot import '{name}'{reason}"
+            if not (absent and custom_imports.get("allow_failed_imports", False)):
+                raise InputError(message)
+            _warn(message)
+
+
+def _import_problem(name: str) -> tuple[bool, str] | None:
+    """Import ``name``; where that fails, return whether there is no such module, and the reason."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            return True, "; put it next to the config, in the current directory or on PYTHONPATH"
+        at = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
+        return False, f": {type(error).__name__}: {_one_line(error)} ({at.filename}, line {at.lineno})"
+    return None
