@@ -1,0 +1,37 @@
+"""Images, the views of them that training asks for, and the order in which rows are drawn."""
+
+from odc.data.datasets import (
+    ArrayDataset,
+    Digits,
+    FileDataset,
+    ImageCSV,
+    ImageDataset,
+    ImageFolder,
+    ImageList,
+    TorchvisionDataset,
+)
+from odc.data.sampler import draw_rows
+from odc.data.transforms import Pipeline, PixelTransform, VariantTransform, build_transform
+from odc.data.views import BatchLoader, Request, ViewDataset, make_loader, mix, mix_array
+
+__all__ = [
+    "ArrayDataset",
+    "BatchLoader",
+    "Digits",
+    "FileDataset",
+    "ImageCSV",
+    "ImageDataset",
+    "ImageFolder",
+    "ImageList",
+    "Pipeline",
+    "PixelTransform",
+    "Request",
+    "TorchvisionDataset",
+    "VariantTransform",
+    "ViewDataset",
+    "build_transform",
+    "draw_rows",
+    "make_loader",
+    "mix",
+    "mix_array",
+]
