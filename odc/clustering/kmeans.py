@@ -1,0 +1,185 @@
+"""K-means on all points, without empty clusters (Lloyd's iterations by FAISS, Johnson et al., arXiv:1702.08734)."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from odc.errors import InputError
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class MissingFaissError(InputError, ImportError):
+    """FAISS is not installed."""
+
+
+@dataclass(frozen=True)
+class KMeansStats:
+    """How a clustering came out.
+
+    Attributes:
+        sizes: (K,) int64 points in each cluster; all at least 1.
+        objective: FAISS's objective before each update of the centroids: the sum over points of the squared distance
+            to the nearest centroid, or, spherical, of the inner product with it. Empty when K = N.
+        imbalance: K · Σ sizes² / N²; 1 is perfectly even, K is everything in one cluster.
+        refilled: clusters that the last assignment left empty and that were refilled.
+    """
+
+    sizes: Tensor
+    objective: tuple[float, ...]
+    imbalance: float
+    refilled: int
+
+
+@dataclass(frozen=True)
+class KMeansResult:
+    """Centroids (K, D) float32 and labels (N,) int64, on the device of the input, and their :class:`KMeansStats`."""
+
+    centroids: Tensor
+    labels: Tensor
+    stats: KMeansStats
+
+
+def load_faiss() -> Any:
+    """Return the module ``faiss``; :class:`MissingFaissError` names the two packages that bring it."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingFaissError(
+            "FAISS is not installed: pip install 'online-deep-clustering[cpu]' (faiss-cpu) or [gpu] (faiss-gpu), "
+            "never both"
+        ) from error
+    return faiss
+
+
+def flat_index(dim: int, *, inner_product: bool, device: torch.device) -> Any:
+    """Return an empty exact FAISS index over (·, ``dim``) vectors: on the GPU when FAISS and the machine have one."""
+    faiss = load_faiss()
+    index = faiss.IndexFlatIP(dim) if inner_product else faiss.IndexFlatL2(dim)
+    if faiss.get_num_gpus() > 0:
+        # The GPU of the data: with several processes on a machine, device 0 would be everybody's.
+        gpu = device.index or 0 if device.type == "cuda" else torch.cuda.current_device()
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), gpu, index)
+    return index
+
+
+def finite_array(x: Tensor | npt.NDArray[Any], name: str) -> FloatArray:
+    """Return ``x`` (N, D) as a C-contiguous float32 array; :class:`InputError` if it is not that or not finite."""
+    array = x.detach().to("cpu", torch.float32).numpy() if isinstance(x, Tensor) else x
+    if array.ndim != 2:
+        raise InputError(f"{name} must be (N, D); got shape {tuple(array.shape)}")
+    array = np.ascontiguousarray(array, dtype=np.float32)
+    # A row's sum is finite only if the row is: no (N, D) mask. Rows that merely overflow are looked at again.
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspects = np.flatnonzero(~np.isfinite(array.sum(axis=1)))
+    bad = int((~np.isfinite(array[suspects]).all(axis=1)).sum())
+    if bad:
+        raise InputError(
+            f"{bad} of {len(array)} rows of {name} are not finite: remove them, or lower the learning rate"
+        )
+    return array
+
+
+def kmeans(
+    x: Tensor | npt.NDArray[Any],
+    n_clusters: int,
+    *,
+    generator: torch.Generator,
+    n_iter: int = 20,
+    spherical: bool = False,
+    max_points_per_centroid: int = 10_000_000,
+) -> KMeansResult:
+    """Cluster the rows of ``x`` into ``n_clusters`` clusters, none of them empty.
+
+    FAISS trains the centroids; then every point is assigned once more. Which consistency holds: a label is the nearest
+    centroid (spherical: the largest inner product) as trained. Clusters that this assignment leaves empty are refilled
+    by splitting the largest cluster in two by 2-means; those two then have the mean of their own members as centroid
+    (spherical: normalised), and no other point is looked at again.
+
+    Args:
+        x: (N, D) points, converted to float32; normalise them first if the method says so.
+        n_clusters: K, 1 to N.
+        generator: the seed is drawn from it; the same seed gives the same bits on the same machine.
+        n_iter: Lloyd's iterations.
+        spherical: unit-length centroids, assignment by inner product.
+        max_points_per_centroid: train on a random sample of K times this many points if there are more.
+
+    Raises:
+        InputError: K is not within 1..N, ``n_iter`` < 1, ``x`` is not (N, D), or rows are not finite.
+        MissingFaissError: FAISS is not installed.
+    """
+    points = finite_array(x, "x")
+    N, D = points.shape
+    if not 1 <= n_clusters <= N:
+        raise InputError(f"{n_clusters} clusters from {N} samples: lower the number of clusters to between 1 and {N}")
+    if n_iter < 1:
+        raise InputError(f"k-means needs at least 1 iteration, not {n_iter}")
+    faiss = load_faiss()
+    device = x.device if isinstance(x, Tensor) else torch.device("cpu")
+
+    clustering = faiss.Clustering(D, n_clusters)
+    clustering.niter = n_iter
+    clustering.spherical = spherical
+    clustering.min_points_per_centroid = 1  # fewer than 39 is a warning on stderr otherwise
+    clustering.max_points_per_centroid = max_points_per_centroid
+    clustering.seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
+    index = flat_index(D, inner_product=spherical, device=device)
+    clustering.train(points, index)
+    centroids: FloatArray = faiss.vector_float_to_array(clustering.centroids).reshape(n_clusters, D)
+    stats = clustering.iteration_stats
+    objective = tuple(float(stats.at(i).obj) for i in range(stats.size()))
+
+    index.reset()
+    index.add(centroids)
+    labels: npt.NDArray[np.int64] = index.search(points, 1)[1][:, 0]  # FAISS blocks this: never N×K in memory
+    refilled = _refill(points, labels, centroids, spherical)
+
+    sizes = np.bincount(labels, minlength=n_clusters)
+    imbalance = n_clusters * float((sizes.astype(np.float64) ** 2).sum()) / N**2
+    return KMeansResult(
+        torch.from_numpy(centroids).to(device),
+        torch.from_numpy(labels).to(device),
+        KMeansStats(torch.from_numpy(sizes), objective, imbalance, refilled),
+    )
+
+
+def _refill(points: FloatArray, labels: npt.NDArray[np.int64], centroids: FloatArray, spherical: bool) -> int:
+    """Give every empty cluster a part of the cluster that is largest then; in place; return how many there were."""
+    sizes = np.bincount(labels, minlength=len(centroids))
+    empty = np.flatnonzero(sizes == 0)
+    heap = [(-int(n), c) for c, n in enumerate(sizes)]
+    heapq.heapify(heap)
+    for cluster in empty.tolist():
+        # N >= K and an empty cluster: the largest one has at least two members.
+        _, donor = heap[0]
+        members = np.flatnonzero(labels == donor)
+        half = _two_means(points[members])
+        labels[members[half]] = cluster
+        for c, rows in ((cluster, members[half]), (donor, members[~half])):
+            centroids[c] = points[rows].mean(axis=0)
+            if spherical:
+                centroids[c] /= max(float(np.linalg.norm(centroids[c])), 1e-12)
+        heapq.heapreplace(heap, (-int((~half).sum()), donor))
+        heapq.heappush(heap, (-int(half.sum()), cluster))
+    return len(empty)
+
+
+def _two_means(x: FloatArray, n_iter: int = 10) -> npt.NDArray[np.bool_]:
+    """Return which of the (n, D) points, n >= 2, are in the second of two clusters; neither is empty."""
+    first = x[((x - x.mean(axis=0)) ** 2).sum(axis=1).argmax()]
+    second = x[((x - first) ** 2).sum(axis=1).argmax()]
+    half = np.arange(len(x)) >= len(x) // 2  # what stays when all points are the same
+    for _ in range(n_iter):
+        nearer = ((x - second) ** 2).sum(axis=1) < ((x - first) ** 2).sum(axis=1)
+        if not nearer.any() or nearer.all() or (nearer == half).all():
+            break
+        half = nearer
+        first, second = x[~half].mean(axis=0), x[half].mean(axis=0)
+    return half

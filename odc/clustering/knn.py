@@ -1,0 +1,73 @@
+"""Exact nearest neighbours by FAISS, never N×N in memory."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from odc.clustering.kmeans import finite_array, flat_index
+from odc.errors import InputError
+
+
+def knn_search(
+    x: Tensor | npt.NDArray[Any],
+    queries: Tensor | npt.NDArray[Any] | None = None,
+    *,
+    k: int,
+    metric: Literal["cosine", "l2"] = "cosine",
+    exclude_self: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Return the ``k`` nearest rows of ``x`` for every query, nearest first.
+
+    Args:
+        x: (N, D) points; need not be normalised.
+        queries: (Q, D) points, or ``None``: the rows of ``x`` themselves.
+        k: neighbours, at most N (N - 1 where a row itself is excluded).
+        metric: ``"cosine"`` (a zero row has similarity 0 to everything) or ``"l2"``.
+        exclude_self: without ``queries``, never return a row as its own neighbour. It is recognised by its number, so
+            that the copies of a row are neighbours of it.
+
+    Returns:
+        indices (Q, k) int64 and similarities (Q, k) float32, larger is nearer: the cosine, or minus the squared
+        distance; on the device of ``x``.
+
+    Raises:
+        InputError: ``k`` is out of range, the widths differ, or rows are not finite.
+        MissingFaissError: FAISS is not installed.
+    """
+    if metric not in ("cosine", "l2"):
+        raise InputError(f"unknown metric {metric!r}: 'cosine' or 'l2'")
+    points = finite_array(x, "x")
+    asked = points if queries is None else finite_array(queries, "queries")
+    N, D = points.shape
+    if asked.shape[1] != D:
+        raise InputError(f"queries have width {asked.shape[1]}, but x has {D}")
+    exclude = exclude_self and queries is None
+    available = N - 1 if exclude else N
+    if not 1 <= k <= available:
+        raise InputError(f"{k} neighbours asked for, but k must be between 1 and {available} for {N} samples")
+    if metric == "cosine":
+        points = _unit_rows(points)
+        asked = points if queries is None else _unit_rows(asked)
+
+    device = x.device if isinstance(x, Tensor) else torch.device("cpu")
+    index = flat_index(D, inner_product=metric == "cosine", device=device)
+    index.add(points)
+    similarities, ids = index.search(asked, k + exclude)
+    if metric == "l2":
+        similarities = -similarities
+    if exclude:
+        keep = ids != np.arange(N)[:, None]
+        keep[keep.all(axis=1), -1] = False  # more than k copies, and the row itself is not among those found
+        ids, similarities = ids[keep].reshape(N, k), similarities[keep].reshape(N, k)
+    return torch.from_numpy(ids).to(device), torch.from_numpy(similarities).to(device)
+
+
+def _unit_rows(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    norms = np.linalg.norm(x, axis=1, keepdims=True)
+    unit: npt.NDArray[np.float32] = x / np.maximum(norms, np.float32(1e-12))
+    return unit

@@ -1,0 +1,96 @@
+"""What DC and DeeperCluster do to features before k-means: PCA with whitening, and L2 normalisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from odc.errors import InputError
+from odc.structures import Comm
+
+CHUNK = 16384  # rows in float64 at a time
+
+
+def l2_normalize(x: Tensor, eps: float = 1e-12) -> tuple[Tensor, int]:
+    """Return the rows of ``x`` (N, D) divided by their L2 norms, and how many rows are zero (norm <= ``eps``).
+
+    Zero rows become exact zeros. Same dtype and device.
+    """
+    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    zero = norms <= eps
+    return torch.where(zero, 0, x / norms.masked_fill(zero, 1)), int(zero.sum())
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """A fitted PCA with whitening.
+
+    Attributes:
+        mean: (D,) float32.
+        projection: (D, d) float32: principal directions, largest variance first, over their standard deviations.
+        requested: the components asked for; d is less where there were too few samples or dimensions.
+    """
+
+    mean: Tensor
+    projection: Tensor
+    requested: int
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return ``(x - mean) @ projection`` for ``x`` (N, D): (N, d) float32; chunked, ``x`` stays as it is."""
+        out = x.new_empty(x.shape[0], self.projection.shape[1], dtype=torch.float32)
+        for start in range(0, x.shape[0], CHUNK):
+            rows = x[start : start + CHUNK].float() - self.mean
+            torch.mm(rows, self.projection, out=out[start : start + CHUNK])
+        return out
+
+
+@torch.no_grad()
+def fit_whitening(x: Tensor, n_components: int, comm: Comm, floor: float = 1e-5) -> Whitening:
+    """Fit PCA with whitening on the rows of all ranks.
+
+    Mean and covariance (divided by N) are sums in float64 that ``comm.sum`` adds up over ranks; the result is the
+    same on every rank, bit by bit. Of a direction's two signs, the one with its largest component positive is taken.
+
+    Args:
+        x: (Nr, D) floating, this rank's rows.
+        n_components: directions to keep; reduced to min(N - 1, D).
+        comm: the ranks.
+        floor: variances are raised to at least this share of the largest one before the division by their root, so
+            that directions without variance are not blown up (DeeperCluster: 1e-5).
+
+    Raises:
+        InputError: fewer than two rows, rows that are not finite, rows all equal, or ``n_components`` < 1.
+    """
+    if n_components < 1:
+        raise InputError(f"whitening needs at least 1 component, not {n_components}")
+    D = x.shape[1]
+    # Two passes, mean first: the moments about zero would cancel where the mean is large.
+    total = x.new_zeros(D + 1, dtype=torch.float64)
+    for rows in torch.split(x, CHUNK):
+        total[:D] += rows.sum(dim=0, dtype=torch.float64)
+    total[D] = x.shape[0]
+    total = comm.sum(total)
+    N = int(total[D])
+    if N < 2:
+        raise InputError(f"whitening needs at least 2 samples, got {N}")
+    mean = total[:D] / N
+    if not bool(mean.isfinite().all()):
+        raise InputError(f"some of the {N} rows to whiten are not finite: remove them, or lower the learning rate")
+
+    outer = x.new_zeros(D, D, dtype=torch.float64)
+    for rows in torch.split(x, CHUNK):
+        centred = rows.double() - mean
+        outer.addmm_(centred.T, centred)
+    variances, directions = torch.linalg.eigh(comm.sum(outer) / N)  # ascending
+    if not float(variances[-1]) > 0:
+        raise InputError(f"the {N} rows to whiten are all equal: the features have collapsed; check the backbone")
+
+    kept = min(n_components, N - 1, D)
+    variances, directions = variances.flip(0)[:kept], directions.flip(1)[:, :kept]
+    largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
+    scale = largest.sign() / variances.clamp(min=floor * float(variances[0])).sqrt()
+    # eigh may differ in its last bits between machines: rank 0's is everybody's.
+    projection = comm.broadcast((directions * scale).float())
+    return Whitening(comm.broadcast(mean.float()), projection, n_components)

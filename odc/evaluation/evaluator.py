@@ -1,0 +1,109 @@
+"""Metrics of an evaluation, by name from a config; ground truth enters here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from odc.errors import InputError
+from odc.evaluation.metrics import evaluate_clustering, knn_accuracy, label_churn, nmi
+from odc.registry import METRICS
+from odc.structures import Labels
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a metric may look at.
+
+    Attributes:
+        features: (N, D) float32, not normalised.
+        scores: (N, K) float32, the head's scores of the clusters.
+        targets: (N,) int64 ground truth (-1: unknown), or ``None`` where the data set has none.
+    """
+
+    features: Tensor
+    scores: Tensor
+    targets: npt.NDArray[np.int64] | None
+
+    @property
+    def clusters(self) -> Tensor:
+        """(N,) int64 predicted clusters."""
+        return self.scores.argmax(1)
+
+
+@METRICS.register_module()
+class ClusterMetrics:
+    """``acc`` (Hungarian, rectangular), ``nmi``, ``nmi_geometric``, ``ari``; ``entropy`` and ``empty`` of the clusters.
+
+    Without ground truth only the last two.
+    """
+
+    def __call__(self, evaluation: Evaluation) -> dict[str, float]:
+        """Return the metrics by name."""
+        targets = evaluation.targets
+        if targets is None:
+            targets = np.full(len(evaluation.scores), -1, dtype=np.int64)
+        values = evaluate_clustering(evaluation.clusters, targets, evaluation.scores.shape[1])
+        names = {"accuracy": "acc", "empty_clusters": "empty"}
+        return {names.get(name, name): value for name, value in values.items() if name != "unknown"}
+
+
+@METRICS.register_module()
+class KNNMetric:
+    """``knn``: leave-one-out accuracy of a vote among the nearest neighbours by cosine; needs ground truth.
+
+    Args:
+        k: neighbours; less where there are fewer samples.
+        max_samples: evaluate on evenly spaced samples where there are more, since the cost grows with their square.
+    """
+
+    def __init__(self, k: int = 10, max_samples: int = 50_000) -> None:
+        if k < 1 or max_samples < 2:
+            raise InputError(f"KNNMetric needs k >= 1 and max_samples >= 2, not {k} and {max_samples}")
+        self.k = k
+        self.max_samples = max_samples
+
+    def __call__(self, evaluation: Evaluation) -> dict[str, float]:
+        """Return ``{"knn": accuracy}``, or nothing without ground truth."""
+        if evaluation.targets is None:
+            return {}
+        known = torch.from_numpy(np.flatnonzero(evaluation.targets >= 0))
+        if len(known) < 2:
+            return {}
+        if len(known) > self.max_samples:
+            known = known[torch.linspace(0, len(known) - 1, self.max_samples).round().long()]
+        targets = torch.from_numpy(evaluation.targets)[known]
+        return {"knn": knn_accuracy(evaluation.features[known], targets, min(self.k, len(known) - 1))}
+
+
+def label_statistics(index_before: Tensor, target_before: Tensor, labels: Labels, n_clusters: int) -> dict[str, float]:
+    """Return how the pseudo-labels of the first column moved, and how their clusters are filled.
+
+    Keys: ``churn``, share of rows whose label changed, and ``nmi_prev``, NMI with the labels before (both only where
+    the rows are the same samples and were labelled before); ``entropy`` of the cluster sizes, 1 is even; ``empty``
+    clusters.
+
+    Args:
+        index_before: (M', P) int64 sample ids of the rows before.
+        target_before: (M', T) int64 labels before.
+        labels: the labels now.
+        n_clusters: K.
+    """
+    values: dict[str, float] = {}
+    now = labels.target[:, 0]
+    if torch.equal(index_before, labels.index):
+        before = target_before[:, 0]
+        both = (before >= 0) & (now >= 0)
+        if bool(both.any()):
+            values["churn"] = label_churn(before[both], now[both])
+            values["nmi_prev"] = nmi(before[both], now[both])
+    if n_clusters:
+        counts = labels.counts.double()
+        share = counts[counts > 0] / counts.sum()
+        values["entropy"] = float(-(share * share.log()).sum() / np.log(n_clusters)) if n_clusters > 1 else 1.0
+        values["empty"] = float((counts == 0).sum())
+    return values

@@ -1,0 +1,63 @@
+"""What somebody with a folder of pictures came for: a table of clusters, and a picture of them."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from odc.data.datasets import ImageDataset
+from odc.evaluation.evaluator import Evaluation
+
+_ROWS, _COLUMNS, _TILE, _GAP, _MARGIN = 30, 14, 64, 4, 150
+
+
+def write_clusters(dataset: ImageDataset, evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
+    """Write ``clusters.csv`` (path, cluster, confidence) and ``clusters.png`` into a folder; return their paths.
+
+    Confidence is the softmax of the head's scores. The picture has a row for each cluster, largest first, with its
+    most confident images.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    confidence, cluster = evaluation.scores.softmax(1).max(1)
+    table, picture = folder / "clusters.csv", folder / "clusters.png"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "cluster", "confidence"))
+        writer.writerows(
+            (path, int(c), f"{float(p):.4f}") for path, c, p in zip(dataset.paths, cluster, confidence, strict=True)
+        )
+    draw_clusters(dataset, cluster, confidence).save(picture)
+    return table, picture
+
+
+def draw_clusters(dataset: ImageDataset, cluster: Tensor, confidence: Tensor) -> Image.Image:
+    """Draw the largest clusters, a row each: number, size, and most confident images.
+
+    Args:
+        dataset: N images.
+        cluster: (N,) int64.
+        confidence: (N,) floating; of equally confident images the first come first.
+    """
+    ids, sizes = cluster.unique(return_counts=True)
+    largest = sizes.argsort(descending=True, stable=True)[:_ROWS]
+    step = _TILE + _GAP
+    sheet = Image.new("RGB", (_MARGIN + _COLUMNS * step + _GAP, len(largest) * step + _GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
+    for row, i in enumerate(largest.tolist()):
+        top = _GAP + row * step
+        draw.text((_GAP * 2, top + 12), f"cluster {int(ids[i])}", fill="black", font=font)
+        draw.text((_GAP * 2, top + 32), f"{int(sizes[i]):,} images", fill="dimgray", font=font)
+        members = (cluster == ids[i]).nonzero().squeeze(1)
+        best = members[confidence[members].argsort(descending=True, stable=True)[:_COLUMNS]]
+        for column, sample in enumerate(best.tolist()):
+            tile = to_pil_image(dataset.image(sample)).convert("RGB")
+            tile.thumbnail((_TILE, _TILE))
+            if max(tile.size) < _TILE:  # tiny images are enlarged in whole pixels, so that one sees what is there
+                factor = max(1, _TILE // max(tile.size))
+                tile = tile.resize((tile.width * factor, tile.height * factor), Image.Resampling.NEAREST)
+            sheet.paste(tile, (_MARGIN + column * step, top))
+    return sheet

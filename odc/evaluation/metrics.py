@@ -1,0 +1,171 @@
+"""Metrics of clusterings. Targets of -1 are unknown: those samples are left out wherever targets matter."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from torch import Tensor
+
+from odc.errors import InputError
+
+Ids = Tensor | npt.NDArray[Any]
+IntArray = npt.NDArray[np.int64]
+
+
+def clustering_accuracy(pred: Ids, target: Ids) -> tuple[float, dict[int, int]]:
+    """Return the accuracy under the best one-to-one map from clusters to classes, and that map (Hungarian method).
+
+    Clusters and classes may differ in number: the K - C clusters (or C - K classes) left over are always wrong.
+
+    Args:
+        pred: (N,) integer clusters.
+        target: (N,) integer classes, -1 unknown.
+
+    Returns:
+        Correct share of the known samples, in [0, 1], and ``{cluster: class}`` of the pairs that share a sample.
+
+    Raises:
+        InputError: lengths differ, or no target is known.
+    """
+    p, t = _known(pred, target)
+    clusters, rows = np.unique(p, return_inverse=True)
+    classes, columns = np.unique(t, return_inverse=True)
+    votes = np.zeros((len(clusters), len(classes)), dtype=np.int64)
+    np.add.at(votes, (rows, columns), 1)
+    pairs = [(r, c) for r, c in zip(*linear_sum_assignment(votes, maximize=True), strict=True) if votes[r, c]]
+    correct = sum(int(votes[r, c]) for r, c in pairs)
+    return correct / len(t), {int(clusters[r]): int(classes[c]) for r, c in pairs}
+
+
+def nmi(pred: Ids, target: Ids, average: Literal["arithmetic", "geometric"] = "arithmetic") -> float:
+    """Return the normalised mutual information, in [0, 1]; papers differ in the mean of the two entropies."""
+    p, t = _known(pred, target)
+    return float(normalized_mutual_info_score(t, p, average_method=average))
+
+
+def ari(pred: Ids, target: Ids) -> float:
+    """Return the adjusted Rand index, at most 1; 0 is chance."""
+    p, t = _known(pred, target)
+    return float(adjusted_rand_score(t, p))
+
+
+def cluster_entropy(pred: Ids, n_clusters: int) -> float:
+    """Return the entropy of the cluster sizes over ln K: 1 is perfectly even, 0 everything in one cluster; K = 1: 1."""
+    if n_clusters == 1:
+        return 1.0
+    sizes = _sizes(pred, n_clusters)
+    share = sizes[sizes > 0] / sizes.sum()
+    return max(0.0, float(-(share * np.log(share)).sum() / np.log(n_clusters)))
+
+
+def empty_clusters(pred: Ids, n_clusters: int) -> int:
+    """Return how many of the ``n_clusters`` clusters have no sample."""
+    return int((_sizes(pred, n_clusters) == 0).sum())
+
+
+def label_churn(old: Ids, new: Ids) -> float:
+    """Return the share of samples whose label changed.
+
+    Only meaningful where cluster ids persist (online clustering); across two runs of k-means take :func:`nmi`.
+    """
+    a, b = _ids(old), _ids(new)
+    _check_lengths(a, b)
+    return float((a != b).mean())
+
+
+@torch.no_grad()
+def knn_accuracy(features: Tensor, targets: Tensor, k: int = 10) -> float:
+    """Return the leave-one-out accuracy of a vote among the ``k`` nearest other samples by cosine.
+
+    Majority vote, all neighbours alike; of classes with equally many votes, the one that has the nearest neighbour
+    wins. Samples with target -1 neither vote nor count.
+
+    Args:
+        features: (N, D) floating; need not be normalised.
+        targets: (N,) int64.
+        k: at most the number of known samples - 1.
+
+    Raises:
+        InputError: lengths differ, ``k`` is out of range, or features are not finite.
+    """
+    if features.ndim != 2 or targets.shape != features.shape[:1]:
+        raise InputError(
+            f"expected features (N, D) and targets (N,); got {tuple(features.shape)}, {tuple(targets.shape)}"
+        )
+    known = (targets >= 0).to(features.device)
+    unit = F.normalize(features[known].float(), dim=1)
+    if not bool(unit.isfinite().all()):
+        raise InputError(f"{int((~unit.isfinite().all(dim=1)).sum())} of {len(unit)} rows of features are not finite")
+    classes, column = torch.unique(targets.to(features.device)[known], return_inverse=True)
+    N = len(unit)
+    if not 1 <= k < N:
+        raise InputError(f"k={k}, but with {N} samples of known class it must be between 1 and {N - 1}")
+    rank_bonus = torch.arange(k, 0, -1, device=unit.device, dtype=torch.int64)
+    correct = 0
+    for start in range(0, N, 1024):
+        similarity = unit[start : start + 1024] @ unit.T
+        rows = torch.arange(len(similarity), device=unit.device)
+        similarity[rows, rows + start] = -torch.inf
+        voted = column[similarity.topk(k, dim=1).indices]
+        votes = torch.zeros(len(rows), len(classes), dtype=torch.int64, device=unit.device)
+        nearest = votes.clone()
+        votes.scatter_add_(1, voted, torch.ones_like(voted))
+        nearest.scatter_reduce_(1, voted, rank_bonus.expand_as(voted), "amax")
+        winner = (votes * (k + 1) + nearest).argmax(dim=1)  # nearest <= k: it decides between equal votes only
+        correct += int((winner == column[start : start + 1024]).sum())
+    return correct / N
+
+
+def evaluate_clustering(pred: Ids, target: Ids, n_clusters: int) -> dict[str, float]:
+    """Return all metrics of a clustering.
+
+    Keys: ``accuracy``, ``nmi`` (arithmetic), ``nmi_geometric``, ``ari`` over the samples of known class, missing if
+    there are none; ``entropy`` and ``empty_clusters`` over all samples; ``unknown``, the samples with target -1.
+    """
+    p, t = _ids(pred), _ids(target)
+    _check_lengths(p, t)
+    metrics: dict[str, float] = {}
+    if (t >= 0).any():
+        metrics["accuracy"] = clustering_accuracy(p, t)[0]
+        metrics["nmi"] = nmi(p, t)
+        metrics["nmi_geometric"] = nmi(p, t, "geometric")
+        metrics["ari"] = ari(p, t)
+    metrics["entropy"] = cluster_entropy(p, n_clusters)
+    metrics["empty_clusters"] = float(empty_clusters(p, n_clusters))
+    metrics["unknown"] = float((t < 0).sum())
+    return metrics
+
+
+def _ids(x: Ids) -> IntArray:
+    array = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InputError(f"labels must be (N,) integers; got shape {array.shape}, {array.dtype}")
+    return array.astype(np.int64, copy=False)
+
+
+def _check_lengths(a: IntArray, b: IntArray) -> None:
+    if len(a) != len(b) or len(a) == 0:
+        raise InputError(f"labels of {len(a)} and {len(b)} samples: they must be equally many, and at least one")
+
+
+def _known(pred: Ids, target: Ids) -> tuple[IntArray, IntArray]:
+    p, t = _ids(pred), _ids(target)
+    _check_lengths(p, t)
+    known = t >= 0
+    if not known.any():
+        raise InputError(f"none of the {len(t)} targets is known (all are -1): there is nothing to compare with")
+    return p[known], t[known]
+
+
+def _sizes(pred: Ids, n_clusters: int) -> IntArray:
+    p = _ids(pred)
+    if len(p) == 0 or p.min() < 0 or p.max() >= n_clusters:
+        span = f"run from {p.min()} to {p.max()}" if len(p) else "are none"
+        raise InputError(f"clusters {span}, but there must be some within 0 to {n_clusters - 1}")
+    return np.bincount(p, minlength=n_clusters).astype(np.int64, copy=False)

@@ -1,0 +1,170 @@
+"""The one owner of pseudo-labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odc.errors import InputError
+from odc.structures import UNLABELLED, LabelDelta, Labels, PseudoLabels
+
+
+class LabelStore(nn.Module):
+    """Rows of pseudo-labels: replaced as a whole by a refresh, changed row by row by an update.
+
+    It starts with one unlabelled row for every sample. All state is in persistent buffers; ``load_state_dict`` takes
+    tensors of any number of rows, columns and classes, because a refresh changes these.
+
+    Args:
+        num_samples: N; the ids are 0 to N - 1.
+
+    Attributes:
+        index: (M, P) int64 sample ids.
+        variant: (M,) int64 variants of the images.
+        target: (M, T) int64; -1 is unlabelled.
+        num_classes: (T,) int64.
+        counts: (K,) int64 rows in each class of the first target column, K = ``num_classes[0]``; kept incrementally.
+    """
+
+    resizes_on_load = True
+
+    index: Tensor
+    variant: Tensor
+    target: Tensor
+    num_classes: Tensor
+    counts: Tensor
+    _row: Tensor
+
+    def __init__(self, num_samples: int) -> None:
+        super().__init__()
+        for name in ("index", "variant", "target", "num_classes", "counts"):
+            self.register_buffer(name, torch.zeros(0, dtype=torch.int64))
+        # Row of each sample id; empty where samples have several rows or rows several samples.
+        self.register_buffer("_row", torch.zeros(0, dtype=torch.int64), persistent=False)
+        ids = torch.arange(num_samples).unsqueeze(1)
+        self.replace(PseudoLabels(ids, torch.full_like(ids, UNLABELLED), (0,)))
+
+    @torch.no_grad()
+    def replace(self, labels: PseudoLabels) -> None:
+        """Take these rows instead of all there were; copied to the store's device.
+
+        Raises:
+            InputError: a target is outside -1..C - 1 of its column, or an id is negative.
+        """
+        device = self.index.device
+        target = labels.target.to(device, torch.int64, copy=True)
+        self._check_targets(target, torch.tensor(labels.num_classes, device=device))
+        index = labels.index.to(device, torch.int64, copy=True)
+        if index.numel() and int(index.min()) < 0:
+            raise InputError(f"sample ids start at 0, but the pseudo-labels hold {int(index.min())}")
+        self.index, self.target = index, target
+        self.variant = labels.variant.to(device, torch.int64, copy=True)
+        self.num_classes = torch.tensor(labels.num_classes, dtype=torch.int64, device=device)
+        first = target[:, 0]
+        self.counts = torch.bincount(first[first >= 0], minlength=labels.num_classes[0])
+        self._map_rows()
+
+    @torch.no_grad()
+    def update(self, delta: LabelDelta) -> None:
+        """Give some rows new targets; O(R).
+
+        Raises:
+            InputError: a row is given twice or does not exist, or a target is outside -1..C - 1 of its column.
+        """
+        row = delta.row.to(self.target.device)
+        target = delta.target.to(self.target.device)
+        M, T = self.target.shape
+        if target.shape != (row.shape[0], T):
+            raise InputError(
+                f"{row.shape[0]} rows change, so targets must be ({row.shape[0]}, {T}), not {tuple(target.shape)}"
+            )
+        if row.numel() == 0:
+            return
+        order = row.sort().values
+        if bool((order[1:] == order[:-1]).any()):
+            raise InputError(f"the {row.shape[0]} rows that change are not unique")
+        if int(order[0]) < 0 or int(order[-1]) >= M:
+            raise InputError(f"rows {int(order[0])} to {int(order[-1])} change, but there are rows 0 to {M - 1}")
+        self._check_targets(target, self.num_classes)
+        if self.counts.numel():
+            for first, sign in ((self.target[row, 0], -1), (target[:, 0], 1)):
+                # Unlabelled rows add zero, to any class: no masking, which would wait for the GPU.
+                self.counts.index_add_(0, first.clamp(min=0), (first >= 0).long() * sign)
+        self.target[row] = target
+
+    def rows_of(self, index: Tensor) -> Tensor:
+        """Return the rows (R,) int64 of sample ids (R,), on the store's device.
+
+        Raises:
+            InputError: samples have several rows, rows have several samples, or an id has no row.
+        """
+        if self._row.numel() == 0:
+            raise InputError(f"samples do not have exactly one row each in these {self.index.shape[0]} pseudo-labels")
+        index = index.to(self._row.device)
+        if index.numel() == 0:
+            return index
+        if int(index.min()) < 0 or int(index.max()) >= self._row.shape[0]:
+            raise InputError(
+                f"ids {int(index.min())} to {int(index.max())}, but there are 0 to {self._row.shape[0] - 1}"
+            )
+        row = self._row[index]
+        if bool((row < 0).any()):
+            raise InputError(f"{int((row < 0).sum())} of {row.shape[0]} ids have no row of pseudo-labels")
+        return row
+
+    def view(self) -> Labels:
+        """Return the read-only view that heads are given; it always shows the store as it is now, without copies."""
+        return LabelView(self)
+
+    @staticmethod
+    def _check_targets(target: Tensor, num_classes: Tensor) -> None:
+        if target.numel() and bool(((target < UNLABELLED) | (target >= num_classes)).any()):
+            low, high = target.min(dim=0).values.tolist(), target.max(dim=0).values.tolist()
+            raise InputError(f"targets run from {low} to {high}, but the numbers of classes are {num_classes.tolist()}")
+
+    def _map_rows(self) -> None:
+        M, P = self.index.shape
+        self._row = self.index.new_empty(0)
+        if P != 1 or M == 0:
+            return
+        ids, rows = self.index[:, 0], torch.arange(M, device=self.index.device)
+        row = self.index.new_full((int(ids.max()) + 1,), -1)
+        row[ids] = rows
+        if bool((row[ids] == rows).all()):
+            self._row = row
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name, buffer in list(self.named_buffers(recurse=False)):
+            loaded = state_dict.get(prefix + name)
+            if isinstance(loaded, Tensor) and loaded.shape != buffer.shape:
+                setattr(self, name, buffer.new_empty(loaded.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._map_rows()
+
+
+class LabelView:
+    """The store without the methods that change it; the tensors are the store's own, not to be written to."""
+
+    def __init__(self, store: LabelStore) -> None:
+        self._store = store
+
+    @property
+    def index(self) -> Tensor:
+        """(M, P) int64 sample ids of every row."""
+        return self._store.index
+
+    @property
+    def target(self) -> Tensor:
+        """(M, T) int64 labels of every row, -1 unlabelled."""
+        return self._store.target
+
+    @property
+    def counts(self) -> Tensor:
+        """(K,) int64 rows in each class of the first target column."""
+        return self._store.counts
+
+    def rows_of(self, index: Tensor) -> Tensor:
+        """Rows (R,) int64 of sample ids (R,); see :meth:`LabelStore.rows_of`."""
+        return self._store.rows_of(index)

@@ -1,0 +1,136 @@
+"""K-means: cases by hand, no empty clusters, determinism, errors."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from odc.clustering import KMeansResult, MissingFaissError, kmeans
+from odc.clustering.kmeans import _refill, _two_means
+from odc.errors import InputError
+from odc.structures import make_generator
+
+
+def run(x: torch.Tensor, k: int, seed: int = 0, **kwargs: int | bool) -> KMeansResult:
+    return kmeans(x, k, generator=make_generator(seed), **kwargs)  # type: ignore[arg-type]
+
+
+def test_four_points() -> None:
+    x = torch.tensor([[0.0, 0], [10, 0], [0, 1], [10, 1]])
+    for seed in range(5):
+        result = run(x[[0, 2, 1, 3]] if seed % 2 else x, 2, seed)
+        # From any start, the pairs on the left and on the right, or those below and above.
+        assert sorted(result.centroids.tolist()) in ([[0, 0.5], [10, 0.5]], [[5, 0], [5, 1]])
+        assert result.stats.sizes.tolist() == [2, 2]
+        assert result.stats.imbalance == 1
+        assert result.stats.objective[-1] in (1, 100)
+        assert result.stats.refilled == 0
+    assert result.centroids.dtype == torch.float32
+    assert result.labels.dtype == torch.int64
+
+
+def test_labels_are_the_nearest_centroids_and_the_objective_falls() -> None:
+    x = torch.randn(500, 8, generator=make_generator(0))
+    result = run(x, 20, n_iter=7)
+    assert torch.equal(result.labels, torch.cdist(x, result.centroids).argmin(dim=1))
+    assert result.stats.sizes.tolist() == torch.bincount(result.labels, minlength=20).tolist()
+    assert len(result.stats.objective) == 7
+    assert list(result.stats.objective) == sorted(result.stats.objective, reverse=True)
+
+
+def test_spherical_centroids_have_unit_length() -> None:
+    x = 5 * torch.randn(300, 4, generator=make_generator(0))
+    result = run(x, 6, spherical=True)
+    torch.testing.assert_close(result.centroids.norm(dim=1), torch.ones(6))
+    assert torch.equal(result.labels, (x @ result.centroids.T).argmax(dim=1))
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
+    x = torch.randn(2000, 16, generator=make_generator(0))
+    first, second, other = run(x, 50, 3), run(x.numpy(), 50, 3), run(x, 50, 4)  # type: ignore[arg-type]
+    assert torch.equal(first.centroids, second.centroids)
+    assert torch.equal(first.labels, second.labels)
+    assert first.stats.objective == second.stats.objective
+    assert not torch.equal(first.centroids, other.centroids)
+
+
+def test_the_generator_moves_on_and_global_random_state_does_not() -> None:
+    x, generator, before = torch.randn(50, 4), make_generator(0), torch.get_rng_state()
+    a, b = (kmeans(x, 10, generator=generator, n_iter=1) for _ in range(2))
+    assert not torch.equal(a.centroids, b.centroids)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_fewer_training_points_on_request() -> None:
+    x = torch.randn(4000, 4, generator=make_generator(0))
+    few = run(x, 2, max_points_per_centroid=50)
+    assert few.stats.objective[-1] < run(x, 2).stats.objective[-1] / 20
+    assert len(few.labels) == 4000
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+@pytest.mark.parametrize(("distinct", "k"), [(1, 5), (3, 10), (3, 40), (40, 40)])
+def test_no_cluster_is_empty_where_points_repeat(distinct: int, k: int, spherical: bool) -> None:
+    points = torch.randn(distinct, 3, generator=make_generator(1))
+    x = points[torch.arange(40) % distinct]
+    result = run(x, k, spherical=spherical)
+    assert int(result.stats.sizes.min()) >= 1
+    assert int(result.stats.sizes.sum()) == 40
+    assert result.stats.refilled >= (k - distinct if k < 40 else 0)
+    assert bool(result.centroids.isfinite().all())
+
+
+def test_refill_by_hand() -> None:
+    x = np.array([[0, 0], [0, 1], [8, 0], [8, 1], [50, 50]], dtype=np.float32)
+    labels = np.array([0, 0, 0, 0, 2])
+    centroids = np.array([[4, 0.5], [-99, -99], [50, 50]], dtype=np.float32)
+    assert _refill(x, labels, centroids, spherical=False) == 1
+    assert labels[0] == labels[1] != labels[2] == labels[3]
+    assert sorted(centroids[:2].tolist()) == [[0, 0.5], [8, 0.5]]
+    assert (centroids[labels[0]] == [0, 0.5]).all()
+    assert (labels[4], centroids[2].tolist()) == (2, [50, 50])
+
+
+def test_two_means_never_leaves_a_side_empty() -> None:
+    for n in (2, 3, 7):
+        half = _two_means(np.ones((n, 2), dtype=np.float32))
+        assert 0 < half.sum() < n
+
+
+def test_one_cluster_and_as_many_as_points() -> None:
+    x = torch.tensor([[0.0], [1], [5]])
+    assert run(x, 1).centroids.tolist() == [[2]]
+    every = run(x, 3)
+    assert sorted(every.labels.tolist()) == [0, 1, 2]
+    assert torch.equal(every.centroids[every.labels], x)
+
+
+def test_errors_name_the_numbers() -> None:
+    x = torch.randn(10, 3)
+    with pytest.raises(InputError, match="11 clusters from 10 samples: lower"):
+        run(x, 11)
+    with pytest.raises(InputError, match="0 clusters"):
+        run(x, 0)
+    with pytest.raises(InputError, match="at least 1 iteration, not 0"):
+        run(x, 2, n_iter=0)
+    with pytest.raises(InputError, match=r"\(10,\)"):
+        run(x[:, 0], 2)
+    x[2, 1], x[7, 0] = torch.nan, torch.inf
+    with pytest.raises(InputError, match="2 of 10 rows of x are not finite"):
+        run(x, 2)
+
+
+def test_without_faiss_the_error_names_both_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(MissingFaissError, match=r"faiss-cpu.*faiss-gpu.*never both") as caught:
+        run(torch.randn(10, 3), 2)
+    assert isinstance(caught.value, ImportError)
+    assert isinstance(caught.value, InputError)
+
+
+def test_faiss_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
+    run(torch.randn(50, 3), 10)
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,150 @@
+"""Clustering metrics: tiny cases by hand and brute force."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from odc.errors import InputError
+from odc.evaluation.metrics import (
+    ari,
+    cluster_entropy,
+    clustering_accuracy,
+    empty_clusters,
+    evaluate_clustering,
+    knn_accuracy,
+    label_churn,
+    nmi,
+)
+from odc.structures import make_generator
+
+PRED = torch.tensor([0, 0, 1, 1, 2, 2])
+TARGET = torch.tensor([1, 1, 0, 0, 0, 2])
+
+
+def test_accuracy_by_hand() -> None:
+    assert clustering_accuracy(PRED, TARGET) == (5 / 6, {0: 1, 1: 0, 2: 2})
+    assert clustering_accuracy(PRED.numpy(), TARGET.numpy())[0] == 5 / 6
+
+
+def test_accuracy_with_other_numbers_of_clusters_than_classes() -> None:
+    acc, mapping = clustering_accuracy(torch.tensor([0, 1, 2, 3]), torch.tensor([0, 0, 1, 1]))
+    assert acc == 0.5
+    assert sorted(mapping.values()) == [0, 1]
+    acc, mapping = clustering_accuracy(torch.tensor([5, 5, 5, 5]), torch.tensor([0, 9, 9, 3]))
+    assert (acc, mapping) == (0.5, {5: 9})
+
+
+def test_a_pair_without_common_samples_is_not_mapped() -> None:
+    # Clusters 0 and 1 hold class 7 only; class 8 is in cluster 0 too.
+    acc, mapping = clustering_accuracy(torch.tensor([0, 0, 1]), torch.tensor([7, 7, 7]))
+    assert (acc, mapping) == (2 / 3, {0: 7})
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12))
+def test_accuracy_is_the_best_of_all_maps(pairs: list[tuple[int, int]]) -> None:
+    pred, target = (np.array(column) for column in zip(*pairs, strict=True))
+    best = max(np.mean(np.array(perm)[pred] == target) for perm in itertools.permutations(range(4)))
+    acc, mapping = clustering_accuracy(pred, target)
+    assert acc == pytest.approx(best)
+    assert acc == pytest.approx(np.mean([mapping.get(p) == t for p, t in pairs]))
+
+
+def test_nmi_and_ari_by_hand() -> None:
+    pred, target = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 0])
+    assert nmi(pred, target) == 0
+    pred, target = torch.tensor([0, 1, 2, 3]), torch.tensor([0, 0, 1, 1])  # information ln 2, entropies ln 4 and ln 2
+    assert nmi(pred, target) == pytest.approx(2 / 3)
+    assert nmi(pred, target, "geometric") == pytest.approx(1 / math.sqrt(2))
+    assert ari(pred, target) == 0
+    assert ari(torch.tensor([1, 1, 0, 0]), target) == 1
+
+
+def test_unknown_targets_are_left_out() -> None:
+    pred = torch.cat([PRED, torch.tensor([0, 0, 3])])
+    target = torch.cat([TARGET, torch.tensor([-1, -1, -1])])
+    assert clustering_accuracy(pred, target) == clustering_accuracy(PRED, TARGET)
+    assert nmi(pred, target) == nmi(PRED, TARGET)
+    assert ari(pred, target) == ari(PRED, TARGET)
+    assert evaluate_clustering(pred, target, 5) == {
+        "accuracy": 5 / 6,
+        "nmi": nmi(PRED, TARGET),
+        "nmi_geometric": nmi(PRED, TARGET, "geometric"),
+        "ari": ari(PRED, TARGET),
+        "entropy": pytest.approx(cluster_entropy(pred, 5)),
+        "empty_clusters": 1.0,
+        "unknown": 3.0,
+    }
+
+
+def test_without_targets_only_the_sizes_are_judged() -> None:
+    metrics = evaluate_clustering(PRED, torch.full_like(PRED, -1), 3)
+    assert metrics == {"entropy": pytest.approx(1), "empty_clusters": 0, "unknown": 6}
+
+
+def test_sizes_by_hand() -> None:
+    assert cluster_entropy(torch.tensor([0, 0, 1, 1]), 2) == pytest.approx(1)
+    assert cluster_entropy(torch.tensor([0, 0, 1, 1]), 4) == pytest.approx(0.5)
+    assert cluster_entropy(torch.tensor([2, 2]), 4) == 0
+    assert cluster_entropy(torch.tensor([0, 0]), 1) == 1
+    assert empty_clusters(torch.tensor([0, 3, 3]), 5) == 3
+
+
+def test_churn_by_hand() -> None:
+    assert label_churn(torch.tensor([0, 1, 2, -1]), torch.tensor([0, 1, 1, 0])) == 0.5
+
+
+def test_knn_by_hand() -> None:
+    angles = torch.tensor([0.0, 1, 3, 90, 92, 93]) * math.pi / 180
+    features = torch.stack([angles.cos(), angles.sin()], dim=1) * torch.arange(1, 7)[:, None]
+    assert knn_accuracy(features, torch.tensor([0, 0, 0, 1, 1, 1]), k=2) == 1
+    assert knn_accuracy(features, torch.tensor([0, 0, 5, 5, 1, 1]), k=1) == pytest.approx(4 / 6)
+    # The sample of unknown class votes for nobody: the nearest known neighbours of 3 are 4 and 5.
+    assert knn_accuracy(features, torch.tensor([0, 0, -1, 1, 1, 1]), k=1) == 1
+
+
+def test_of_equally_many_votes_the_nearest_neighbour_decides() -> None:
+    angles = torch.tensor([0.0, 10, 25, 200]) * math.pi / 180
+    features = torch.stack([angles.cos(), angles.sin()], dim=1)
+    # k = 2. Sample 0 sees 1 (class 8), then 2 (class 3): 8, though 3 is the smaller number. Sample 1 sees 0, then 2: 8.
+    assert knn_accuracy(features, torch.tensor([8, 8, 3, 4]), k=2) == 0.5
+
+
+def test_knn_against_loops() -> None:
+    generator = make_generator(0)
+    features = torch.randn(50, 4, generator=generator)
+    targets = torch.randint(-1, 4, (50,), generator=generator)
+    known = [i for i in range(50) if targets[i] >= 0]
+    unit = F.normalize(features)
+    correct = 0
+    for i in known:
+        near = sorted((j for j in known if j != i), key=lambda j: -float(unit[i] @ unit[j]))[:5]
+        votes = [int(targets[j]) for j in near]
+        winner = max(votes, key=lambda c: (votes.count(c), -votes.index(c)))
+        correct += winner == int(targets[i])
+    assert knn_accuracy(features, targets, k=5) == pytest.approx(correct / len(known))
+
+
+def test_errors_name_the_numbers() -> None:
+    with pytest.raises(InputError, match="none of the 2 targets"):
+        clustering_accuracy(torch.tensor([0, 1]), torch.tensor([-1, -1]))
+    with pytest.raises(InputError, match="2 and 1 samples"):
+        nmi(torch.tensor([0, 1]), torch.tensor([0]))
+    with pytest.raises(InputError, match="float"):
+        ari(torch.tensor([0.5, 1]), torch.tensor([0, 1]))
+    with pytest.raises(InputError, match="from 0 to 4, but there must be some within 0 to 3"):
+        empty_clusters(torch.tensor([0, 4]), 4)
+    with pytest.raises(InputError, match="k=3, but with 3 samples of known class it must be between 1 and 2"):
+        knn_accuracy(torch.randn(3, 2), torch.tensor([0, 1, 0]), k=3)
+    with pytest.raises(InputError, match="1 of 3 rows"):
+        knn_accuracy(torch.tensor([[1.0], [torch.nan], [2]]), torch.tensor([0, 1, 0]), k=1)
+    with pytest.raises(InputError, match=r"\(3, 2\), \(2,\)"):
+        knn_accuracy(torch.randn(3, 2), torch.tensor([0, 1]), k=1)
