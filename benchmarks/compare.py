@@ -1,0 +1,398 @@
+"""Compare clustering methods on equal terms: same images, same backbone, same epochs, same evaluation.
+
+    python benchmarks/compare.py --methods kmeans-pixels dc odc --dataset digits --seeds 0 1 2 --out work_dirs/demo
+
+A method is one of the names below or the path of a config of your own. Every cell (method x seed) runs in a process of
+its own, so that its peak memory is its own and its failure loses nothing else. ``results.json`` is a list with a record
+for every cell and is written after each; ``table.md`` is the table that the terminal shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from odc.errors import InputError, nearest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = {
+    "digits": {
+        "dc": "configs/deepcluster/deepcluster_convnet_1xb256-30e_digits.py",
+        "odc": "configs/odc/odc_convnet_1xb256-30e_digits.py",
+    },
+    "cifar10-folder": {
+        "dc": "configs/deepcluster/deepcluster_resnet18-narrow_1xb256-20e_cifar10-folder.py",
+        "odc": "configs/odc/odc_resnet18-narrow_1xb256-20e_cifar10-folder.py",
+    },
+}
+BASELINES = ("kmeans-pixels", "kmeans-backbone")
+METRICS = ("acc", "nmi", "ari", "knn")
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "onedl-mmengine", "mmengine", "faiss-cpu", "faiss-gpu")
+
+Report = Callable[[float, str], None]
+
+
+# -- one cell, in a process of its own -------------------------------------------------------------------------------
+
+
+def run_baseline(cfg: Any, method: str, report: Report) -> dict[str, float]:
+    """K-means on the pixels of the extraction view, or on the features of the untrained backbone."""
+    import torch
+    from mmengine.runner import set_random_seed
+
+    from odc.clustering.kmeans import kmeans
+    from odc.engine.data import ClusterData
+    from odc.engine.extract import extract
+    from odc.evaluation.evaluator import ClusterMetrics, Evaluation, KNNMetric
+    from odc.models import ClusterModel
+    from odc.registry import MODELS, build
+    from odc.structures import LocalComm, make_generator
+
+    set_random_seed(cfg.randomness.seed)
+    data = ClusterData(**cfg.data)
+    source = data.eval
+    K = num_clusters(cfg)
+    model: ClusterModel = build(MODELS, cfg.model)
+    if method == "kmeans-pixels":
+        model.backbone = model.neck = torch.nn.Flatten()
+    else:
+        model.neck = build_pool(model.backbone.out_channels)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    table = extract(model, source, LocalComm(), batch_size=data.extract_batch_size)
+    report(0.5, "k-means")
+    result = kmeans(table.features, K, n_iter=100, generator=make_generator(cfg.randomness.seed, "kmeans"))
+    scores = torch.nn.functional.one_hot(result.labels, K).float()
+    evaluation = Evaluation(table.features.cpu(), scores.cpu(), source.dataset.targets)
+    return ClusterMetrics()(evaluation) | KNNMetric()(evaluation)
+
+
+def build_pool(channels: int) -> Any:
+    """Return global average pooling."""
+    from odc.models import AvgPool
+
+    return AvgPool(channels)
+
+
+def run_method(cfg: Any, report: Report) -> dict[str, float]:
+    """Train by a config and return its last evaluation."""
+    from mmengine.hooks import Hook
+
+    from odc.apis import build_runner, finish
+
+    class Reporter(Hook):
+        def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+            report(runner.train_loop.progress, f"epoch {runner.epoch + 1}/{runner.max_epochs}")
+
+    runner = build_runner(cfg)
+    runner.register_hook(Reporter())
+    runner.train()
+    return finish(runner, Path(cfg.work_dir))
+
+
+def run_cell(cell: dict[str, Any], pipe: Connection) -> None:
+    """Run one cell and send its record; everything it prints goes into a file."""
+    folder = Path(cell["work_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    last = 0.0
+
+    def report(share: float, where: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.5:
+            last = time.monotonic()
+            pipe.send(("progress", share, where))
+
+    started = time.perf_counter()
+    try:
+        cfg = prepare(cell)
+        values = run_baseline(cfg, cell["method"], report) if cell["method"] in BASELINES else run_method(cfg, report)
+        record: dict[str, Any] = {name: values.get(name) for name in (*METRICS, *sorted(set(values) - set(METRICS)))}
+    except Exception as e:  # whatever it is, it becomes this cell's record
+        traceback.print_exc()
+        record = {"error": " ".join(f"{type(e).__name__}: {e}".split()), "log": str(folder / "output.txt")}
+    record["seconds"] = round(time.perf_counter() - started, 2)
+    usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    record["peak_rss_mb"] = round(usage / 1024, 1)
+    pipe.send(("record", record))
+
+
+def prepare(cell: dict[str, Any]) -> Any:
+    """Return the config of a cell, ready to run."""
+    from odc.apis import prepare_config
+
+    options: dict[str, Any] = {}
+    if cell["epochs"] is not None:
+        options = {"train_cfg.max_epochs": cell["epochs"]}
+    cfg = prepare_config(
+        cell["config"], work_dir=cell["work_dir"], cfg_options={**options, **cell["cfg_options"]}, seed=cell["seed"]
+    )
+    # Ground truth is looked at once, at the end: what is measured is training.
+    cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs
+    return cfg
+
+
+def num_clusters(cfg: Any) -> int:
+    """Return K of the config's head."""
+    K = cfg.model.head.get("num_clusters")
+    if K is None:
+        raise InputError("k-means needs to know K: the head of the first config has no num_clusters")
+    return int(K)
+
+
+# -- all cells -------------------------------------------------------------------------------------------------------
+
+
+def plan_cells(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the cells in order of method and seed.
+
+    Raises:
+        InputError: for an unknown method or data set, or configs that would not be a fair comparison.
+    """
+    known = CONFIGS.get(args.dataset)
+    if known is None:
+        raise InputError(f"unknown data set '{args.dataset}'{nearest(args.dataset, CONFIGS)}")
+    configs = {}
+    for method in args.methods:
+        if method.endswith(".py"):
+            configs[Path(method).stem] = method
+        elif method in known:
+            configs[method] = str(ROOT / known[method])
+        elif method in BASELINES:
+            configs[method] = ""
+        else:
+            raise InputError(
+                f"unknown method '{method}'{nearest(method, [*BASELINES, *known])}, or the path of a config"
+            )
+    # The baselines take data and backbone from the first method that is trained.
+    first = next((path for path in configs.values() if path), str(ROOT / known["odc"]))
+    cells = [
+        {
+            "method": method,
+            "seed": seed,
+            "config": path or first,
+            "epochs": args.epochs,
+            "cfg_options": args.cfg_options or {},
+            "work_dir": str(Path(args.out) / f"{method}-{seed}"),
+        }
+        for method, path in configs.items()
+        for seed in args.seeds
+    ]
+    check_fair(cells)
+    return cells
+
+
+def check_fair(cells: Sequence[dict[str, Any]]) -> None:
+    """Check that all configs have the same images, backbone and number of epochs.
+
+    Raises:
+        InputError: naming the two configs and what differs.
+    """
+    reference: tuple[str, dict[str, Any]] | None = None
+    for config in dict.fromkeys(cell["config"] for cell in cells):
+        cell = next(c for c in cells if c["config"] == config)
+        cfg = prepare(cell)
+        terms = {
+            "data.dataset": cfg.data.dataset,
+            "data.eval_dataset": cfg.data.get("eval_dataset"),
+            "data.views.extract": cfg.data.views.extract,
+            "model.backbone": cfg.model.backbone,
+            "train_cfg.max_epochs": cfg.train_cfg.max_epochs,
+        }
+        if reference is None:
+            reference = (cell["method"], terms)
+        for key, value in terms.items():
+            if value != reference[1][key]:
+                raise InputError(
+                    f"not a fair comparison: {key} is {reference[1][key]} for {reference[0]} but {value} for "
+                    f"{cell['method']}: make them equal, with --epochs or --cfg-options for all of them"
+                )
+
+
+def run_all(cells: Sequence[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
+    """Run the cells one after the other; return their records."""
+    context = multiprocessing.get_context("forkserver")  # imports once; never forks a process that has threads
+    context.set_forkserver_preload(["odc.apis", "odc.models", "odc.heads", "odc.engine.loops"])
+    records: list[dict[str, Any]] = []
+    facts = provenance()
+    started = time.monotonic()
+    for number, cell in enumerate(cells):
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(target=run_cell, args=(cell, send))
+        process.start()
+        send.close()
+        title = f"[{number + 1}/{len(cells)}] {cell['method']} seed {cell['seed']}"
+        record = follow(receive, title, started, number, len(cells))
+        process.join()
+        if record is None:
+            record = {"error": f"the process ended with exit code {process.exitcode}", "log": cell["work_dir"]}
+        baseline = cell["method"] in BASELINES
+        records.append(
+            {"method": cell["method"], "seed": cell["seed"], **record, "config": relative(cell["config"])}
+            | {"epochs": 0 if baseline else epochs_of(cell), **facts}
+        )
+        write(out / "results.json", json.dumps(records, indent=1) + "\n")
+        line = record.get("error") or "  ".join(f"{m} {record[m]:.3f}" for m in METRICS if record[m] is not None)
+        show(f"{title}  {line}  {record.get('seconds', 0):.1f} s", final=True)
+    return records
+
+
+def epochs_of(cell: dict[str, Any]) -> int:
+    """Return the number of epochs of a cell."""
+    return int(prepare(cell).train_cfg.max_epochs)
+
+
+def follow(receive: Connection, title: str, started: float, done: int, total: int) -> dict[str, Any] | None:
+    """Show a cell's progress until it sends its record; ``None`` when it ended without one."""
+    noted = 0.0
+    while True:
+        try:
+            message = receive.recv()
+        except EOFError:
+            return None
+        if message[0] == "record":
+            record: dict[str, Any] = message[1]
+            return record
+        _, share, where = message
+        now = time.monotonic()
+        # On a terminal the line is redrawn; into a file goes a line every ten seconds.
+        if now - noted > (0.5 if sys.stdout.isatty() else 10.0):
+            noted = now
+            part = (done + share) / total
+            left = (now - started) / part * (1 - part) if part > 0 else 0.0
+            show(f"{title}  {where}  left in all {datetime.timedelta(seconds=round(left))}")
+
+
+def show(line: str, final: bool = False) -> None:
+    """Print a line of progress."""
+    if sys.stdout.isatty():
+        print(f"\r\033[K{line}", end="\n" if final else "", flush=True)
+    else:
+        print(line, flush=True)
+
+
+def provenance() -> dict[str, Any]:
+    """Return what a number needs to be repeated: versions, hardware, revision, command."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "versions": versions,
+        "machine": f"{cpu_model()}, {os.cpu_count()} cores",
+        "git_revision": git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else ""),
+        "command": shlex.join(["python", relative(sys.argv[0]), *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def cpu_model() -> str:
+    """Return the name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def git(*args: str) -> str:
+    """Return what git says of the checkout, or nothing where there is no git."""
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
+def relative(path: str) -> str:
+    """Return a path relative to the checkout, if it is inside."""
+    full = Path(path).resolve()
+    return str(full.relative_to(ROOT)) if full.is_relative_to(ROOT) else path
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Return the table in Markdown: mean ± sample standard deviation over the seeds."""
+    rows = [["method", "ACC", "NMI", "ARI", "kNN", "seconds", "peak MB", "seeds"]]
+    for method in dict.fromkeys(r["method"] for r in records):
+        mine = [r for r in records if r["method"] == method]
+        good = [r for r in mine if "error" not in r]
+        if not good:
+            rows.append([method, f"failed: {mine[0]['error']}", *[""] * 5, f"0 of {len(mine)}"])
+            continue
+        cells = [spread([r[m] for r in good], 3) for m in METRICS]
+        cells += [spread([r[m] for r in good], digits) for m, digits in (("seconds", 1), ("peak_rss_mb", 0))]
+        count = str(len(mine)) if len(good) == len(mine) else f"{len(good)} of {len(mine)}; {failure(mine)}"
+        rows.append([method, *cells, count])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)
+
+
+def failure(records: Sequence[dict[str, Any]]) -> str:
+    """Return the first failure among these records."""
+    return "failed: " + next(str(r["error"]) for r in records if "error" in r)
+
+
+def spread(values: Sequence[float | None], digits: int) -> str:
+    """Return mean ± sample standard deviation."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return "–"
+    mean = f"{statistics.mean(known):.{digits}f}"
+    return mean if len(known) < 2 else f"{mean} ± {statistics.stdev(known):.{digits}f}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the comparison; return the exit code: 0, 1 when a method failed, 2 for wrong input."""
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", required=True, help=f"{', '.join(BASELINES)}, dc, odc, or configs")
+    parser.add_argument("--dataset", default="digits", help=f"one of {', '.join(CONFIGS)}")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--out", required=True, help="folder for results.json, table.md and a folder for every cell")
+    parser.add_argument("--epochs", type=int, help="the same number of epochs for every method")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="for every config")
+    args = parser.parse_args(argv)
+    try:
+        cells = plan_cells(args)
+    except InputError as e:
+        print(f"compare: error: {e}", file=sys.stderr)
+        return 2
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    records = run_all(cells, out)
+    text = table(records)
+    write(out / "table.md", text + "\n")
+    print(f"\n{text}\n\n{out / 'results.json'}")
+    return 1 if any("error" in r for r in records) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

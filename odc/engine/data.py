@@ -1,0 +1,69 @@
+"""The data of a run: what is trained on, what is evaluated, and one loader for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from odc.data.datasets import ImageDataset
+from odc.data.transforms import Pipeline
+from odc.data.views import ViewDataset, make_loader
+from odc.errors import InputError
+from odc.registry import DATASETS, build
+
+EXTRACT_VIEW = "extract"
+
+
+class Source:
+    """A data set seen through views, with the workers that load it."""
+
+    def __init__(self, dataset: ImageDataset, views: dict[str, Pipeline], num_workers: int) -> None:
+        self.dataset = dataset
+        self.loader = make_loader(ViewDataset(dataset, views), num_workers)
+
+
+class ClusterData:
+    """What ``data`` in a config stands for.
+
+    Args:
+        dataset: config of the data set to cluster.
+        views: ``{name: [transforms]}``; ``"extract"`` is the deterministic one behind features and evaluation.
+        num_workers: processes that load and augment; 0 does it in the main process.
+        extract_batch_size: images a forward when features are extracted.
+        eval_dataset: config of the data set to evaluate on; by default the one that is clustered.
+
+    Raises:
+        InputError: for an unknown option, a view that lacks, or images that cannot be read.
+    """
+
+    def __init__(
+        self,
+        dataset: Mapping[str, Any],
+        views: Mapping[str, Sequence[Mapping[str, Any]]],
+        num_workers: int = 0,
+        extract_batch_size: int = 256,
+        eval_dataset: Mapping[str, Any] | None = None,
+    ) -> None:
+        if EXTRACT_VIEW not in views:
+            raise InputError(f"data.views must have a view '{EXTRACT_VIEW}'; it has {sorted(views)}")
+        self.views = {name: Pipeline(transforms) for name, transforms in views.items()}
+        self.extract_batch_size = extract_batch_size
+        self.train = Source(build(DATASETS, dataset), self.views, num_workers)
+        self.eval = self.train
+        if eval_dataset is not None:
+            self.eval = Source(build(DATASETS, eval_dataset), self.views, num_workers)
+        self.steps = 1  # of the epoch that is running; mmengine's logs and timers read it through len()
+
+    @property
+    def dataset(self) -> ImageDataset:
+        """The data set that is clustered."""
+        return self.train.dataset
+
+    def __len__(self) -> int:
+        """Return the number of steps of the epoch that is running."""
+        return self.steps
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self.train.loader.close()
+        self.eval.loader.close()

@@ -1,0 +1,76 @@
+"""Observers: they log, and never write the state of a model."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from typing import Any
+
+from mmengine.hooks import Hook
+
+from odc.errors import InputError
+from odc.evaluation.evaluator import label_statistics
+from odc.registry import HOOKS
+
+
+@HOOKS.register_module()
+class ProgressHook(Hook):
+    """What one wants to read while a training runs, and the same numbers for the visualizer.
+
+    One line an epoch: losses, how the labels moved, how the clusters are filled, the time left. A collapse is visible
+    at once: the entropy of the cluster sizes falls, clusters empty, labels stop moving. Inside a long epoch a line
+    every ``seconds``, and a line for every evaluation.
+
+    Args:
+        seconds: time between two lines inside an epoch.
+    """
+
+    priority = "BELOW_NORMAL"
+
+    def __init__(self, seconds: float = 20.0) -> None:
+        if seconds <= 0:
+            raise InputError(f"ProgressHook's seconds must be positive, not {seconds}")
+        self.seconds = seconds
+
+    def before_train(self, runner: Any) -> None:
+        """Start the clock."""
+        self._started = self._noted = time.monotonic()
+        self._at_start = runner.train_loop.progress
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, float] | None = None
+    ) -> None:
+        """Log the step, if the last line is long ago."""
+        if time.monotonic() - self._noted >= self.seconds:
+            step = f"epoch {runner.epoch + 1}/{runner.max_epochs}  step {batch_idx + 1}/{len(runner.train_dataloader)}"
+            self._line(runner, step, runner.train_loop.epoch_means())
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Log the epoch."""
+        loop = runner.train_loop
+        stats = dict(loop.epoch_means())
+        now = loop.labels_now
+        stats |= label_statistics(loop.index_before, loop.labels_before, now, len(now.counts))
+        done = runner.epoch + 1
+        runner.visualizer.add_scalars({f"train/{k}": v for k, v in stats.items()}, step=done)
+        self._line(runner, f"epoch {done}/{runner.max_epochs}", stats)
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Log the evaluation."""
+        metrics = metrics or {}
+        runner.visualizer.add_scalars({f"val/{k}": v for k, v in metrics.items()}, step=runner.epoch)
+        runner.logger.info("evaluation  " + _numbers(metrics))
+
+    def _line(self, runner: Any, where: str, stats: dict[str, float]) -> None:
+        now = time.monotonic()
+        done = runner.train_loop.progress
+        left = (now - self._started) / max(done - self._at_start, 1e-9) * (1.0 - done)
+        runner.logger.info(f"{where}  {_numbers(stats)}  left {datetime.timedelta(seconds=round(left))}")
+        self._noted = now
+
+
+def _numbers(values: dict[str, float]) -> str:
+    """``empty`` counts clusters; everything else is a loss or a share."""
+    return "  ".join(
+        f"{name} {value:.0f}" if name == "empty" else f"{name} {value:.4f}" for name, value in values.items()
+    )

@@ -1,0 +1,419 @@
+"""The loop that trains every clustering method: the only file that orders the phases.
+
+An epoch is: plan → chunks of the data set, each: extract → refresh the labels → repeats of steps, each: forward and
+loss → optimiser → online update of the labels → and at the end, where the plan says so, extract → select.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.runner.base_loop import BaseLoop
+from torch import Tensor
+
+from odc.compat import mark_last
+from odc.data.sampler import draw_rows
+from odc.data.views import Request, mix, mix_array
+from odc.engine.comm import get_comm
+from odc.engine.data import ClusterData
+from odc.engine.extract import extract
+from odc.engine.schedules import Schedule
+from odc.errors import InputError, nearest
+from odc.evaluation.evaluator import Evaluation
+from odc.models.cluster_model import ClusterModel
+from odc.registry import LOOPS, METRICS, SCHEDULES, build
+from odc.structures import Batch, Plan, PseudoLabels, Stream, derive_seed, make_generator
+
+
+def unwrap(model: Any) -> ClusterModel:
+    """Return the model inside a wrapper for several ranks, or the model itself."""
+    inner: ClusterModel = getattr(model, "module", model)
+    return inner
+
+
+@LOOPS.register_module()
+class ClusterTrainLoop(BaseLoop):
+    """Train a :class:`ClusterModel` by its head's plans.
+
+    The position (chunk, repeat, step, order of the rows) is part of every checkpoint, and everything random is a
+    function of the seed and the position: resuming is bitwise, at any step. SIGTERM and the first Ctrl-C save a
+    checkpoint and stop.
+
+    Args:
+        runner: the runner.
+        dataloader: the run's :class:`ClusterData`.
+        max_epochs: epochs to train.
+        val_interval: epochs between two evaluations; the last epoch is always evaluated.
+        schedule: config of the learning rate's schedule; by default constant.
+    """
+
+    def __init__(
+        self,
+        runner: Any,
+        dataloader: ClusterData,
+        max_epochs: int,
+        val_interval: int = 1,
+        schedule: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(runner, dataloader)
+        if max_epochs < 1 or val_interval < 1:
+            raise InputError(f"max_epochs and val_interval must be at least 1, not {max_epochs} and {val_interval}")
+        self.data = dataloader
+        self.max_epochs = max_epochs
+        self.val_interval = val_interval
+        self.schedule: Schedule = build(SCHEDULES, schedule or {"type": "Constant"})
+        self.comm = get_comm()
+        self.seed = int(runner.seed)
+        self._epoch = self._iter = 0
+        self._chunk = self._repeat = self._step = 0
+        self._begun = False  # this epoch has begun: labels_before holds what it started from
+        self._refreshed = False  # this chunk's labels are written
+        self._order: dict[str, Tensor] = {}  # rows of every step of this pass, by stream
+        self.index_before = self.labels_before = torch.zeros(0, 1, dtype=torch.int64)
+        self.progress = 0.0  # share of the training that is done
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._signal: int | None = None
+
+    # -- what mmengine and the hooks read ------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed."""
+        return self._epoch
+
+    @property
+    def iter(self) -> int:
+        """Steps completed since the start of the training."""
+        return self._iter
+
+    @property
+    def max_iters(self) -> int:
+        """Steps of the whole training, if every epoch had as many as this one."""
+        return self.max_epochs * len(self.data)
+
+    @property
+    def labels_now(self) -> Any:
+        """The present labels, read-only."""
+        return unwrap(self.runner.model).labels.view()
+
+    def epoch_means(self) -> dict[str, float]:
+        """Return the means of what was logged in this epoch (since the resume, where there was one)."""
+        return {name: total / self._count for name, total in self._sums.items()} if self._count else {}
+
+    # -- position ------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position inside the epoch: plain numbers and tensors."""
+        return {
+            "chunk": self._chunk,
+            "repeat": self._repeat,
+            "step": self._step,
+            "begun": self._begun,
+            "refreshed": self._refreshed,
+            "order": dict(self._order),
+            "index_before": self.index_before,
+            "labels_before": self.labels_before,
+            "seed": self.seed,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved position.
+
+        Raises:
+            InputError: when it was saved with another seed: the rest would not continue that run.
+        """
+        if state["seed"] != self.seed:
+            raise InputError(
+                f"the checkpoint was trained with seed {state['seed']}, this run has seed {self.seed}: "
+                f"resume with --cfg-options randomness.seed={state['seed']}"
+            )
+        self._chunk, self._repeat, self._step = state["chunk"], state["repeat"], state["step"]
+        self._begun, self._refreshed = state["begun"], state["refreshed"]
+        self._order = dict(state["order"])
+        self.index_before, self.labels_before = state["index_before"], state["labels_before"]
+
+    # -- the phases ----------------------------------------------------------------------------------------------
+
+    def run(self) -> torch.nn.Module:
+        """Train; return the model."""
+        model = unwrap(self.runner.model)
+        if model.labels.index.shape[0] == 0:
+            index = torch.arange(len(self.data.dataset), device=model.labels.index.device)[:, None]
+            model.labels.replace(PseudoLabels(index, torch.full_like(index, -1), (0,)))
+        handlers = self._catch_signals()
+        try:
+            self.progress = self._epoch / self.max_epochs
+            self.runner.call_hook("before_train")
+            while self._epoch < self.max_epochs:
+                self.run_epoch()
+                last = self._epoch == self.max_epochs
+                if self.runner.val_loop is not None and (last or self._epoch % self.val_interval == 0):
+                    self.runner.val_loop.run()
+            self.runner.call_hook("after_train")
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            self.data.close()
+        return model
+
+    def run_epoch(self) -> None:
+        """Train one epoch, or what is left of it after a resume."""
+        model = unwrap(self.runner.model)
+        plan = model.head.plan(self._epoch)
+        self._check(plan)
+        self._sums, self._count = {}, 0
+        if not self._begun:
+            self.index_before, self.labels_before = model.labels.index.clone(), model.labels.target.clone()
+            self._begun = True
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        chunks = self._chunks(plan)
+        while self._chunk < len(chunks):
+            if plan.refresh and not self._refreshed:
+                self._refresh(plan, chunks[self._chunk])
+            self._refreshed = True
+            while self._repeat < plan.repeats:
+                self._pass(plan, len(chunks))
+                self._repeat, self._step, self._order = self._repeat + 1, 0, {}
+            self._chunk, self._repeat, self._refreshed = self._chunk + 1, 0, False
+        if plan.select:
+            with torch.no_grad():
+                model.head.select(self._extract(plan, None), self.comm)
+        self._chunk, self._begun = 0, False
+        self.progress = (self._epoch + 1) / self.max_epochs
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1
+
+    def _check(self, plan: Plan) -> None:
+        names = [stream.name for stream in plan.streams]
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"a plan needs streams of different names; it has {names}")
+        for stream in plan.streams:
+            if stream.size % self.comm.world:
+                raise InputError(
+                    f"stream '{stream.name}' has {stream.size} rows a step, which {self.comm.world} ranks cannot "
+                    f"share equally: use a multiple of {self.comm.world}"
+                )
+            for view in stream.views:
+                if view not in self.data.views:
+                    raise InputError(f"the head wants the view '{view}'{nearest(view, self.data.views)} (data.views)")
+
+    def _chunks(self, plan: Plan) -> list[Tensor | None]:
+        N = len(self.data.dataset)
+        if plan.chunk is None or plan.chunk >= N:
+            return [None]
+        order = torch.randperm(N, generator=make_generator(self.seed, "chunks", self._epoch))
+        full = N // plan.chunk
+        parts = [order[i * plan.chunk : (i + 1) * plan.chunk if i + 1 < full else N] for i in range(full)]
+        return [part.sort().values for part in parts]
+
+    def _extract(self, plan: Plan, index: Tensor | None) -> Any:
+        model = unwrap(self.runner.model)
+        with self.runner.optim_wrapper.optim_context(self.runner.model):
+            return extract(
+                model,
+                self.data.train,
+                self.comm,
+                batch_size=self.data.extract_batch_size,
+                index=index,
+                logits=model.head.logits if plan.logits is not None else None,
+                logits_view=plan.logits,
+                seed=derive_seed(self.seed, "logits", self._epoch, self._chunk),
+            )
+
+    @torch.no_grad()
+    def _refresh(self, plan: Plan, index: Tensor | None) -> None:
+        model = unwrap(self.runner.model)
+        rng = make_generator(self.seed, "refresh", self._epoch, self._chunk)
+        labels = model.head.refresh(self._extract(plan, index), rng, self.comm)
+        optimizer = self.runner.optim_wrapper.optimizer
+        for name, parameter in model.named_parameters():
+            if name.startswith(plan.reset):
+                optimizer.state.pop(parameter, None)
+                parameter.grad = None
+        if self.comm.world > 1:
+            for tensor in (*model.head.parameters(), *model.head.buffers()):
+                tensor.copy_(self.comm.broadcast(tensor))
+        if labels is not None:
+            model.labels.replace(labels)
+        self._check_ranks(model)
+
+    def _check_ranks(self, model: ClusterModel) -> None:
+        if self.comm.world == 1:
+            return
+        digest = hashlib.sha256(model.labels.target.cpu().numpy().tobytes())
+        for tensor in (*model.head.parameters(), *model.head.buffers()):
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        number = torch.tensor([int.from_bytes(digest.digest()[:7], "little")], device=model.labels.target.device)
+        if self.comm.gather(number).unique().numel() > 1:
+            raise RuntimeError("the ranks disagree about labels or head after a refresh")
+
+    def _pass(self, plan: Plan, num_chunks: int) -> None:
+        """One pass over the rows of a refresh: draw their order, then a step for each batch."""
+        model = unwrap(self.runner.model)
+        target = model.labels.target.cpu()
+        if not self._order:
+            steps = plan.steps
+            for stream in plan.streams:
+                rng = make_generator(self.seed, "order", self._epoch, self._chunk, self._repeat, stream.name)
+                self._order[stream.name] = draw_rows(stream, target, steps, rng)
+                steps = self._order[stream.name].shape[0]  # the first stream sets the number of steps
+        steps = self._order[plan.streams[0].name].shape[0]
+        self.data.steps = steps * plan.repeats * num_chunks
+        for images in self.data.train.loader.run(self._requests(plan, model, steps)):
+            passes = self._chunk * plan.repeats + self._repeat
+            share = (passes + self._step / steps) / (plan.repeats * num_chunks)
+            self.progress = (self._epoch + share) / self.max_epochs
+            self._set_rate()
+            batch_idx = passes * steps + self._step
+            self.runner.call_hook("before_train_iter", batch_idx=batch_idx, data_batch=None)
+            logged = self._train_step(plan, images)
+            self._step += 1
+            for name, value in logged.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
+            self._count += 1
+            self.runner.call_hook("after_train_iter", batch_idx=batch_idx, data_batch=None, outputs=logged)
+            self._stop_if_asked()
+            self._iter += 1
+
+    def _my_rows(self, stream: Stream, step: int) -> Tensor:
+        return self._order[stream.name][step].chunk(self.comm.world)[self.comm.rank]
+
+    def _requests(self, plan: Plan, model: ClusterModel, steps: int) -> Iterator[list[Request]]:
+        """Requests of the steps from the present one on; samples and variants of a row do not change in a pass."""
+        index, variant = model.labels.index.cpu().numpy(), model.labels.variant.cpu().numpy()
+        for step in range(self._step, steps):
+            requests = []
+            for s, stream in enumerate(plan.streams):
+                rows = self._my_rows(stream, step).numpy()
+                position = np.arange(len(rows)) + self.comm.rank * len(rows)
+                for v, view in enumerate(stream.views):
+                    key = mix(self.seed, self._epoch, self._chunk, self._repeat, step, s, v)
+                    keys = mix_array(key, position)
+                    requests += [
+                        Request(stream.name, view, tuple(index[row].tolist()), int(variant[row]), int(k))
+                        for row, k in zip(rows, keys, strict=True)
+                    ]
+            yield requests
+
+    def _train_step(self, plan: Plan, images: dict[tuple[str, str], Tensor]) -> dict[str, float]:
+        runner, model = self.runner, unwrap(self.runner.model)
+        device = next(model.parameters()).device
+        store = model.labels
+        rows = {}
+        for stream in plan.streams:
+            row = self._my_rows(stream, self._step).to(store.target.device)
+            rows[stream.name] = Batch(row, store.index[row], store.variant[row], store.target[row], {})
+        images = {key: x.to(device, non_blocking=True) for key, x in images.items()}
+        # Dropout and the like draw from the global generator: seeded by the position, a resume finds the same draws.
+        torch.manual_seed(mix(self.seed, self._epoch, self._chunk, self._repeat, self._step, self.comm.rank))
+        with runner.optim_wrapper.optim_context(runner.model):
+            losses, batches = runner.model(images, rows, self.comm)
+        loss = torch.stack([value for name, value in losses.items() if "loss" in name]).sum()
+        runner.optim_wrapper.update_params(loss)
+        with torch.no_grad():
+            self._average_statistics(model)
+            key = derive_seed(self.seed, "update", self._epoch, self._chunk, self._repeat, self._step)
+            delta = model.head.update(batches, store.view(), torch.Generator().manual_seed(key), self.comm)
+            if delta is not None:
+                store.update(delta)
+        logged = {name: float(value.detach()) for name, value in losses.items()}
+        if not np.isfinite(float(loss.detach())):
+            raise InputError(
+                f"the loss is {float(loss.detach())} at epoch {self._epoch + 1}, step {self._step + 1}: "
+                "lower the learning rate (optim_wrapper.optimizer.lr); the last checkpoint is still good"
+            )
+        return logged
+
+    def _average_statistics(self, model: ClusterModel) -> None:
+        """Give all ranks the mean of their batch-norm statistics: one small collective, and the ranks stay equal.
+
+        Broadcasting all buffers, as DDP can, would send the head's memory and the labels at every step.
+        """
+        if self.comm.world == 1:
+            return
+        parts = (model.backbone, model.neck)
+        statistics = [b for part in parts for b in part.buffers() if b.is_floating_point()]
+        if statistics:
+            mean = self.comm.sum(torch.cat([b.flatten() for b in statistics])) / self.comm.world
+            for b, new in zip(statistics, mean.split([b.numel() for b in statistics]), strict=True):
+                b.copy_(new.view_as(b))
+
+    def _set_rate(self) -> None:
+        factor = self.schedule.factor(self.progress)
+        for group in self.runner.optim_wrapper.optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+    # -- signals -------------------------------------------------------------------------------------------------
+
+    def _catch_signals(self) -> dict[int, Any]:
+        def remember(number: int, frame: FrameType | None) -> None:
+            if self._signal is not None:
+                os._exit(128 + number)  # asked twice: do not wait for the step to end
+            self._signal = number
+
+        try:
+            return {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # only the main thread may
+            return {}
+
+    def _stop_if_asked(self) -> None:
+        asked = torch.tensor([self._signal or 0], device=next(self.runner.model.parameters()).device)
+        number = int(self.comm.gather(asked).max())  # together, or one rank would wait for the others for ever
+        if not number:
+            return
+        name = f"iter_{self._iter + 1}.pth"
+        self.runner.save_checkpoint(self.runner.work_dir, name, by_epoch=False)
+        mark_last(self.runner.work_dir, Path(self.runner.work_dir) / name)
+        self.runner.logger.warning(f"stopped by {signal.Signals(number).name}: saved {name}; continue with --resume")
+        raise SystemExit(128 + number)
+
+
+@LOOPS.register_module()
+class ClusterValLoop(BaseLoop):
+    """Predict a cluster for every image and measure; ground truth is touched here and nowhere else.
+
+    Args:
+        runner: the runner.
+        dataloader: the run's :class:`ClusterData`.
+        evaluator: configs of metrics (registry ``METRICS``).
+    """
+
+    def __init__(self, runner: Any, dataloader: ClusterData, evaluator: list[dict[str, Any]]) -> None:
+        super().__init__(runner, dataloader)
+        self.data = dataloader
+        self.metrics = [build(METRICS, cfg) for cfg in evaluator]
+        self.evaluation: Evaluation | None = None
+        self.values: dict[str, float] = {}
+
+    def run(self) -> dict[str, float]:
+        """Return the metrics by name."""
+        self.runner.call_hook("before_val")
+        self.runner.call_hook("before_val_epoch")
+        self.evaluation, self.values = self.evaluate(), {}
+        for metric in self.metrics:
+            self.values |= metric(self.evaluation)
+        self.runner.call_hook("after_val_epoch", metrics=self.values)
+        self.runner.call_hook("after_val")
+        return self.values
+
+    def evaluate(self) -> Evaluation:
+        """Return features and cluster scores of every image of the evaluation set."""
+        model, comm, source = unwrap(self.runner.model), get_comm(), self.data.eval
+        table = extract(model, source, comm, batch_size=self.data.extract_batch_size, logits=model.head.predict)
+        if table.logits is None:
+            raise RuntimeError("extract did not return the scores that it was asked for")
+        return Evaluation(
+            features=comm.gather(table.features).cpu(),
+            scores=comm.gather(table.logits).cpu(),
+            targets=source.dataset.targets,
+        )

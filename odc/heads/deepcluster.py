@@ -1,0 +1,105 @@
+"""DC: alternate k-means on the features of the whole set with training on its assignments.
+
+Caron, Bojanowski, Joulin, Douze. *Deep Clustering for Unsupervised Learning of Visual Features.* ECCV 2018
+(arXiv:1807.05520). Before each epoch, with f the network and V its last layer:
+
+1. features f(x) of every image → PCA to 256 with whitening → L2 → k-means into K clusters, whose assignments are the
+   labels y (section 3.2 and "Implementation details");
+2. V is drawn anew, since the names of clusters mean nothing from one clustering to the next;
+3. one epoch of min Σ ℓ(V f(x), y) (equation 1) over images drawn uniformly over the clusters, so that a few large
+   clusters do not make the labels trivial (section 3.3).
+
+Step 3 may weight the loss by N_c^-½ instead of sampling, as the ODC paper does when it compares (arXiv:2006.10645).
+The cluster of an image is that of step 1, from the last clustering: V is always young, and on a small data set has
+hardly begun to learn when it is thrown away.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from odc.clustering.preprocess import fit_whitening, l2_normalize
+from odc.errors import InputError
+from odc.heads.base import ClusterHead, kmeans_over_ranks, reset_linear, weighted_mean
+from odc.registry import HEADS
+from odc.structures import Batch, Comm, FeatureTable, Labels, Plan, PseudoLabels, Stream
+
+
+@HEADS.register_module()
+class DeepClusterHead(ClusterHead):
+    """DeepCluster's head: a linear classifier of the k-means assignments.
+
+    Args:
+        in_channels: D, the width of the features.
+        num_clusters: K; 10,000 in the paper for ImageNet.
+        batch_size: rows a step, over all ranks.
+        pca_dim: width after PCA-whitening; reduced to what N and D allow.
+        kmeans_iter: k-means iterations a clustering.
+        balance: ``"sampling"``: rows uniform over clusters; ``"weights"``: rows uniform, losses weighted by N_c^-½.
+
+    Raises:
+        InputError: for another ``balance``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_clusters: int,
+        batch_size: int = 256,
+        pca_dim: int = 256,
+        kmeans_iter: int = 20,
+        balance: str = "sampling",
+    ) -> None:
+        super().__init__()
+        if balance not in ("sampling", "weights"):
+            raise InputError(f"DeepClusterHead balances by 'sampling' or 'weights', not by '{balance}'")
+        self.num_clusters = num_clusters
+        self.batch_size = batch_size
+        self.pca_dim = pca_dim
+        self.kmeans_iter = kmeans_iter
+        self.balance = balance
+        self.classifier = nn.Linear(in_channels, num_clusters)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+        # The last clustering. With fewer samples than dimensions the last columns stay zero.
+        width = min(pca_dim, in_channels)
+        self.mean: Tensor
+        self.projection: Tensor
+        self.centroids: Tensor
+        self.register_buffer("mean", torch.zeros(in_channels))
+        self.register_buffer("projection", torch.zeros(in_channels, width))
+        self.register_buffer("centroids", torch.zeros(num_clusters, width))
+
+    def plan(self, epoch: int) -> Plan:
+        """Cluster before every epoch; the classifier starts anew."""
+        balance = (0,) if self.balance == "sampling" else ()
+        stream = Stream("train", self.batch_size, balance=balance)
+        return Plan((stream,), refresh=True, reset=("head.classifier",))
+
+    def refresh(self, table: FeatureTable, rng: torch.Generator, comm: Comm) -> PseudoLabels:
+        """PCA-whiten, L2-normalise and cluster the features; draw the classifier anew."""
+        whitening = fit_whitening(table.features, self.pca_dim, comm)
+        x, _ = l2_normalize(whitening.apply(table.features))
+        labels, centroids = kmeans_over_ranks(x, self.num_clusters, n_iter=self.kmeans_iter, rng=rng, comm=comm)
+        d = whitening.projection.shape[1]
+        self.mean.copy_(whitening.mean)
+        self.projection.zero_()[:, :d] = whitening.projection
+        self.centroids.zero_()[:, :d] = centroids
+        reset_linear(self.classifier, rng)
+        return PseudoLabels(comm.gather(table.index)[:, None], labels[:, None], (self.num_clusters,))
+
+    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+        """Cross-entropy against the assignments."""
+        batch = batches["train"]
+        target = batch.target[:, 0]
+        losses = F.cross_entropy(self.classifier(batch.z["train"][:, 0]), target, reduction="none")
+        if self.balance == "weights":
+            return {"loss": weighted_mean(losses, labels.counts[target].float().rsqrt(), comm)}
+        return {"loss": losses.mean()}
+
+    def predict(self, z: Tensor) -> Tensor:
+        """Map features (B, D) to minus half the squared distances (B, K) to the centroids of the last clustering."""
+        x, _ = l2_normalize((z - self.mean) @ self.projection)
+        return torch.cdist(x, self.centroids).square() / -2

@@ -1,0 +1,141 @@
+"""ODC: the labels move with every batch, from a memory of features and centroids, instead of once an epoch.
+
+Zhan, Xie, Liu, Ong, Loy. *Online Deep Clustering for Unsupervised Representation Learning.* CVPR 2020
+(arXiv:2006.10645). With f(x) the normalised feature of an image and w_c ∝ N_c^-½ (section 3.3), an iteration is
+
+1. a step on the cross-entropy against the labels that the memory holds now, re-weighted by w (loss re-weighting);
+2. F_m(x) ← m f(x) + (1 - m) F_m(x)                       (equation 2, samples memory);
+3. y ← argmin_c ‖F_m(x) - C_c‖²                            (equation 3);
+4. every k-th iteration C_c ← mean of F_m over the cluster (equation 4, centroids memory);
+5. with it, each cluster smaller than a threshold is dissolved into the normal ones, and the largest cluster is split
+   in two to take its place ("Dealing with small clusters").
+
+The memory starts from one k-means over the whole set. :class:`odc.memory.SampleMemory` does steps 2 to 5. The cluster
+of an image is that of step 3 with f(x) in the place of F_m(x).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from odc.clustering.preprocess import l2_normalize
+from odc.errors import InputError
+from odc.heads.base import ClusterHead, kmeans_over_ranks, reset_linear, weighted_mean
+from odc.memory.sample_memory import SampleMemory
+from odc.registry import HEADS
+from odc.structures import Batch, Comm, FeatureTable, LabelDelta, Labels, Plan, PseudoLabels, Stream
+
+
+@HEADS.register_module()
+class ODCHead(ClusterHead):
+    """ODC's head: a linear classifier of the labels in a sample memory.
+
+    Args:
+        in_channels: D, the width of the features.
+        num_clusters: K; 10,000 in the paper for ImageNet.
+        batch_size: rows a step, over all ranks.
+        momentum: m of the sample memory.
+        min_cluster: t, the size below which a cluster is dissolved; K·t must not exceed N.
+        centroid_interval: k, iterations between two updates of the centroids.
+        kmeans_iter: iterations of the k-means that fills the memory.
+        replace: draw samples with replacement, as the paper's ImageNet setting does.
+        assign: ``"l2"`` (the paper's rule) or ``"dot"`` (the public code's).
+        renormalize: normalise F_m after the momentum step, as the public code does.
+
+    Raises:
+        InputError: for another ``assign``; at the first refresh when K·t > N.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_clusters: int,
+        batch_size: int = 512,
+        momentum: float = 0.5,
+        min_cluster: int = 20,
+        centroid_interval: int = 10,
+        kmeans_iter: int = 20,
+        replace: bool = True,
+        assign: str = "l2",
+        renormalize: bool = False,
+    ) -> None:
+        super().__init__()
+        if centroid_interval < 1:
+            raise InputError(f"ODCHead's centroid_interval must be at least 1, not {centroid_interval}")
+        self.batch_size = batch_size
+        self.num_clusters = num_clusters
+        self.centroid_interval = centroid_interval
+        self.kmeans_iter = kmeans_iter
+        self.replace = replace
+        self.classifier = nn.Linear(in_channels, num_clusters)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+        self.memory = SampleMemory(
+            in_channels,
+            num_clusters,
+            momentum=momentum,
+            min_cluster=min_cluster,
+            assign=assign,
+            renormalize=renormalize,
+        )
+        self.iteration: Tensor
+        self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
+
+    def plan(self, epoch: int) -> Plan:
+        """Fill the memory before the first epoch; after that the labels move with the batches."""
+        stream = Stream("train", self.batch_size, replace=self.replace)
+        first = epoch == 0
+        return Plan((stream,), refresh=first, reset=("head.classifier",) if first else ())
+
+    def refresh(self, table: FeatureTable, rng: torch.Generator, comm: Comm) -> PseudoLabels:
+        """Fill the memory from one k-means over the normalised features."""
+        x, _ = l2_normalize(table.features)
+        self.memory.check(table.total)
+        labels, _ = kmeans_over_ranks(x, self.num_clusters, n_iter=self.kmeans_iter, rng=rng, comm=comm)
+        self.memory.fill(comm.gather(x), labels)
+        self.iteration.zero_()
+        reset_linear(self.classifier, rng)
+        return PseudoLabels(comm.gather(table.index)[:, None], labels[:, None], (self.num_clusters,))
+
+    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+        """Cross-entropy against the memory's labels, Σ w·l / Σ w with w = N_c^-½."""
+        batch = batches["train"]
+        target = batch.target[:, 0]
+        losses = F.cross_entropy(self.classifier(batch.z["train"][:, 0]), target, reduction="none")
+        # Every target has at least the row itself as a member: no empty cluster is ever weighted.
+        return {"loss": weighted_mean(losses, labels.counts[target].float().rsqrt(), comm)}
+
+    def update(self, batches: dict[str, Batch], labels: Labels, rng: torch.Generator, comm: Comm) -> LabelDelta:
+        """Steps 2 to 5: move the memory, then the labels, the centroids and the small clusters.
+
+        All ranks hold the whole memory and commit the same rows; each decides the labels of its own part of them, so
+        every label is decided once.
+        """
+        batch = batches["train"]
+        ids, stored = self.memory.momentum_step(
+            comm.gather(batch.index[:, 0]), comm.gather(batch.z["train"][:, 0].contiguous())
+        )
+        mine = torch.tensor_split(stored, comm.world)[comm.rank]
+        new = comm.gather(self.memory.assign(mine))
+        self.memory.commit(ids, stored, new)
+        self.iteration += 1
+        step = int(self.iteration)
+        changed = [ids]
+        if step % self.centroid_interval == 0:
+            self.memory.update_centroids()
+            # The first rank decides the splits; the others send none of their own.
+            ids, moved = self.memory.plan_split(rng)
+            own = slice(None) if comm.rank == 0 else slice(0)
+            ids, moved = comm.gather(ids[own]), comm.gather(moved[own])
+            self.memory.relabel(ids, moved)
+            changed.append(ids)
+        if step % max(1, labels.target.shape[0] // self.batch_size) == 0:
+            self.memory.resync()  # once an epoch: the running sums are exact to 2e-7 after thousands of steps
+        index = torch.cat(changed).unique()
+        return LabelDelta(labels.rows_of(index), self.memory.labels[index].long()[:, None])
+
+    def predict(self, z: Tensor) -> Tensor:
+        """Map features (B, D) to what assignment compares, f·c - ‖c‖²/2 (B, K), f the normalised feature."""
+        return torch.addmm(self.memory.bias, l2_normalize(z)[0], self.memory.centroids.T)

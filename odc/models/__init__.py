@@ -1,0 +1,7 @@
+"""Backbones, necks, and the model that joins them to a clustering head."""
+
+from odc.models.backbones import ConvNet, ResNet, TimmBackbone, TorchvisionBackbone
+from odc.models.cluster_model import ClusterModel
+from odc.models.necks import AvgPool, ODCNeck
+
+__all__ = ["AvgPool", "ClusterModel", "ConvNet", "ODCNeck", "ResNet", "TimmBackbone", "TorchvisionBackbone"]

@@ -1,0 +1,80 @@
+"""The model that every clustering method trains: backbone, neck, head, and the labels that they train on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor
+
+from odc.errors import InputError
+from odc.heads.base import ClusterHead
+from odc.memory.labels import LabelStore
+from odc.registry import BACKBONES, HEADS, MODELS, NECKS, build
+from odc.structures import Batch, Comm
+
+Images = dict[tuple[str, str], Tensor]
+
+
+@MODELS.register_module()
+class ClusterModel(BaseModel):
+    """Backbone → neck → head, with the :class:`LabelStore` that alone owns the pseudo-labels.
+
+    Args:
+        backbone: config of a backbone.
+        head: config of a head; ``in_channels`` is filled in from the neck.
+        neck: config of a neck; ``in_channels`` is filled in from the backbone.
+
+    Raises:
+        InputError: for a part that is configured wrongly.
+    """
+
+    def __init__(self, backbone: dict[str, Any], head: dict[str, Any], neck: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.backbone = build(BACKBONES, backbone)
+        self.neck = build(NECKS, neck or {"type": "AvgPool"}, in_channels=self.backbone.out_channels)
+        self.head: ClusterHead = build(HEADS, head, in_channels=self.neck.out_channels)
+        if not isinstance(self.head, ClusterHead):
+            raise InputError(f"head '{type(self.head).__name__}' must inherit from odc.heads.ClusterHead")
+        self.labels = LabelStore(0)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to z (B, D) float32."""
+        z: Tensor = self.neck(self.backbone(images))
+        return z.float()
+
+    def forward(self, images: Images, rows: dict[str, Batch], comm: Comm) -> tuple[dict[str, Tensor], dict[str, Batch]]:
+        """Compute the losses of one step; all views of all streams pass the backbone in one forward.
+
+        Args:
+            images: ``{(stream, view): (B, P, C, H, W) float32}``.
+            rows: the rows of each stream, their ``z`` still empty.
+            comm: the other ranks.
+
+        Returns:
+            The head's losses, and the batches with ``z`` detached, for ``ClusterHead.update``.
+        """
+        z = self._encode(images)
+        with torch.autocast(next(iter(z.values())).device.type, enabled=False):
+            batches = {name: _with_features(batch, name, z) for name, batch in rows.items()}
+            losses = self.head.loss(batches, self.labels.view(), comm)
+        detached = {key: value.detach() for key, value in z.items()}
+        return losses, {name: _with_features(batch, name, detached) for name, batch in rows.items()}
+
+    def _encode(self, images: Images) -> Images:
+        """One forward for each size of image (most methods have one size), so batch norm sees all views together."""
+        by_shape: dict[torch.Size, list[tuple[str, str]]] = {}
+        for key, x in images.items():
+            by_shape.setdefault(x.shape[2:], []).append(key)
+        z: Images = {}
+        for keys in by_shape.values():
+            flat = torch.cat([images[key].flatten(0, 1) for key in keys])
+            parts = self.features(flat).split([images[key].shape[0] * images[key].shape[1] for key in keys])
+            z |= {key: part.unflatten(0, images[key].shape[:2]) for key, part in zip(keys, parts, strict=True)}
+        return z
+
+
+def _with_features(batch: Batch, stream: str, z: Images) -> Batch:
+    views = {view: value for (name, view), value in z.items() if name == stream}
+    return Batch(batch.row, batch.index, batch.variant, batch.target, views)

@@ -1,0 +1,64 @@
+"""Necks: what a backbone gives, (B, D, h, w) or (B, D), to the features z (B, D') that heads see.
+
+Every neck takes ``in_channels`` (the backbone's ``out_channels``) and has ``out_channels``.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from odc.registry import NECKS
+
+
+def _pool(features: Tensor) -> Tensor:
+    return features.mean(dim=(2, 3)) if features.ndim == 4 else features
+
+
+@NECKS.register_module()
+class AvgPool(nn.Module):
+    """Global average pooling; pooled features pass as they are."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.out_channels = in_channels
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, D, h, w) or (B, D) to (B, D)."""
+        return _pool(features)
+
+
+@NECKS.register_module()
+class ODCNeck(nn.Module):
+    """ODC's neck (Zhan et al. 2020): average pooling, fc – BN – ReLU – dropout – fc – ReLU; dropped downstream.
+
+    Its batch norm has no affine parameters and a momentum of .001.
+
+    Args:
+        in_channels: the backbone's D.
+        hidden_channels: width between the two layers; 512 in the paper.
+        out_channels: D of the memory; 256 in the paper.
+        dropout: probability, 0.5 in the paper.
+    """
+
+    def __init__(
+        self, in_channels: int, hidden_channels: int = 512, out_channels: int = 256, dropout: float = 0.5
+    ) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.layers = nn.Sequential(
+            nn.Linear(in_channels, hidden_channels),
+            nn.BatchNorm1d(hidden_channels, momentum=0.001, affine=False),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_channels, out_channels),
+            nn.ReLU(inplace=True),
+        )
+        for m in self.layers:
+            if isinstance(m, nn.Linear):
+                nn.init.normal_(m.weight, std=0.01)
+                nn.init.zeros_(m.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, D, h, w) or (B, D) to (B, out_channels), non-negative."""
+        z: Tensor = self.layers(_pool(features))
+        return z

@@ -1,0 +1,222 @@
+"""Four small heads that need something else than DC and ODC, a tiny data set, and configs for all six.
+
+Each is the essence of a published method, small enough to train for two epochs in a blink.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine import Config
+from torch import Tensor, nn
+
+from odc.clustering import knn_search
+from odc.data.datasets import ArrayDataset
+from odc.heads import ClusterHead
+from odc.registry import DATASETS, HEADS
+from odc.structures import (
+    Batch,
+    Comm,
+    FeatureTable,
+    LabelDelta,
+    Labels,
+    Plan,
+    PseudoLabels,
+    Stream,
+    make_generator,
+)
+
+
+@DATASETS.register_module(force=True)
+class Blobs(ArrayDataset):
+    """``n`` noisy grey images (1, 8, 8) with a bright spot in one of three places; labels can be permuted."""
+
+    def __init__(self, n: int = 48, label_seed: int | None = None) -> None:
+        rng = make_generator(0, "blobs")
+        target = torch.arange(n) % 3
+        images = torch.randint(0, 90, (n, 1, 8, 8), generator=rng, dtype=torch.uint8)
+        for i, c in enumerate(target.tolist()):
+            images[i, 0, 2 * c + 1 : 2 * c + 3, 2 * c + 1 : 2 * c + 3] += 150
+        if label_seed is not None:
+            target = target[torch.randperm(n, generator=make_generator(label_seed, "labels"))]
+        super().__init__(images, [f"{i:03d}" for i in range(n)], target.numpy(), ["a", "b", "c"])
+
+
+class _Linear(ClusterHead):
+    """A linear layer of K scores: what the four heads share."""
+
+    def __init__(self, in_channels: int, num_clusters: int = 3, batch_size: int = 16) -> None:
+        super().__init__()
+        self.num_clusters = num_clusters
+        self.batch_size = batch_size
+        self.classifier = nn.Linear(in_channels, num_clusters)
+
+    def predict(self, z: Tensor) -> Tensor:
+        scores: Tensor = self.classifier(z)
+        return scores
+
+
+@HEADS.register_module(force=True)
+class NeighbourPairs(_Linear):
+    """Rows are pairs of neighbours (as SCAN's, arXiv:2005.12320); their number changes from epoch to epoch."""
+
+    def plan(self, epoch: int) -> Plan:
+        return Plan((Stream("pairs", self.batch_size),), refresh=True)
+
+    def refresh(self, table: FeatureTable, rng: torch.Generator, comm: Comm) -> PseudoLabels:
+        index, z = comm.gather(table.index), comm.gather(table.features)
+        nearest, similarity = knn_search(z, k=1)
+        pairs = torch.stack([index, index[nearest[:, 0]]], dim=1)
+        close = similarity[:, 0] >= similarity[:, 0].median() - 0.01 * float(torch.rand(1, generator=rng))
+        pairs = comm.broadcast(pairs[close]) if comm.world == 1 else self._first_rank(pairs, close, comm)
+        return PseudoLabels(pairs, torch.zeros(len(pairs), 1, dtype=torch.int64), (1,))
+
+    @staticmethod
+    def _first_rank(pairs: Tensor, close: Tensor, comm: Comm) -> Tensor:
+        return comm.gather(pairs[close] if comm.rank == 0 else pairs[:0])
+
+    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+        z = batches["pairs"].z["train"]
+        p = self.predict(z.flatten(0, 1)).softmax(1).unflatten(0, z.shape[:2])
+        mean = p.mean((0, 1))
+        return {"loss": -(p[:, 0] * p[:, 1]).sum(1).log().mean(), "entropy_loss": (mean * mean.log()).sum()}
+
+
+@HEADS.register_module(force=True)
+class MeanTeacher(_Linear):
+    """A teacher that follows the student by exponential moving average (as TEMI's, arXiv:2303.17896)."""
+
+    def __init__(self, in_channels: int, num_clusters: int = 3, batch_size: int = 16) -> None:
+        super().__init__(in_channels, num_clusters, batch_size)
+        self.teacher = nn.Linear(in_channels, num_clusters).requires_grad_(False)
+
+    def plan(self, epoch: int) -> Plan:
+        return Plan((Stream("train", self.batch_size, views=("train", "other")),))
+
+    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+        z = batches["train"].z
+        wanted = self.teacher(z["other"][:, 0]).softmax(1).detach()
+        return {"loss": F.cross_entropy(self.predict(z["train"][:, 0]), wanted)}
+
+    def update(self, batches: dict[str, Batch], labels: Labels, rng: torch.Generator, comm: Comm) -> None:
+        for teacher, student in zip(self.teacher.parameters(), self.classifier.parameters(), strict=True):
+            teacher.lerp_(student, 0.1)
+
+
+@HEADS.register_module(force=True)
+class Sinkhorn(_Linear):
+    """Balanced codes of the batch, over all ranks, without any label rows (as SwAV's, arXiv:2006.09882)."""
+
+    def plan(self, epoch: int) -> Plan:
+        return Plan((Stream("train", self.batch_size, views=("train", "other")),), steps=3)
+
+    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+        scores = {view: self.predict(z[:, 0]) for view, z in batches["train"].z.items()}
+        losses = []
+        for view, other in (("train", "other"), ("other", "train")):
+            code = (comm.gather(scores[view].detach()) / 0.1).exp()
+            for _ in range(3):
+                code = code / code.sum(0, keepdim=True)
+                code = code / code.sum(1, keepdim=True)
+            mine = torch.tensor_split(code, comm.world)[comm.rank]
+            losses.append(F.cross_entropy(scores[other], mine))
+        return {"loss": torch.stack(losses).mean()}
+
+
+@HEADS.register_module(force=True)
+class TwoStreams(_Linear):
+    """Labelled and unlabelled rows side by side (as FixMatch's, arXiv:2001.07685), chunk by chunk, with a choice.
+
+    The labels of a chunk are those of its most confident half; online, some of the rows it has seen change class.
+    """
+
+    def __init__(self, in_channels: int, num_clusters: int = 3, batch_size: int = 16) -> None:
+        super().__init__(in_channels, num_clusters, batch_size)
+        self.best: Tensor
+        self.register_buffer("best", torch.tensor(-1.0))
+
+    def plan(self, epoch: int) -> Plan:
+        streams = (
+            Stream("labelled", self.batch_size // 2, rows="labelled", balance=(0,)),
+            Stream("all", self.batch_size, views=("train", "other"), replace=True),
+        )
+        return Plan(
+            streams,
+            refresh=True,
+            chunk=20,
+            repeats=2,
+            steps=2,
+            reset=("head.classifier.bias",),
+            logits="other",
+            select=True,
+        )
+
+    def refresh(self, table: FeatureTable, rng: torch.Generator, comm: Comm) -> PseudoLabels:
+        assert table.logits is not None
+        confidence, label = comm.gather(table.logits).max(1)
+        label = torch.where(confidence >= confidence.median(), label, -1)
+        self.classifier.bias.data.copy_(torch.randn(self.num_clusters, generator=rng))
+        if comm.world > 1:
+            label = comm.broadcast(label)
+        return PseudoLabels(comm.gather(table.index)[:, None], label[:, None], (self.num_clusters,))
+
+    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+        labelled, everything = batches["labelled"], batches["all"]
+        pseudo = self.predict(everything.z["train"][:, 0]).argmax(1)
+        return {
+            "loss": F.cross_entropy(self.predict(labelled.z["train"][:, 0]), labelled.target[:, 0]),
+            "other_loss": 0.1 * F.cross_entropy(self.predict(everything.z["other"][:, 0]), pseudo),
+        }
+
+    def update(self, batches: dict[str, Batch], labels: Labels, rng: torch.Generator, comm: Comm) -> LabelDelta | None:
+        row = comm.gather(batches["labelled"].row).unique()
+        row = row[torch.rand(len(row), generator=rng) < 0.2]
+        return LabelDelta(row, (labels.target[row] + 1) % self.num_clusters) if len(row) else None
+
+    def select(self, table: FeatureTable, comm: Comm) -> None:
+        self.best.copy_(torch.maximum(self.best, comm.gather(table.features).norm(dim=1).max()))
+
+
+HEAD_CONFIGS: dict[str, dict[str, Any]] = {
+    "dc": dict(type="DeepClusterHead", num_clusters=4, batch_size=16, pca_dim=8),
+    "odc": dict(type="ODCHead", num_clusters=4, batch_size=16, min_cluster=5, centroid_interval=2),
+    "pairs": dict(type="NeighbourPairs"),
+    "teacher": dict(type="MeanTeacher"),
+    "sinkhorn": dict(type="Sinkhorn"),
+    "two-streams": dict(type="TwoStreams"),
+}
+
+
+def config(name: str, work_dir: str, **options: Any) -> Config:
+    """Return a ready config that trains head ``name`` for two epochs; ``options`` are dotted keys to change."""
+    finish = [dict(type="ToFloat"), dict(type="Normalize", mean=[0.3], std=[0.3])]
+    shaky = [dict(type="RandomCrop", size=8, padding=1), *finish]
+    cfg = Config(
+        dict(
+            model=dict(
+                type="ClusterModel",
+                backbone=dict(type="ConvNet", widths=[4, 8]),
+                neck=dict(type="ODCNeck", hidden_channels=16, out_channels=8),
+                head=HEAD_CONFIGS[name],
+            ),
+            data=dict(dataset=dict(type="Blobs"), views=dict(extract=finish, train=shaky, other=shaky)),
+            train_cfg=dict(max_epochs=2, val_interval=2, schedule=dict(type="Cosine")),
+            optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.05, momentum=0.9)),
+            default_hooks=dict(
+                logger=None,
+                timer=None,
+                param_scheduler=None,
+                sampler_seed=None,
+                checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=2),
+            ),
+            custom_hooks=[dict(type="ProgressHook")],
+            val_evaluator=[dict(type="ClusterMetrics"), dict(type="KNNMetric", k=3)],
+            randomness=dict(seed=3),
+            work_dir=work_dir,
+            log_level="WARNING",
+        )
+    )
+    cfg.merge_from_dict(options)
+    return cfg

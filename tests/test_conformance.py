@@ -1,0 +1,117 @@
+"""What every head must pass: resume at every step, two ranks, rows whose number changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_heads import HEAD_CONFIGS, config
+
+from odc.apis import build_runner
+
+EVERY_STEP = {"default_hooks.checkpoint": dict(type="CheckpointHook", by_epoch=False, interval=1, max_keep_ckpts=99)}
+
+
+def train(name: str, work_dir: Path, **options: Any) -> dict[str, Any]:
+    """Train and return all that is learnt: the model with memory and labels, and the optimiser's state."""
+    runner = build_runner(config(name, str(work_dir), **options))
+    runner.train()
+    return {"model": runner.model.state_dict(), "optimizer": runner.optim_wrapper.state_dict()}
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Return the places where two nested structures are not bitwise the same."""
+    if isinstance(a, torch.Tensor):
+        return [] if a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b) else [path]
+    if isinstance(a, dict):
+        if a.keys() != b.keys():
+            return [f"{path}: {sorted(map(str, a))} / {sorted(map(str, b))}"]
+        return [d for key in a for d in differences(a[key], b[key], f"{path}.{key}")]
+    if isinstance(a, list):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{path}[{i}]")]
+    return [] if a == b else [f"{path}: {a} / {b}"]
+
+
+@pytest.mark.parametrize("name", HEAD_CONFIGS)
+def test_resume_at_every_step_is_bitwise(name: str, tmp_path: Path) -> None:
+    whole = train(name, tmp_path / "whole", **EVERY_STEP)
+    checkpoints = sorted((tmp_path / "whole").glob("iter_*.pth"), key=lambda p: int(p.stem[5:]))
+    assert len(checkpoints) >= 6
+    for checkpoint in checkpoints:
+        resumed = train(name, tmp_path / checkpoint.stem, resume=True, load_from=str(checkpoint))
+        assert not differences(whole, resumed), checkpoint.stem
+
+
+@pytest.mark.parametrize("name", HEAD_CONFIGS)
+def test_training_teaches_and_repeats(name: str, tmp_path: Path) -> None:
+    first, second = train(name, tmp_path / "a"), train(name, tmp_path / "b")
+    assert not differences(first, second)
+    other = train(name, tmp_path / "c", **{"randomness.seed": 4})
+    assert differences(first, other), "the seed reaches nothing"
+
+
+@pytest.mark.parametrize("name", ["dc", "odc"])
+def test_workers_change_nothing(name: str, tmp_path: Path) -> None:
+    assert not differences(train(name, tmp_path / "0"), train(name, tmp_path / "2", **{"data.num_workers": 2}))
+
+
+@pytest.mark.parametrize("name", HEAD_CONFIGS)
+def test_ground_truth_does_not_reach_training(name: str, tmp_path: Path) -> None:
+    permuted = train(name, tmp_path / "b", **{"data.dataset.label_seed": 1})
+    assert not differences(train(name, tmp_path / "a"), permuted)
+
+
+def test_the_number_of_rows_changes(tmp_path: Path) -> None:
+    runner = build_runner(config("pairs", str(tmp_path)))
+    rows = []
+    original = runner.model.labels.replace
+
+    def replace(labels: Any) -> None:
+        rows.append(len(labels.index))
+        original(labels)
+
+    runner.model.labels.replace = replace
+    runner.train()
+    assert len(set(rows)) > 1
+
+
+def test_two_ranks_agree_and_resume(tmp_path: Path) -> None:
+    """All heads in one launch, since starting two interpreters is what takes time."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    script = Path(__file__).parent / "two_ranks.py"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path)],
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+                "CUDA_VISIBLE_DEVICES": "",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [p.communicate(timeout=300)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], "\n".join(outputs)
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert set(ranks[0]) == set(HEAD_CONFIGS)
+    for name, whole in ranks[0].items():
+        assert whole["whole"] == ranks[1][name]["whole"], f"{name}: the ranks differ"
+        assert whole["resumed"] == whole["whole"], f"{name}: the resumed run differs"
+        assert whole["resumed"] == ranks[1][name]["resumed"], f"{name}: the resumed ranks differ"
