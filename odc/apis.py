@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,22 @@ from mmengine.logging import print_log
 
 from odc.compat import Runner, load_config
 from odc.engine.data import ClusterData
-from odc.engine.loops import ClusterValLoop
+from odc.engine.loops import ClusterTrainLoop, ClusterValLoop
+from odc.engine.optim import check_clipping, check_optimizer
 from odc.errors import InputError, nearest
 from odc.evaluation.gallery import write_clusters
-from odc.registry import check_arguments
+from odc.registry import (
+    HOOKS,
+    METRICS,
+    MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    OPTIM_WRAPPERS,
+    VISUALIZERS,
+    check_arguments,
+    resolve,
+)
 
+DEFAULT_HOOKS = ("checkpoint", "logger", "param_scheduler", "runtime_info", "sampler_seed", "timer")
 KNOWN_KEYS = {
     "auto_scale_lr",
     "custom_hooks",
@@ -55,6 +69,69 @@ def check_config(cfg: Config) -> None:
             raise InputError(f"{cfg.filename or 'the config'}: the key '{key}' lacks")
 
 
+def check_parts(cfg: Config) -> None:
+    """Check names, options and simple kinds of all that a runner is built from, before anything is built.
+
+    Raises:
+        InputError: naming the part and, for a misspelt name, the nearest known one.
+    """
+    check_arguments(ClusterData, cfg.data, "data")
+    resolve(MODELS, cfg.model)
+    check_arguments(ClusterTrainLoop, cfg.train_cfg, "train_cfg", given=("runner", "dataloader"))
+    _check_mapping("optim_wrapper", cfg.optim_wrapper)
+    wrapper = dict(cfg.optim_wrapper)
+    paramwise = wrapper.pop("paramwise_cfg", None)
+    constructor = wrapper.pop("constructor", "DefaultOptimWrapperConstructor")
+    resolve(
+        OPTIM_WRAPPER_CONSTRUCTORS, {"type": constructor}, optim_wrapper_cfg=cfg.optim_wrapper, paramwise_cfg=paramwise
+    )
+    resolve(OPTIM_WRAPPERS, {"type": "OptimWrapper", **wrapper})
+    check_optimizer(wrapper["optimizer"])
+    if wrapper.get("clip_grad"):
+        check_clipping(wrapper["clip_grad"])
+    for name, hook in _check_mapping("default_hooks", cfg.get("default_hooks") or {}).items():
+        if name not in DEFAULT_HOOKS and "type" not in (hook or {"type": None}):
+            raise InputError(f"default_hooks has no '{name}'{nearest(name, DEFAULT_HOOKS)}")
+        if isinstance(hook, Mapping) and "type" in hook:
+            resolve(HOOKS, {k: v for k, v in hook.items() if k != "priority"})
+    for hook in cfg.get("custom_hooks") or ():
+        resolve(HOOKS, {k: v for k, v in hook.items() if k != "priority"} if isinstance(hook, Mapping) else hook)
+    for metric in cfg.get("val_evaluator") or ():
+        resolve(METRICS, metric)
+    if cfg.get("visualizer"):
+        resolve(VISUALIZERS, cfg.visualizer)
+    for name in cfg.randomness:
+        if name not in ("seed", "diff_rank_seed", "deterministic"):
+            raise InputError(
+                f"randomness has no option '{name}'{nearest(name, ('seed', 'diff_rank_seed', 'deterministic'))}"
+            )
+    level = cfg.get("log_level", "INFO")
+    if not isinstance(level, int) and not isinstance(logging.getLevelName(level), int):
+        raise InputError(f"no log_level '{level}'{nearest(str(level), ('DEBUG', 'INFO', 'WARNING', 'ERROR'))}")
+
+
+def _check_mapping(name: str, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} is configured by a dict, not by {value!r}")
+    return value
+
+
+def writable(folder: str | Path) -> Path:
+    """Return the folder, made where there is none.
+
+    Raises:
+        InputError: it cannot be made or written to.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {error.strerror}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to the folder {path}: permission denied")
+    return path
+
+
 def prepare_config(
     config: str | Path,
     *,
@@ -85,6 +162,7 @@ def prepare_config(
         cfg.work_dir = str(work_dir)
     elif cfg.get("work_dir") is None:
         cfg.work_dir = str(Path("work_dirs") / Path(config).stem)
+    _check_mapping("randomness", cfg.get("randomness", {}))
     if seed is not None:
         cfg.setdefault("randomness", {})["seed"] = seed
     if cfg.get("randomness", {}).get("seed") is None:
@@ -103,16 +181,16 @@ def build_runner(cfg: Config) -> Runner:
     Raises:
         InputError: for a part that is configured wrongly, or data that cannot be read.
     """
-    check_arguments(ClusterData, cfg.data, "data")
-    data = ClusterData(**cfg.data)
+    check_parts(cfg)
+    writable(cfg.work_dir)
     val = dict(type="ClusterValLoop") if cfg.get("val_evaluator") else None
     runner = Runner(
         model=cfg.model,
         work_dir=cfg.work_dir,
-        train_dataloader=data,
+        train_dataloader={},  # both follow: what the data has to say belongs into the log of this run
         train_cfg=dict(type="ClusterTrainLoop", **cfg.train_cfg),
         optim_wrapper=cfg.optim_wrapper,
-        val_dataloader=data if val else None,
+        val_dataloader={} if val else None,
         val_cfg=val,
         val_evaluator=cfg.val_evaluator if val else None,
         auto_scale_lr=cfg.get("auto_scale_lr"),
@@ -130,6 +208,8 @@ def build_runner(cfg: Config) -> Runner:
         experiment_name=cfg.get("experiment_name"),
         cfg=cfg,
     )
+    data = ClusterData(**cfg.data)
+    runner.use_data(data, data if val else None)
     print_log(data.train.dataset.describe(), "current")
     if data.eval is not data.train:
         print_log(f"evaluated on {data.eval.dataset.describe()}", "current")
@@ -148,6 +228,8 @@ def evaluate(cfg: Config, checkpoint: str, out: str | Path | None = None) -> dic
     cfg.load_from, cfg.resume = checkpoint, False
     if not cfg.get("val_evaluator"):
         raise InputError("the config has no val_evaluator: nothing to test")
+    if out is not None:
+        writable(out)
     runner = build_runner(cfg)
     runner.val()
     return finish(runner, None if out is None else Path(out))

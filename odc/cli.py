@@ -107,7 +107,7 @@ def _print_config(args: argparse.Namespace) -> None:
 
 _COMMANDS: list[tuple[str, str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = [
     ("train", "Train by a config.", _add_train, _train),
-    ("test", "Evaluate a checkpoint and write its clusters.", _add_test, _test),
+    ("test", "Evaluate a checkpoint; --out writes its clusters.", _add_test, _test),
     ("print-config", "Print the whole config, with everything it inherits.", _add_config, _print_config),
 ]
 

@@ -21,6 +21,7 @@ import datetime
 import difflib
 import functools
 import importlib
+import inspect
 import logging
 import os
 import pickle
@@ -54,7 +55,7 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner.checkpoint import CheckpointLoader, get_torchvision_models
 from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import InputError, nearest
 from .registry import HOOKS, OPTIM_WRAPPERS
 
 MAX_HISTORY = 1000
@@ -432,13 +433,17 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     one too, and only in this run's own directory.
 
     Raises:
-        InputError: ``max_keep_ckpts=1``, which leaves nothing to fall back to.
+        InputError: ``max_keep_ckpts=1``, which leaves nothing to fall back to, or an option that it does not have.
     """
 
     _in_training = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        for name in self.args:  # mmengine takes any name, and fails when it saves
+            if name not in inspect.signature(mmengine.runner.Runner.save_checkpoint).parameters:
+                known = inspect.signature(mmengine.hooks.CheckpointHook).parameters
+                raise InputError(f"CheckpointHook has no option '{name}'{nearest(name, known)}")
         if self.max_keep_ckpts == 1:
             raise InputError("max_keep_ckpts=1 keeps no checkpoint to fall back to; use 2 or more, or -1 for all")
 
@@ -532,7 +537,14 @@ class _OneLiners(logging.Filter):
     The log file has everything.
     """
 
-    _NOTES = ("FileClient", "HardDiskBackend", "Saving checkpoint at", "Checkpoints will be saved to")
+    _NOTES = (
+        "FileClient",
+        "HardDiskBackend",
+        "Saving checkpoint at",
+        "Checkpoints will be saved to",
+        "Loads checkpoint by",
+        "all SyncBatchNorm (SyncBN) layers in the model",
+    )
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the record is for the terminal."""
@@ -605,6 +617,10 @@ class Runner(mmengine.runner.Runner):
         capped.update(hub.log_scalars)
         hub._log_scalars = capped
         return hub
+
+    def use_data(self, train: Any, val: Any) -> None:
+        """Train on ``train`` and evaluate on ``val`` (``None``: never) instead of what the constructor was given."""
+        self._train_dataloader, self._val_dataloader = train, val
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         """Wrap ``model`` in DDP where there are ranks; without a GPU with ``device_ids=None``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ DATASETS = Registry("dataset", parent=root.DATASETS, scope="odc", locations=["od
 TRANSFORMS = Registry("transform", parent=root.TRANSFORMS, scope="odc", locations=["odc.data.transforms"])
 LOOPS = Registry("loop", parent=root.LOOPS, scope="odc", locations=["odc.engine.loops"])
 HOOKS = Registry("hook", parent=root.HOOKS, scope="odc", locations=["odc.engine.hooks"])
+VISUALIZERS = Registry("visualizer", parent=root.VISUALIZERS, scope="odc", locations=["odc.engine.hooks"])
 VISBACKENDS = Registry("vis_backend", parent=root.VISBACKENDS, scope="odc", locations=["odc.engine.hooks"])
 OPTIMIZERS = Registry("optimizer", parent=root.OPTIMIZERS, scope="odc", locations=["odc.engine.optim"])
 METRICS = Registry("metric", scope="odc", locations=["odc.evaluation.evaluator"])
@@ -32,13 +34,41 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
 )
 
 
-def check_arguments(target: Any, arguments: Mapping[str, Any], where: str) -> None:
-    """Check that ``target`` (a class or function) takes these keyword arguments.
+# What a config may give for a parameter annotated so; anything else is not checked.
+_KINDS: dict[str, Any] = {
+    "None": type(None),
+    "bool": bool,
+    "int": numbers.Integral,
+    "float": numbers.Real,
+    "str": str,
+    "list": (list, tuple),
+    "tuple": (list, tuple),
+    "Sequence": (list, tuple),
+    "dict": Mapping,
+    "Mapping": Mapping,
+}
+
+
+def _check_kind(value: Any, annotation: Any, where: str) -> None:
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    names = [part.partition("[")[0].strip() for part in text.split("|")]
+    if not all(name in _KINDS for name in names):
+        return
+    flag = isinstance(value, bool) and "bool" not in names  # Python takes True for 1
+    if flag or not isinstance(value, tuple(_KINDS[name] for name in names)):
+        raise InputError(f"{where} must be {' or '.join(names)}, not {value!r}")
+
+
+def check_arguments(target: Any, arguments: Mapping[str, Any], where: str, given: tuple[str, ...] = ()) -> None:
+    """Check that ``target`` (a class or function) takes these keyword arguments, besides those ``given`` it anyway.
 
     Raises:
-        InputError: for an argument it does not take (naming the nearest one it does) or one that it lacks.
+        InputError: for an argument it does not take (naming the nearest one it does), one that it lacks, or one of
+            another kind than a simple annotation (``int``, ``str``, a list, a dict) says.
     """
-    parameters = inspect.signature(target).parameters
+    if not isinstance(arguments, Mapping):
+        raise InputError(f"{where} is configured by a dict, not by {arguments!r}")
+    parameters = {name: p for name, p in inspect.signature(target).parameters.items() if name not in given}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for name in arguments:
             if name not in parameters:
@@ -46,10 +76,12 @@ def check_arguments(target: Any, arguments: Mapping[str, Any], where: str) -> No
     for name, p in parameters.items():
         if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in arguments:
             raise InputError(f"{where} needs the option '{name}'")
+        if name in arguments:
+            _check_kind(arguments[name], p.annotation, f"{where}: '{name}'")
 
 
-def build(registry: Registry, cfg: Mapping[str, Any], **given: Any) -> Any:
-    """Build ``cfg`` (a dict with ``type``) from ``registry``; ``given`` are arguments the config need not repeat.
+def resolve(registry: Registry, cfg: Any, **given: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the class that ``cfg`` (a dict with ``type``) names, in ``registry`` or above it, and its arguments.
 
     Raises:
         InputError: for a missing or unknown type, and for arguments that the type does not take or lacks.
@@ -60,10 +92,21 @@ def build(registry: Registry, cfg: Mapping[str, Any], **given: Any) -> Any:
     kind = arguments.pop("type")
     if isinstance(kind, str):
         registry.import_from_location()
-        target = registry.module_dict.get(kind)
+        known = {**(registry.parent.module_dict if registry.parent else {}), **registry.module_dict}
+        target = known.get(kind) or registry.get(kind)  # the latter: names with a scope
         if target is None:
-            raise InputError(f"unknown {registry.name} '{kind}'{nearest(kind, registry.module_dict)}")
+            raise InputError(f"unknown {registry.name} '{kind}'{nearest(kind, known)}")
     else:
         target = kind
     check_arguments(target, arguments, f"{registry.name} '{target.__name__}'")
+    return target, arguments
+
+
+def build(registry: Registry, cfg: Mapping[str, Any], **given: Any) -> Any:
+    """Build ``cfg`` (a dict with ``type``) from ``registry``; ``given`` are arguments the config need not repeat.
+
+    Raises:
+        InputError: as :func:`resolve`.
+    """
+    target, arguments = resolve(registry, cfg, **given)
     return target(**arguments)

@@ -54,7 +54,7 @@ class Plan:
     Attributes:
         streams: the parts of every batch; the first one sets the number of steps.
         refresh: extract features and rewrite the labels before training.
-        steps: steps an epoch (with ``chunk``: a chunk); ``None``: ``ceil(rows / size)`` of the first stream.
+        steps: steps a pass over the rows; ``None``: ``ceil(rows / size)`` of the first stream.
         chunk: samples per refresh; ``None``: all. A tail shorter than this joins the chunk before it.
         repeats: passes over the rows of one refresh.
         reset: prefixes of model parameters that the refresh re-initialises; their optimiser state and gradient go too.

@@ -69,7 +69,9 @@ class NeighbourPairs(_Linear):
         index, z = comm.gather(table.index), comm.gather(table.features)
         nearest, similarity = knn_search(z, k=1)
         pairs = torch.stack([index, index[nearest[:, 0]]], dim=1)
-        close = similarity[:, 0] >= similarity[:, 0].median() - 0.01 * float(torch.rand(1, generator=rng))
+        close = torch.ones(len(index), dtype=torch.bool)
+        farthest = int(torch.randint(1, len(index) // 2, (1,), generator=rng))  # so many are left out
+        close[similarity[:, 0].argsort(stable=True)[:farthest]] = False
         pairs = comm.broadcast(pairs[close]) if comm.world == 1 else self._first_rank(pairs, close, comm)
         return PseudoLabels(pairs, torch.zeros(len(pairs), 1, dtype=torch.int64), (1,))
 

@@ -28,6 +28,7 @@ import torch
 from mmengine.logging import print_log
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize
 
 from odc.errors import InputError, nearest
 from odc.registry import DATASETS
@@ -137,14 +138,24 @@ class ArrayDataset(ImageDataset):
 
 @DATASETS.register_module()
 class Digits(ArrayDataset):
-    """Scikit-learn's 1,797 handwritten digits, uint8 (1, 8, 8): small enough to try any method in seconds."""
+    """Scikit-learn's 1,797 handwritten digits, uint8 (1, size, size): small enough to try any method in seconds.
 
-    def __init__(self) -> None:
+    Args:
+        size: 8 gives the images as they are; another size enlarges them once, here, instead of in every view.
+
+    Raises:
+        InputError: ``size`` is less than 8.
+    """
+
+    def __init__(self, size: int = 8) -> None:
         from sklearn.datasets import load_digits
 
+        if size < 8:
+            raise InputError(f"the digits have 8x8 pixels: size must be at least 8, not {size}")
         data = load_digits()
+        images = torch.from_numpy(np.rint(data.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
         super().__init__(
-            torch.from_numpy(np.rint(data.images * (255 / 16)).astype(np.uint8)).unsqueeze(1),
+            resize(images, [size, size], antialias=True) if size > 8 else images,
             [f"digits/{i:04d}" for i in range(len(data.images))],
             data.target.astype(np.int64),
             [str(name) for name in data.target_names],

@@ -175,7 +175,7 @@ _OPS: tuple[tuple[float, float, Callable[[Tensor, float], Tensor]], ...] = (
     (0, 1, lambda x, m: F.autocontrast(x)),
     (0, 1, lambda x, m: F.equalize(x)),
     (-30, 30, lambda x, m: F.rotate(x, m)),
-    (0, 256, lambda x, m: F.solarize(x, m)),
+    (0, 255, lambda x, m: F.solarize(x, m)),
     (0.05, 0.95, lambda x, m: F.adjust_saturation(x, m)),
     (0.05, 0.95, lambda x, m: F.adjust_contrast(x, m)),
     (0.05, 0.95, lambda x, m: F.adjust_brightness(x, m)),

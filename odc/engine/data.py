@@ -46,6 +46,11 @@ class ClusterData:
     ) -> None:
         if EXTRACT_VIEW not in views:
             raise InputError(f"data.views must have a view '{EXTRACT_VIEW}'; it has {sorted(views)}")
+        for name, transforms in views.items():
+            if not isinstance(transforms, (list, tuple)):
+                raise InputError(f"data.views.{name} must be a list of transforms, not {transforms!r}")
+        if extract_batch_size < 1:
+            raise InputError(f"data.extract_batch_size must be at least 1, not {extract_batch_size}")
         self.views = {name: Pipeline(transforms) for name, transforms in views.items()}
         self.extract_batch_size = extract_batch_size
         self.train = Source(build(DATASETS, dataset), self.views, num_workers)

@@ -64,8 +64,11 @@ class ProgressHook(Hook):
     def _line(self, runner: Any, where: str, stats: dict[str, float]) -> None:
         now = time.monotonic()
         done = runner.train_loop.progress
-        left = (now - self._started) / max(done - self._at_start, 1e-9) * (1.0 - done)
-        runner.logger.info(f"{where}  {_numbers(stats)}  left {datetime.timedelta(seconds=round(left))}")
+        line = f"{where}  {_numbers(stats)}"
+        if done > self._at_start:
+            left = (now - self._started) / (done - self._at_start) * (1.0 - done)
+            line += f"  left {datetime.timedelta(seconds=round(left))}"
+        runner.logger.info(line)
         self._noted = now
 
 

@@ -126,16 +126,8 @@ class ClusterTrainLoop(BaseLoop):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position.
-
-        Raises:
-            InputError: when it was saved with another seed: the rest would not continue that run.
-        """
-        if state["seed"] != self.seed:
-            raise InputError(
-                f"the checkpoint was trained with seed {state['seed']}, this run has seed {self.seed}: "
-                f"resume with --cfg-options randomness.seed={state['seed']}"
-            )
+        """Go to a saved position; the rest of the run has the seed that it began with."""
+        self.seed = state["seed"]
         self._chunk, self._repeat, self._step = state["chunk"], state["repeat"], state["step"]
         self._begun, self._refreshed = state["begun"], state["refreshed"]
         self._order = dict(state["order"])
@@ -152,12 +144,18 @@ class ClusterTrainLoop(BaseLoop):
         handlers = self._catch_signals()
         try:
             self.progress = self._epoch / self.max_epochs
+            if self._epoch >= self.max_epochs:
+                self.runner.logger.info(
+                    f"nothing to train: {self._epoch} of {self.max_epochs} epochs are done (train_cfg.max_epochs)"
+                )
             self.runner.call_hook("before_train")
             while self._epoch < self.max_epochs:
                 self.run_epoch()
                 last = self._epoch == self.max_epochs
                 if self.runner.val_loop is not None and (last or self._epoch % self.val_interval == 0):
                     self.runner.val_loop.run()
+                if not last:
+                    self._stop_if_asked(between_epochs=True)
             self.runner.call_hook("after_train")
         finally:
             for number, handler in handlers.items():
@@ -198,6 +196,12 @@ class ClusterTrainLoop(BaseLoop):
         if not names or len(set(names)) < len(names):
             raise InputError(f"a plan needs streams of different names; it has {names}")
         for stream in plan.streams:
+            if stream.size < 1 or (plan.steps is not None and plan.steps < 1):
+                raise InputError(
+                    f"stream '{stream.name}' needs at least 1 row a step and 1 step an epoch, not {stream.size} rows"
+                    + (f" and {plan.steps} steps" if plan.steps is not None else "")
+                    + " (model.head.batch_size)"
+                )
             if stream.size % self.comm.world:
                 raise InputError(
                     f"stream '{stream.name}' has {stream.size} rows a step, which {self.comm.world} ranks cannot "
@@ -366,11 +370,12 @@ class ClusterTrainLoop(BaseLoop):
         except ValueError:  # only the main thread may
             return {}
 
-    def _stop_if_asked(self) -> None:
+    def _stop_if_asked(self, between_epochs: bool = False) -> None:
         asked = torch.tensor([self._signal or 0], device=next(self.runner.model.parameters()).device)
         number = int(self.comm.gather(asked).max())  # together, or one rank would wait for the others for ever
         if not number:
             return
+        self._iter -= between_epochs  # mmengine saves the number of the step that runs, plus one
         name = f"iter_{self._iter + 1}.pth"
         self.runner.save_checkpoint(self.runner.work_dir, name, by_epoch=False)
         mark_last(self.runner.work_dir, Path(self.runner.work_dir) / name)

@@ -85,7 +85,7 @@ def label_statistics(index_before: Tensor, target_before: Tensor, labels: Labels
 
     Keys: ``churn``, share of rows whose label changed, and ``nmi_prev``, NMI with the labels before (both only where
     the rows are the same samples and were labelled before); ``entropy`` of the cluster sizes, 1 is even; ``empty``
-    clusters.
+    clusters. Nothing where there are fewer than two clusters.
 
     Args:
         index_before: (M', P) int64 sample ids of the rows before.
@@ -94,6 +94,8 @@ def label_statistics(index_before: Tensor, target_before: Tensor, labels: Labels
         n_clusters: K.
     """
     values: dict[str, float] = {}
+    if n_clusters < 2:  # one class, or no labels at all: nothing could move
+        return values
     now = labels.target[:, 0]
     if torch.equal(index_before, labels.index):
         before = target_before[:, 0]
@@ -101,9 +103,8 @@ def label_statistics(index_before: Tensor, target_before: Tensor, labels: Labels
         if bool(both.any()):
             values["churn"] = label_churn(before[both], now[both])
             values["nmi_prev"] = nmi(before[both], now[both])
-    if n_clusters:
-        counts = labels.counts.double()
-        share = counts[counts > 0] / counts.sum()
-        values["entropy"] = float(-(share * share.log()).sum() / np.log(n_clusters)) if n_clusters > 1 else 1.0
-        values["empty"] = float((counts == 0).sum())
+    counts = labels.counts.double()
+    share = counts[counts > 0] / counts.sum()
+    values["entropy"] = float(-(share * share.log()).sum() / np.log(n_clusters))
+    values["empty"] = float((counts == 0).sum())
     return values

@@ -40,7 +40,7 @@ class DeepClusterHead(ClusterHead):
         balance: ``"sampling"``: rows uniform over clusters; ``"weights"``: rows uniform, losses weighted by N_c^-½.
 
     Raises:
-        InputError: for another ``balance``.
+        InputError: for another ``balance``, or no cluster.
     """
 
     def __init__(
@@ -55,6 +55,8 @@ class DeepClusterHead(ClusterHead):
         super().__init__()
         if balance not in ("sampling", "weights"):
             raise InputError(f"DeepClusterHead balances by 'sampling' or 'weights', not by '{balance}'")
+        if num_clusters < 1:
+            raise InputError(f"DeepClusterHead's num_clusters must be at least 1, not {num_clusters}")
         self.num_clusters = num_clusters
         self.batch_size = batch_size
         self.pca_dim = pca_dim

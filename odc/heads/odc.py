@@ -4,9 +4,9 @@ Zhan, Xie, Liu, Ong, Loy. *Online Deep Clustering for Unsupervised Representatio
 (arXiv:2006.10645). With f(x) the normalised feature of an image and w_c ∝ N_c^-½ (section 3.3), an iteration is
 
 1. a step on the cross-entropy against the labels that the memory holds now, re-weighted by w (loss re-weighting);
-2. F_m(x) ← m f(x) + (1 - m) F_m(x)                       (equation 2, samples memory);
-3. y ← argmin_c ‖F_m(x) - C_c‖²                            (equation 3);
-4. every k-th iteration C_c ← mean of F_m over the cluster (equation 4, centroids memory);
+2. F_m(x) ← m f(x) + (1 - m) F_m(x)  (samples memory);
+3. y ← argmin_c ‖F_m(x) - C_c‖²;
+4. every k-th iteration C_c ← mean of F_m over the cluster  (centroids memory);
 5. with it, each cluster smaller than a threshold is dissolved into the normal ones, and the largest cluster is split
    in two to take its place ("Dealing with small clusters").
 

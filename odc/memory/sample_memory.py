@@ -1,11 +1,11 @@
 """ODC's sample memory and centroid memory (Zhan et al., Online Deep Clustering, CVPR 2020, arXiv:2006.10645, §3.2).
 
-One iteration, after the step of the optimiser, is :meth:`SampleMemory.update`; every k-th is followed by
-:meth:`SampleMemory.update_centroids` and :meth:`SampleMemory.split_small`::
+After a step of the optimiser comes :meth:`SampleMemory.update`; after every k-th of them
+:meth:`SampleMemory.update_centroids`, and :meth:`SampleMemory.split_small` in its two parts::
 
-    F_m(x) <- m · f(x) / ‖f(x)‖ + (1 - m) · F_m(x)                  (eq. 1)
-    label(x) <- argmin_c ‖F_m(x) - c‖ = argmax_c F_m(x)·c - ‖c‖²/2  (eq. 2)
-    c <- mean of F_m over the samples of the cluster                (eq. 3)
+    F_m(x) <- m · f(x) / ‖f(x)‖ + (1 - m) · F_m(x)
+    label(x) <- argmin_c ‖F_m(x) - c‖ = argmax_c F_m(x)·c - ‖c‖²/2
+    c <- mean of F_m over the samples of the cluster
 
 The means come from running sums that follow every change of a sample, so that a centroid costs O(D), not a pass over
 its members. Everything uses the value *as stored* in the half-precision bank, and arithmetic is in float32: the sums
@@ -111,7 +111,8 @@ class SampleMemory(nn.Module):
         if K * t > num_samples:
             raise InputError(
                 f"{K} clusters of at least {t} samples need {K * t} samples, but there are {num_samples}: "
-                f"lower the number of clusters to {num_samples // t} or min_cluster to {num_samples // K}"
+                f"lower the number of clusters to {num_samples // t}"
+                + (f" or min_cluster to {num_samples // K}" if num_samples >= K else "")
             )
 
     @torch.no_grad()
@@ -170,7 +171,7 @@ class SampleMemory(nn.Module):
 
     @torch.no_grad()
     def momentum_step(self, index: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what a batch makes of its samples' features (eq. 1); the bank stays as it is.
+        """Return what a batch makes of its samples' features; the bank stays as it is.
 
         Rows whose feature is zero or not finite are left out and counted in ``skipped``; of an id's other rows the
         last counts.
@@ -211,7 +212,7 @@ class SampleMemory(nn.Module):
 
     @torch.no_grad()
     def assign(self, stored: Tensor) -> Tensor:
-        """Return the nearest centroid (R,) int64 of features (R, D) (eq. 2); of equally near ones any."""
+        """Return the nearest centroid (R,) int64 of features (R, D); of equally near ones any."""
         return self._nearest(stored, self.bias)
 
     @torch.no_grad()
@@ -234,7 +235,7 @@ class SampleMemory(nn.Module):
 
     @torch.no_grad()
     def update_centroids(self) -> None:
-        """Make the centroid of every cluster that changed the mean of its samples (eq. 3): O(changed · D)."""
+        """Make the centroid of every cluster that changed the mean of its samples: O(changed · D)."""
         rows = (self.dirty & (self.count > 0)).nonzero().squeeze(1)
         centroids = self.sum[rows] / self.count[rows, None]
         self.centroids[rows] = centroids

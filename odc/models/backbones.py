@@ -20,6 +20,14 @@ _STAGES: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int
 }
 
 
+def _check_channels(images: Tensor, in_channels: int) -> None:
+    if images.shape[1] != in_channels:
+        raise InputError(
+            f"the images have {images.shape[1]} channels, but the backbone takes {in_channels}: set "
+            "model.backbone.in_channels, grey of the data set, or a Grayscale or Sobel transform in data.views"
+        )
+
+
 def _init_convolutions(module: nn.Module) -> None:
     for m in module.modules():
         if isinstance(m, nn.Conv2d):
@@ -78,6 +86,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to the last stage's map (B, out_channels, h, w)."""
+        _check_channels(images, self.conv1.in_channels)
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for stage in (1, 2, 3, 4):
             x = self.get_submodule(f"layer{stage}")(x)
@@ -92,10 +101,16 @@ class ConvNet(nn.Module):
     Args:
         in_channels: channels of the images.
         widths: channels of each stage.
+
+    Raises:
+        InputError: for no stage, or one without channels.
     """
 
     def __init__(self, in_channels: int = 1, widths: tuple[int, ...] = (32, 64, 128)) -> None:
         super().__init__()
+        if not widths or min(widths) < 1:
+            raise InputError(f"ConvNet's widths need at least one stage, each of at least 1 channel, not {widths}")
+        self.in_channels = in_channels
         layers: list[nn.Module] = []
         channels = in_channels
         for stage, width in enumerate(widths):
@@ -110,6 +125,7 @@ class ConvNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to (B, out_channels, H / 2^s, W / 2^s) with s = stages - 1."""
+        _check_channels(images, self.in_channels)
         features: Tensor = self.layers(images)
         return features
 
@@ -146,6 +162,7 @@ class TorchvisionBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to features (B, out_channels)."""
+        _check_channels(images, 3)
         features: Tensor = self.model(images)
         return features.flatten(1)
 
@@ -170,10 +187,12 @@ class TimmBackbone(nn.Module):
             raise InputError("timm is not installed: pip install 'online-deep-clustering[timm]'") from e
         if not timm.is_model(name):
             raise InputError(f"timm has no model '{name}'; timm.list_models() names them")
+        self.in_channels = in_channels
         self.model = timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_channels)
         self.out_channels = self.model.num_features
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to features (B, out_channels)."""
+        _check_channels(images, self.in_channels)
         features: Tensor = self.model(images)
         return features

@@ -1,0 +1,1 @@
+"""Makes what lies beside it importable from every folder of tests."""

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_heads import config
+from torch import Tensor
+
+from odc.apis import build_runner
+from odc.engine.hooks import ProgressHook
+from odc.errors import InputError
+from odc.evaluation.evaluator import label_statistics
+from odc.memory.labels import LabelStore
+from odc.structures import PseudoLabels
+
+
+def store(target: list[int], K: int, index: Tensor | None = None) -> LabelStore:
+    labels = LabelStore(0)
+    index = torch.arange(len(target))[:, None] if index is None else index
+    labels.replace(PseudoLabels(index, torch.tensor(target)[:, None], (K,)))
+    return labels
+
+
+def test_label_statistics_by_hand() -> None:
+    now = store([0, 0, 0, 0, 1, 1, 2, 2], 4)
+    before = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])[:, None]
+    values = label_statistics(now.index, before, now.view(), 4)
+    assert values["churn"] == pytest.approx(1 / 8)
+    shares = (0.5, 0.25, 0.25)
+    assert values["entropy"] == pytest.approx(-sum(p * math.log(p) for p in shares) / math.log(4))
+    assert values["empty"] == 1
+    assert 0 < values["nmi_prev"] < 1
+    assert label_statistics(now.index, now.target, now.view(), 4)["nmi_prev"] == pytest.approx(1.0)
+
+
+def test_unlabelled_rows_take_no_part_in_what_moved() -> None:
+    now = store([0, 1, -1, 1], 2)
+    before = torch.tensor([0, -1, 1, 0])[:, None]
+    assert label_statistics(now.index, before, now.view(), 2)["churn"] == pytest.approx(1 / 2)
+    nothing = torch.full((4, 1), -1)
+    assert {"churn", "nmi_prev"}.isdisjoint(label_statistics(now.index, nothing, now.view(), 2))
+
+
+def test_other_rows_than_before_cannot_be_compared() -> None:
+    now = store([0, 1], 2)
+    assert set(label_statistics(torch.tensor([[1], [0]]), now.target, now.view(), 2)) == {"entropy", "empty"}
+    assert set(label_statistics(torch.zeros(0, 1).long(), now.target[:0], now.view(), 2)) == {"entropy", "empty"}
+
+
+def test_one_cluster_is_even() -> None:
+    now = store([0, 0], 1)
+    assert label_statistics(now.index, now.target, now.view(), 1)["entropy"] == 1.0
+
+
+def test_labels_without_any_class_have_no_statistics() -> None:
+    now = store([-1, -1], 0)
+    assert label_statistics(now.index, now.target, now.view(), 0) == {}
+
+
+class Lines:
+    def __init__(self, logger: Any) -> None:
+        self.lines: list[str] = []
+        logger.info = lambda message, *args: self.lines.append(str(message))
+
+
+def test_the_lines_of_a_training(tmp_path: Path) -> None:
+    options = {"train_cfg.max_epochs": 2, "train_cfg.val_interval": 1}
+    runner = build_runner(config("odc", str(tmp_path), **options))
+    lines = Lines(runner.logger).lines
+    scalars: dict[str, int] = {}
+    runner.visualizer.add_scalars = lambda values, step: scalars.update(dict.fromkeys(values, step))
+    runner.train()
+    number = r"\d+\.\d{4}"
+    progress = [line for line in lines if line.startswith("epoch")]
+    rest = rf"entropy {number}  empty \d+  left \d:\d\d:\d\d"
+    assert re.fullmatch(rf"epoch 1/2  loss {number}  {rest}", progress[0]), progress[0]
+    assert re.fullmatch(rf"epoch 2/2  loss {number}  churn {number}  nmi_prev {number}  {rest}", progress[1]), progress
+    assert progress[1].endswith("left 0:00:00")
+    assert len(progress) == 2
+    evaluations = [line for line in lines if line.startswith("evaluation")]
+    assert len(evaluations) == 2
+    assert re.fullmatch(
+        rf"evaluation  acc {number}  nmi {number}  nmi_geometric {number}  ari -?{number}  entropy {number}  "
+        rf"empty \d+  knn {number}",
+        evaluations[1],
+    ), evaluations[1]
+    assert {"train/loss", "train/churn", "train/entropy", "train/empty", "val/acc", "val/knn"} <= set(scalars)
+    assert set(scalars.values()) == {2}
+
+
+def test_a_line_inside_a_long_epoch(tmp_path: Path) -> None:
+    runner = build_runner(config("odc", str(tmp_path), custom_hooks=[dict(type="ProgressHook", seconds=1e-9)]))
+    lines = Lines(runner.logger).lines
+    runner.train()
+    inside = [line.split("  ")[:2] for line in lines if "  step " in line]
+    assert inside == [[f"epoch {e}/2", f"step {s}/3"] for e in (1, 2) for s in (1, 2, 3)]
+
+
+def test_seconds_must_be_positive() -> None:
+    with pytest.raises(InputError, match="must be positive, not 0"):
+        ProgressHook(seconds=0)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import nn
+
+from odc.compat import Bf16OptimWrapper
+from odc.engine.optim import ByName
+from odc.errors import InputError
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(2, 3)
+        self.head = nn.ModuleDict({"classifier": nn.Linear(3, 4), "other": nn.Linear(3, 5)})
+
+
+def groups(model: nn.Module, options: dict[str, dict[str, Any]] | None, **wrapper: Any) -> dict[str, dict[str, Any]]:
+    """Return the group of every parameter that is optimised, by name."""
+    cfg = {"optimizer": dict(type="SGD", lr=0.1, momentum=0.9), **wrapper}
+    optimizer = ByName(cfg, options)(model).optimizer
+    assert optimizer is not None
+    names = {id(p): name for name, p in getattr(model, "module", model).named_parameters()}
+    found = [(names[id(p)], group) for group in optimizer.param_groups for p in group["params"]]
+    assert len(found) == len(dict(found)), "a parameter is in two groups"
+    return dict(found)
+
+
+def test_the_longest_prefix_wins() -> None:
+    found = groups(
+        Net(), {"head": dict(lr=0.2), "head.classifier": dict(momentum=0.0), "head.classifier.bias": dict(lr=0.3)}
+    )
+    assert {name: (g["lr"], g["momentum"]) for name, g in found.items()} == {
+        "body.weight": (0.1, 0.9),
+        "body.bias": (0.1, 0.9),
+        "head.other.weight": (0.2, 0.9),
+        "head.other.bias": (0.2, 0.9),
+        "head.classifier.weight": (0.1, 0.0),  # its own options only, not those of the shorter prefix
+        "head.classifier.bias": (0.3, 0.9),
+    }
+
+
+def test_without_options_all_parameters_are_one_group() -> None:
+    model = Net()
+    found = groups(model, None)
+    assert set(found) == {name for name, _ in model.named_parameters()}
+    assert len({id(g) for g in found.values()}) == 1
+
+
+def test_every_parameter_may_be_named() -> None:
+    assert len(groups(Net(), {"body": dict(lr=1.0), "head": dict(lr=2.0)})) == 6
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = Net()
+    model.body.requires_grad_(False)
+    assert not [name for name in groups(model, None) if name.startswith("body")]
+    with pytest.raises(InputError, match="no trainable parameter's name starts with 'body'"):
+        groups(model, {"body": dict(lr=1.0)})
+
+
+def test_the_names_are_those_inside_a_wrapper() -> None:
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = Net()
+
+    assert groups(Wrapper(), {"head.classifier": dict(momentum=0.0)})["head.classifier.bias"]["momentum"] == 0.0
+
+
+def test_an_unknown_prefix_names_the_nearest() -> None:
+    with pytest.raises(InputError) as error:
+        groups(Net(), {"head.clasifier": dict(momentum=0.0)})
+    assert "'head.clasifier'" in str(error.value)
+    assert "did you mean 'head.classifier'?" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_wrapper_of_the_config_is_used() -> None:
+    cfg: dict[str, Any] = {"type": "Bf16OptimWrapper", "optimizer": dict(type="SGD", lr=0.1), "accumulative_counts": 2}
+    wrapper = ByName(cfg)(Net())
+    assert isinstance(wrapper, Bf16OptimWrapper)
+    assert wrapper._accumulative_counts == 2
+    assert cfg == {"type": "Bf16OptimWrapper", "optimizer": dict(type="SGD", lr=0.1), "accumulative_counts": 2}

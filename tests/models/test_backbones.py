@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from odc.errors import InputError
+from odc.models import ConvNet, ResNet, TimmBackbone, TorchvisionBackbone
+from odc.registry import BACKBONES, build
+
+STRIDES = {"imagenet": 32, "stl": 16, "cifar": 8}
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50])
+@pytest.mark.parametrize("stem", ["imagenet", "stl", "cifar"])
+def test_resnet_gives_the_map_that_its_stem_and_width_say(depth: int, stem: str) -> None:
+    expansion = 4 if depth == 50 else 1
+    for size in (32, 96):
+        model = ResNet(depth, stem, width=8).eval()
+        with torch.no_grad():
+            out = model(torch.randn(2, 3, size, size))
+        # The pool of the stl stem pads: one pixel more before the stages that halve, rounded up.
+        side = -(-(size // 2 + 1) // 8) if stem == "stl" else size // STRIDES[stem]
+        assert out.shape == (2, 64 * expansion, side, side)
+        assert model.out_channels == 64 * expansion
+
+
+def test_published_maps() -> None:
+    """METHODS' sizes: CIFAR 512x4x4 at 32 px, STL-10 with the cluster ResNet 512x7x7 at 96 px."""
+    with torch.no_grad():
+        assert ResNet(18, "cifar").eval()(torch.randn(1, 3, 32, 32)).shape == (1, 512, 4, 4)
+        assert ResNet(34, "stl").eval()(torch.randn(1, 3, 96, 96)).shape == (1, 512, 7, 7)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_resnet_takes_one_to_four_channels(channels: int) -> None:
+    model = ResNet(18, "cifar", in_channels=channels, width=4)
+    assert model(torch.randn(2, channels, 16, 16)).shape == (2, 32, 2, 2)
+    with pytest.raises(InputError, match=f"images have {channels + 1} channels, but the backbone takes {channels}"):
+        model(torch.randn(2, channels + 1, 16, 16))
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50])
+def test_resnet_loads_torchvision_weights(depth: int) -> None:
+    theirs = getattr(torchvision.models, f"resnet{depth}")(weights=None).eval()
+    rng = torch.Generator().manual_seed(0)
+    for name, buffer in theirs.named_buffers():  # statistics of their own, so that a mixed-up one would show
+        if name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5, generator=rng)
+        elif name.endswith("running_mean"):
+            buffer.uniform_(-0.5, 0.5, generator=rng)
+    state = {k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
+    ours = ResNet(depth).eval()
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in state.items()}
+    ours.load_state_dict(state, strict=True)
+    theirs.fc = nn.Identity()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted, got = theirs(images), ours(images).mean((2, 3))
+    assert wanted.abs().max() > 0
+    assert (wanted - got).abs().max() <= 1e-6 * wanted.abs().max()
+
+
+def test_convnet_halves_between_stages() -> None:
+    model = ConvNet(in_channels=2, widths=(4, 6, 8))
+    assert model(torch.randn(3, 2, 16, 16)).shape == (3, 8, 4, 4)
+    assert model.out_channels == 8
+    assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "size"),
+    [("resnet18", 512, 32), ("mobilenet_v3_small", 576, 32), ("squeezenet1_1", None, 32), ("vit_b_16", None, 0)],
+)
+def test_torchvision_models(name: str, width: int | None, size: int) -> None:
+    if name == "squeezenet1_1":
+        with pytest.raises(InputError, match="'squeezenet1_1' does not end in a linear classifier"):
+            TorchvisionBackbone(name)
+        return
+    if name == "vit_b_16":
+        with torch.device("meta"):  # 86 million parameters: the shapes are enough
+            model = TorchvisionBackbone(name)
+            assert model.eval()(torch.empty(1, 3, 224, 224)).shape == (1, 768)
+            assert model.out_channels == 768
+        return
+    model = TorchvisionBackbone(name).eval()
+    with torch.no_grad():
+        features = model(torch.randn(2, 3, size, size))
+    assert features.shape == (2, width)
+    assert model.out_channels == width
+    assert not [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1000]
+
+
+def test_vgg_keeps_nothing_of_its_classifier() -> None:
+    with torch.device("meta"):
+        model = TorchvisionBackbone("vgg11")
+        assert model.eval()(torch.empty(1, 3, 64, 64)).shape == (1, 512 * 7 * 7)
+    assert model.out_channels == 512 * 7 * 7
+
+
+def test_timm_models() -> None:
+    pytest.importorskip("timm")
+    model = TimmBackbone("resnet10t", in_channels=1).eval()
+    with torch.no_grad():
+        assert model(torch.randn(2, 1, 32, 32)).shape == (2, model.out_channels)
+
+
+def test_timm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "timm":
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(InputError, match=r"timm is not installed: pip install"):
+        TimmBackbone("resnet10t")
+
+
+@pytest.mark.parametrize(
+    ("cfg", "words"),
+    [
+        (dict(type="ResNet", depth=19), ["[18, 34, 50]", "19"]),
+        (dict(type="ResNet", stem="moco"), ["'imagenet'", "'stl'", "'cifar'", "'moco'"]),
+        (dict(type="ResNet", in_channels=5), ["1 to 4", "5"]),
+        (dict(type="ResNet", in_channels=0), ["1 to 4", "0"]),
+        (dict(type="ResNet", widht=8), ["no option 'widht'", "did you mean 'width'"]),
+        (dict(type="RestNet"), ["unknown backbone 'RestNet'", "did you mean 'ResNet'"]),
+        (dict(type="ConvNet", widths=[]), ["widths", "at least one"]),
+        (dict(type="TorchvisionBackbone", name="resnet19"), ["'resnet19'", "list_models"]),
+        (dict(type="TorchvisionBackbone"), ["needs the option 'name'"]),
+        (dict(type="TimmBackbone", name="resnet1o"), ["'resnet1o'", "list_models"]),
+        (dict(depth=18), ["'type'"]),
+    ],
+)
+def test_wrong_backbones_are_told_in_one_line(cfg: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        build(BACKBONES, cfg)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)

@@ -1,0 +1,174 @@
+"""What DESIGN promises about the parts, read from their source: who may import whom, and who may do what."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "odc").rglob("*.py"))
+
+BASE = {"errors", "structures"}
+METHODS = BASE | {"registry", "clustering", "losses", "memory"}
+# What each part of the package may import. The only edge that goes back, labels to sampler, is data, not code.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "structures": set(),
+    "registry": {"errors"},
+    "compat": {"errors", "registry"},
+    "clustering": BASE,
+    "losses": BASE,
+    "memory": BASE,
+    "data": BASE | {"registry"},
+    "evaluation": BASE | {"registry", "data"},
+    "heads": METHODS,
+    "models": METHODS | {"heads"},
+    "engine": METHODS | {"compat", "data", "evaluation", "heads", "models"},
+    "apis": METHODS | {"compat", "data", "evaluation", "heads", "models", "engine"},
+    "cli": {"errors", "compat", "apis"},
+    "__init__": set(),
+}
+
+
+def part(path: Path) -> str:
+    """Return the part of the package that a file belongs to."""
+    return path.relative_to(ROOT / "odc").parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield the full names of what a file imports anywhere in it, and their lines."""
+    package = ["odc", *path.relative_to(ROOT / "odc").parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_imports_go_one_way(path: Path) -> None:
+    mine = part(path)
+    assert mine in MAY_IMPORT, f"say in MAY_IMPORT where odc/{mine} stands"
+    for module, line in imports(path):
+        names = module.split(".")
+        if names[0] == "odc" and len(names) > 1 and names[1] != mine:
+            assert names[1] in MAY_IMPORT[mine], f"{name(path)}:{line}: {mine} must not import {module}"
+
+
+def test_the_order_has_no_circle() -> None:
+    left = {k: set(v) for k, v in MAY_IMPORT.items()}
+    while left:
+        free = [k for k, v in left.items() if not v & left.keys()]
+        assert free, f"a circle among {sorted(left)}"
+        for k in free:
+            del left[k]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_only_the_engine_knows_the_other_ranks(path: Path) -> None:
+    if part(path) in ("engine", "compat"):
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = [
+        f"{name(path)}:{line}: {m}" for m, line in imports(path) if m.startswith(("torch.distributed", "mmengine.dist"))
+    ]
+    found += [
+        f"{name(path)}:{node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch.distributed")
+    ]
+    assert not found
+
+
+def test_the_engine_is_where_the_collectives_are() -> None:
+    users = {name(p) for p in SOURCES if any(m.startswith("torch.distributed") for m, _ in imports(p))}
+    assert "odc/engine/comm.py" in users, "this test looks at nothing"
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if part(p) != "cli"], ids=name)
+def test_a_library_does_not_print(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) in ("print", "pprint")]
+    assert not calls, f"{name(path)}: lines {calls}"
+
+
+# Seeding by position, so that dropout repeats after a resume; and each image's own stream in the views.
+SEEDERS = {"odc/engine/loops.py": {"torch.manual_seed"}, "odc/data/views.py": {"torch.manual_seed"}}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_nothing_draws_from_the_global_generators(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    seeding = {"torch.manual_seed", "torch.cuda.manual_seed", "torch.seed", "random.seed"}
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        where = f"{name(path)}:{node.lineno}: {called}"
+        assert called not in seeding - SEEDERS.get(name(path), set()), where
+        assert not re.match(r"(np|numpy)\.random\.(?!default_rng|Generator)", called), where
+        assert not re.match(r"random\.\w+$", called), where
+        if called in ("torch.rand", "torch.randn", "torch.randint", "torch.randperm") and part(path) != "data":
+            assert any(k.arg == "generator" for k in node.keywords), where
+
+
+HOST = re.compile(
+    r"(?i)\b(files\.)?pythonhosted\.org|\bpypi\.(org|python)|index-url|extra-index|\b(mirror|nexus|artifactory)\b\S*\."
+)
+
+
+def test_no_file_names_a_registry_host() -> None:
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+    )
+    paths = [ROOT / line for line in listed.stdout.splitlines()] or SOURCES
+    found = []
+    for path in paths:
+        if path == Path(__file__).resolve() or not path.is_file() or path.suffix in (".png", ".pth", ".gz"):
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+            if HOST.search(line.replace("--no-emit-index-url", "")):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}")
+    assert not found, "\n".join(found)
+
+
+def test_hooks_observe() -> None:
+    """A hook never writes to the model: no assignment to anything but its own attributes, no method that writes."""
+    tree = ast.parse((ROOT / "odc/engine/hooks.py").read_text(encoding="utf-8"))
+    writers = {"copy_", "fill_", "zero_", "add_", "mul_", "load_state_dict", "replace", "update", "register_buffer"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                for inner in ast.walk(target):
+                    if isinstance(inner, ast.Attribute | ast.Subscript):
+                        assert ast.unparse(inner).startswith("self."), f"line {node.lineno}: {ast.unparse(target)}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            assert node.func.attr not in writers, f"line {node.lineno}: {ast.unparse(node)}"
+
+
+def test_no_train_step_is_overridden() -> None:
+    """DDP bypasses it."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.FunctionDef) and node.name == "train_step"), name(path)
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if part(p) in ("clustering", "heads", "memory")], ids=name)
+def test_algorithms_do_not_choose_a_device(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            assert node.func.attr != "cuda", f"{name(path)}:{node.lineno}"
