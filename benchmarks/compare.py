@@ -15,10 +15,12 @@ import datetime
 import importlib.metadata
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import platform
 import resource
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -34,12 +36,12 @@ from odc.errors import InputError, nearest
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = {
     "digits": {
-        "dc": "configs/deepcluster/deepcluster_convnet_1xb256-30e_digits.py",
-        "odc": "configs/odc/odc_convnet_1xb256-30e_digits.py",
+        "dc": "configs/deepcluster/deepcluster_convnet_1xb64-20e_digits.py",
+        "odc": "configs/odc/odc_convnet_1xb64-20e_digits.py",
     },
-    "cifar10-folder": {
-        "dc": "configs/deepcluster/deepcluster_resnet18-narrow_1xb256-20e_cifar10-folder.py",
-        "odc": "configs/odc/odc_resnet18-narrow_1xb256-20e_cifar10-folder.py",
+    "folder32": {
+        "dc": "configs/deepcluster/deepcluster_resnet18-w16_1xb128-20e_folder32.py",
+        "odc": "configs/odc/odc_resnet18-w16_1xb128-20e_folder32.py",
     },
 }
 BASELINES = ("kmeans-pixels", "kmeans-backbone")
@@ -77,7 +79,8 @@ def run_baseline(cfg: Any, method: str, report: Report) -> dict[str, float]:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     table = extract(model, source, LocalComm(), batch_size=data.extract_batch_size)
     report(0.5, "k-means")
-    result = kmeans(table.features, K, n_iter=100, generator=make_generator(cfg.randomness.seed, "kmeans"))
+    rng = make_generator(cfg.randomness.seed, "kmeans")
+    result = kmeans(table.features, K, n_iter=100, n_redo=10, generator=rng)
     scores = torch.nn.functional.one_hot(result.labels, K).float()
     evaluation = Evaluation(table.features.cpu(), scores.cpu(), source.dataset.targets)
     return ClusterMetrics()(evaluation) | KNNMetric()(evaluation)
@@ -123,6 +126,7 @@ def run_cell(cell: dict[str, Any], pipe: Connection) -> None:
 
     started = time.perf_counter()
     try:
+        set_threads(cell["threads"])
         cfg = prepare(cell)
         values = run_baseline(cfg, cell["method"], report) if cell["method"] in BASELINES else run_method(cfg, report)
         record: dict[str, Any] = {name: values.get(name) for name in (*METRICS, *sorted(set(values) - set(METRICS)))}
@@ -133,6 +137,16 @@ def run_cell(cell: dict[str, Any], pipe: Connection) -> None:
     usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     record["peak_rss_mb"] = round(usage / 1024, 1)
     pipe.send(("record", record))
+
+
+def set_threads(threads: int) -> None:
+    """Let torch and FAISS use this many threads."""
+    import torch
+
+    from odc.clustering.kmeans import load_faiss
+
+    torch.set_num_threads(threads)
+    load_faiss().omp_set_num_threads(threads)
 
 
 def prepare(cell: dict[str, Any]) -> Any:
@@ -191,6 +205,7 @@ def plan_cells(args: argparse.Namespace) -> list[dict[str, Any]]:
             "config": path or first,
             "epochs": args.epochs,
             "cfg_options": args.cfg_options or {},
+            "threads": max(1, (os.cpu_count() or 1) // args.jobs),
             "work_dir": str(Path(args.out) / f"{method}-{seed}"),
         }
         for method, path in configs.items()
@@ -227,66 +242,108 @@ def check_fair(cells: Sequence[dict[str, Any]]) -> None:
                 )
 
 
-def run_all(cells: Sequence[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
-    """Run the cells one after the other; return their records."""
+class Running:
+    """A cell that runs in a process of its own, and what is known of it so far."""
+
+    def __init__(self, cell: dict[str, Any], context: Any) -> None:
+        self.cell = cell
+        self.title = f"{cell['method']} seed {cell['seed']}"
+        self.share, self.where = 0.0, "starting"
+        self.record: dict[str, Any] | None = None
+        self.pipe, send = context.Pipe(duplex=False)
+        self.process = context.Process(target=run_cell, args=(cell, send))
+        self.process.start()
+        send.close()
+
+    def receive(self) -> bool:
+        """Take one message; return whether the cell has ended."""
+        try:
+            message = self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            if self.record is None:
+                self.record = {"error": f"the process ended with exit code {self.process.exitcode}"}
+            return True
+        if message[0] == "record":
+            self.record = message[1]
+        else:
+            _, self.share, self.where = message
+        return False
+
+
+def run_all(cells: Sequence[dict[str, Any]], out: Path, jobs: int) -> list[dict[str, Any]]:
+    """Run the cells, ``jobs`` at a time; return their records in the order of the cells."""
     context = multiprocessing.get_context("forkserver")  # imports once; never forks a process that has threads
     context.set_forkserver_preload(["odc.apis", "odc.models", "odc.heads", "odc.engine.loops"])
-    records: list[dict[str, Any]] = []
     facts = provenance()
-    started = time.monotonic()
-    for number, cell in enumerate(cells):
-        receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=run_cell, args=(cell, send))
-        process.start()
-        send.close()
-        title = f"[{number + 1}/{len(cells)}] {cell['method']} seed {cell['seed']}"
-        record = follow(receive, title, started, number, len(cells))
-        process.join()
-        if record is None:
-            record = {"error": f"the process ended with exit code {process.exitcode}", "log": cell["work_dir"]}
-        baseline = cell["method"] in BASELINES
-        records.append(
-            {"method": cell["method"], "seed": cell["seed"], **record, "config": relative(cell["config"])}
-            | {"epochs": 0 if baseline else epochs_of(cell), **facts}
-        )
-        write(out / "results.json", json.dumps(records, indent=1) + "\n")
-        line = record.get("error") or "  ".join(f"{m} {record[m]:.3f}" for m in METRICS if record[m] is not None)
-        show(f"{title}  {line}  {record.get('seconds', 0):.1f} s", final=True)
-    return records
+    records: dict[int, dict[str, Any]] = {}
+    running: dict[int, Running] = {}
+    waiting = list(enumerate(cells))
+    progress = Progress(len(cells))
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                number, cell = waiting.pop(0)
+                running[number] = Running(cell, context)
+            ready = multiprocessing.connection.wait([r.pipe for r in running.values()], timeout=1.0)
+            for number, r in list(running.items()):
+                if r.pipe in ready and r.receive():
+                    del running[number]
+                    records[number] = describe(r, facts)
+                    write(out / "results.json", json.dumps([records[n] for n in sorted(records)], indent=1) + "\n")
+                    progress.ended(records[number])
+            progress.show(len(records), list(running.values()))
+    finally:
+        for r in running.values():
+            r.process.terminate()
+    return [records[n] for n in sorted(records)]
 
 
-def epochs_of(cell: dict[str, Any]) -> int:
-    """Return the number of epochs of a cell."""
-    return int(prepare(cell).train_cfg.max_epochs)
+def describe(r: Running, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a cell that has ended, with all that is needed to repeat it."""
+    cell, record = r.cell, r.record or {}
+    epochs = 0 if cell["method"] in BASELINES else int(prepare(cell).train_cfg.max_epochs)
+    return {
+        "method": cell["method"],
+        "seed": cell["seed"],
+        **record,
+        "epochs": epochs,
+        "threads": cell["threads"],
+        "config": relative(cell["config"]),
+        **facts,
+    }
 
 
-def follow(receive: Connection, title: str, started: float, done: int, total: int) -> dict[str, Any] | None:
-    """Show a cell's progress until it sends its record; ``None`` when it ended without one."""
-    noted = 0.0
-    while True:
-        try:
-            message = receive.recv()
-        except EOFError:
-            return None
-        if message[0] == "record":
-            record: dict[str, Any] = message[1]
-            return record
-        _, share, where = message
+class Progress:
+    """What runs, what is done, and the time left: redrawn on a terminal, a line every ten seconds in a file."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.started = time.monotonic()
+        self.noted = self.started
+        self.terminal = sys.stdout.isatty()
+
+    def show(self, done: int, running: Sequence[Running]) -> None:
+        """Show the cells that run."""
         now = time.monotonic()
-        # On a terminal the line is redrawn; into a file goes a line every ten seconds.
-        if now - noted > (0.5 if sys.stdout.isatty() else 10.0):
-            noted = now
-            part = (done + share) / total
-            left = (now - started) / part * (1 - part) if part > 0 else 0.0
-            show(f"{title}  {where}  left in all {datetime.timedelta(seconds=round(left))}")
+        if now - self.noted < (0.5 if self.terminal else 10.0) or not running:
+            return
+        self.noted = now
+        part = (done + sum(r.share for r in running)) / self.total
+        left = datetime.timedelta(seconds=round((now - self.started) / part * (1 - part))) if part > 0 else "?"
+        line = f"{done}/{self.total} done, {left} left: " + "; ".join(f"{r.title} {r.where}" for r in running)
+        if self.terminal:
+            print(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+        else:
+            print(line, flush=True)
 
-
-def show(line: str, final: bool = False) -> None:
-    """Print a line of progress."""
-    if sys.stdout.isatty():
-        print(f"\r\033[K{line}", end="\n" if final else "", flush=True)
-    else:
-        print(line, flush=True)
+    def ended(self, record: dict[str, Any]) -> None:
+        """Show a cell's result."""
+        clear = "\r\033[K" if self.terminal else ""
+        result = record.get("error") or "  ".join(f"{m} {record[m]:.3f}" for m in METRICS if record[m] is not None)
+        print(
+            f"{clear}{record['method']} seed {record['seed']}  {result}  {record.get('seconds', 0):.1f} s", flush=True
+        )
 
 
 def provenance() -> dict[str, Any]:
@@ -337,26 +394,25 @@ def write(path: Path, text: str) -> None:
 
 def table(records: Sequence[dict[str, Any]]) -> str:
     """Return the table in Markdown: mean ± sample standard deviation over the seeds."""
-    rows = [["method", "ACC", "NMI", "ARI", "kNN", "seconds", "peak MB", "seeds"]]
+    # Without ground truth there is only how the clusters are filled.
+    labelled = any(r.get("acc") is not None for r in records)
+    metrics = METRICS if labelled else ("entropy", "empty")
+    names = ("ACC", "NMI", "ARI", "kNN") if labelled else ("entropy", "empty clusters")
+    rows = [["method", *names, "seconds", "peak MB", "seeds"]]
     for method in dict.fromkeys(r["method"] for r in records):
         mine = [r for r in records if r["method"] == method]
         good = [r for r in mine if "error" not in r]
         if not good:
-            rows.append([method, f"failed: {mine[0]['error']}", *[""] * 5, f"0 of {len(mine)}"])
+            rows.append([method, "failed", *[""] * (len(names) + 1), f"0 of {len(mine)}"])
             continue
-        cells = [spread([r[m] for r in good], 3) for m in METRICS]
+        cells = [spread([r[m] for r in good], 3) for m in metrics]
         cells += [spread([r[m] for r in good], digits) for m, digits in (("seconds", 1), ("peak_rss_mb", 0))]
-        count = str(len(mine)) if len(good) == len(mine) else f"{len(good)} of {len(mine)}; {failure(mine)}"
-        rows.append([method, *cells, count])
+        rows.append([method, *cells, str(len(mine)) if len(good) == len(mine) else f"{len(good)} of {len(mine)}"])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    lines += [f"\n{r['method']} seed {r['seed']} failed: {r['error']}" for r in records if "error" in r]
     return "\n".join(lines)
-
-
-def failure(records: Sequence[dict[str, Any]]) -> str:
-    """Return the first failure among these records."""
-    return "failed: " + next(str(r["error"]) for r in records if "error" in r)
 
 
 def spread(values: Sequence[float | None], digits: int) -> str:
@@ -368,6 +424,14 @@ def spread(values: Sequence[float | None], digits: int) -> str:
     return mean if len(known) < 2 else f"{mean} ± {statistics.stdev(known):.{digits}f}"
 
 
+def default_jobs() -> int:
+    """Return 1 where there is a GPU, which one training fills, else a job for every core.
+
+    NVIDIA's tool is asked because torch would start CUDA in this process.
+    """
+    return 1 if shutil.which("nvidia-smi") else os.cpu_count() or 1
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; return the exit code: 0, 1 when a method failed, 2 for wrong input."""
     from mmengine.config import DictAction
@@ -377,9 +441,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", default="digits", help=f"one of {', '.join(CONFIGS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", required=True, help="folder for results.json, table.md and a folder for every cell")
+    parser.add_argument("--jobs", type=int, help="cells at a time (default: one a core; with a GPU, one)")
     parser.add_argument("--epochs", type=int, help="the same number of epochs for every method")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="for every config")
     args = parser.parse_args(argv)
+    args.jobs = args.jobs or default_jobs()
     try:
         cells = plan_cells(args)
     except InputError as e:
@@ -387,7 +453,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    records = run_all(cells, out)
+    records = run_all(cells, out, args.jobs)
     text = table(records)
     write(out / "table.md", text + "\n")
     print(f"\n{text}\n\n{out / 'results.json'}")

@@ -93,6 +93,7 @@ def kmeans(
     *,
     generator: torch.Generator,
     n_iter: int = 20,
+    n_redo: int = 1,
     spherical: bool = False,
     max_points_per_centroid: int = 10_000_000,
 ) -> KMeansResult:
@@ -108,11 +109,12 @@ def kmeans(
         n_clusters: K, 1 to N.
         generator: the seed is drawn from it; the same seed gives the same bits on the same machine.
         n_iter: Lloyd's iterations.
+        n_redo: runs from different starts; the one with the best objective is kept.
         spherical: unit-length centroids, assignment by inner product.
         max_points_per_centroid: train on a random sample of K times this many points if there are more.
 
     Raises:
-        InputError: K is not within 1..N, ``n_iter`` < 1, ``x`` is not (N, D), or rows are not finite.
+        InputError: K is not within 1..N, ``n_iter`` or ``n_redo`` < 1, ``x`` is not (N, D), or rows are not finite.
         MissingFaissError: FAISS is not installed.
     """
     points = finite_array(x, "x")
@@ -121,11 +123,14 @@ def kmeans(
         raise InputError(f"{n_clusters} clusters from {N} samples: lower the number of clusters to between 1 and {N}")
     if n_iter < 1:
         raise InputError(f"k-means needs at least 1 iteration, not {n_iter}")
+    if n_redo < 1:
+        raise InputError(f"k-means needs at least 1 run, not {n_redo}")
     faiss = load_faiss()
     device = x.device if isinstance(x, Tensor) else torch.device("cpu")
 
     clustering = faiss.Clustering(D, n_clusters)
     clustering.niter = n_iter
+    clustering.nredo = n_redo
     clustering.spherical = spherical
     clustering.min_points_per_centroid = 1  # fewer than 39 is a warning on stderr otherwise
     clustering.max_points_per_centroid = max_points_per_centroid

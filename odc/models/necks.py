@@ -31,32 +31,35 @@ class AvgPool(nn.Module):
 class ODCNeck(nn.Module):
     """ODC's neck (Zhan et al. 2020): average pooling, fc – BN – ReLU – dropout – fc – ReLU; dropped downstream.
 
-    Its batch norm has no affine parameters and a momentum of .001.
+    Its batch norm has no affine parameters.
 
     Args:
         in_channels: the backbone's D.
         hidden_channels: width between the two layers; 512 in the paper.
         out_channels: D of the memory; 256 in the paper.
         dropout: probability, 0.5 in the paper.
+        bn_momentum: of the batch norm's running statistics. The paper's 0.001 needs thousands of steps before they
+            describe the features; a short training needs more.
     """
 
     def __init__(
-        self, in_channels: int, hidden_channels: int = 512, out_channels: int = 256, dropout: float = 0.5
+        self,
+        in_channels: int,
+        hidden_channels: int = 512,
+        out_channels: int = 256,
+        dropout: float = 0.5,
+        bn_momentum: float = 0.001,
     ) -> None:
         super().__init__()
         self.out_channels = out_channels
         self.layers = nn.Sequential(
             nn.Linear(in_channels, hidden_channels),
-            nn.BatchNorm1d(hidden_channels, momentum=0.001, affine=False),
+            nn.BatchNorm1d(hidden_channels, momentum=bn_momentum, affine=False),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout),
             nn.Linear(hidden_channels, out_channels),
             nn.ReLU(inplace=True),
         )
-        for m in self.layers:
-            if isinstance(m, nn.Linear):
-                nn.init.normal_(m.weight, std=0.01)
-                nn.init.zeros_(m.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, D, h, w) or (B, D) to (B, out_channels), non-negative."""

@@ -32,6 +32,14 @@ def test_four_points() -> None:
     assert result.labels.dtype == torch.int64
 
 
+def test_of_several_runs_the_best_is_kept() -> None:
+    x = torch.tensor([[0.0, 0], [10, 0], [0, 1], [10, 1]])
+    single = [run(x, 2, seed).stats.objective[-1] for seed in range(10)]
+    assert max(single) == 100  # some starts end below the optimum
+    for seed in range(10):
+        assert sorted(run(x, 2, seed, n_redo=20).centroids.tolist()) == [[0, 0.5], [10, 0.5]]
+
+
 def test_labels_are_the_nearest_centroids_and_the_objective_falls() -> None:
     x = torch.randn(500, 8, generator=make_generator(0))
     result = run(x, 20, n_iter=7)

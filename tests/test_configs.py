@@ -1,0 +1,39 @@
+"""Every config of the repository is complete: its keys are known, its views run, its model is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from odc.apis import check_parts, prepare_config
+from odc.data.transforms import Pipeline
+from odc.registry import MODELS, build
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*/*.py") if p.parent.name != "_base_")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_config_is_complete(path: Path) -> None:
+    cfg = prepare_config(path)
+    check_parts(cfg)
+    model = build(MODELS, cfg.model)
+    channels = 1 if cfg.data.dataset.type == "Digits" else 3
+    views = {view for stream in model.head.plan(0).streams for view in stream.views} | {"extract"}
+    assert views <= set(cfg.data.views)
+    for name, transforms in cfg.data.views.items():
+        pipeline = Pipeline(transforms)
+        size = (16, 16) if channels == 1 else (300, 260)
+        image = pipeline(torch.randint(0, 255, (channels, *size), dtype=torch.uint8), 1)
+        assert image.shape[1] == image.shape[2]
+        if name in views and image.shape[-1] <= 32:
+            with torch.no_grad():
+                model.eval()
+                scores = model.head.predict(model.features(image[None].repeat(2, 1, 1, 1)))
+            assert scores.shape == (2, cfg.model.head.num_clusters)
+
+
+def test_there_are_configs() -> None:
+    assert len(CONFIGS) >= 6
