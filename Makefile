@@ -1,7 +1,3 @@
-# make demo: set up, then compare DC and ODC with k-means on handwritten digits
-# make test: set up, then lint, types and all tests
-# PYTHON=python3.12 chooses the interpreter; FAISS=gpu or FAISS=cpu the FAISS package.
-
 PYTHON ?= python3
 # Both packages own the module `faiss`: never install both.
 FAISS ?= $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -14,7 +10,12 @@ READY := $(VENV)/ready-$(FAISS)
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile | head -3
+	@echo "make demo             set up, then compare DC and ODC with k-means on handwritten digits"
+	@echo "make test             set up, then lint, types and the whole test suite"
+	@echo "make lint, types, test-fast   its three parts;   make test-slow   the long checks"
+	@echo "make benchmark-speed  our times next to a floor measured in the same run"
+	@echo "make lock             choose new versions (needs uv);   make clean   remove .venv and caches"
+	@echo "PYTHON=python3.12 chooses the interpreter, FAISS=gpu or FAISS=cpu the FAISS package."
 
 # The checks say in one line what a bare system lacks. A virtual environment of another FAISS is made anew.
 $(READY): setup.py pyproject.toml requirements/lock.txt

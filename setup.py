@@ -19,7 +19,7 @@ TIMM = ["timm>=1.0.9"]
 setup(
     name="online-deep-clustering",
     version=VERSION,
-    description="Deep clustering of images: DC, ODC, SPICE and DeeperCluster heads under one runner",
+    description="Deep clustering of images: interchangeable clustering heads under one runner",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
