@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": BASE | {"registry"},
     "evaluation": BASE | {"registry", "data"},
     "heads": METHODS,
-    "models": METHODS | {"heads"},
+    "models": METHODS | {"compat", "heads"},
     "engine": METHODS | {"compat", "data", "evaluation", "heads", "models"},
     "apis": METHODS | {"compat", "data", "evaluation", "heads", "models", "engine"},
     "cli": {"errors", "compat", "apis"},

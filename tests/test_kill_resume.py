@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from small_heads import config
 from test_conformance import differences
 
@@ -22,7 +23,8 @@ EPOCHS = 6
 
 def environment() -> dict[str, str]:
     search = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    threads = str(torch.get_num_threads())  # those of this process: another number rounds otherwise
+    return {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def same(a: Path, b: Path) -> list[str]:

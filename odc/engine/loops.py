@@ -123,11 +123,17 @@ class ClusterTrainLoop(BaseLoop):
             "index_before": self.index_before,
             "labels_before": self.labels_before,
             "seed": self.seed,
+            "threads": torch.get_num_threads(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position; the rest of the run has the seed that it began with."""
         self.seed = state["seed"]
+        if state["threads"] != torch.get_num_threads():
+            self.runner.logger.warning(
+                f"the checkpoint was trained on {state['threads']} threads, this process has "
+                f"{torch.get_num_threads()}: sums round differently (OMP_NUM_THREADS={state['threads']} repeats them)"
+            )
         self._chunk, self._repeat, self._step = state["chunk"], state["repeat"], state["step"]
         self._begun, self._refreshed = state["begun"], state["refreshed"]
         self._order = dict(state["order"])
