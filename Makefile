@@ -28,7 +28,7 @@ $(READY): setup.py pyproject.toml requirements/lock.txt
 	@[ -x $(BIN)/python ] && $(BIN)/python -c '' 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV)
 	@echo "$(FAISS)" > $(VENV)/faiss
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements/lock.txt setuptools wheel
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements/lock.txt --no-build-isolation -e '.[$(FAISS),test,dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -c requirements/lock.txt --no-build-isolation -e '.[$(FAISS),test,dev]'
 	@touch $@
 
 demo: $(READY)
