@@ -33,6 +33,7 @@ setup(
         "scipy>=1.11",
         "scikit-learn>=1.4",
         "pillow>=10",
+        "safetensors>=0.4",
         "onedl-mmengine>=0.10.12",
         "opencv-python-headless>=4.8",
     ],

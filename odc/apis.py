@@ -12,12 +12,13 @@ from typing import Any
 from mmengine import Config
 from mmengine.logging import print_log
 
-from odc.compat import Runner, load_config
+from odc.compat import Runner, load_config, load_plain, write_tensors
 from odc.engine.data import ClusterData
 from odc.engine.loops import ClusterTrainLoop, ClusterValLoop
 from odc.engine.optim import check_clipping, check_optimizer
 from odc.errors import InputError, nearest
 from odc.evaluation.gallery import write_clusters
+from odc.models.convert import MARK, describe, extract, rename, suggest
 from odc.registry import (
     HOOKS,
     METRICS,
@@ -235,12 +236,45 @@ def evaluate(cfg: Config, checkpoint: str, out: str | Path | None = None) -> dic
     return finish(runner, None if out is None else Path(out))
 
 
+def convert(src: str | Path, dst: str | Path, *, layout: str | None = None, to: str = "odc") -> str:
+    """Write the backbone of a checkpoint by other names.
+
+    Args:
+        src: checkpoint of a layout in :data:`odc.models.convert.LAYOUTS`, read without running code from it.
+        dst: file to write, ``.pth`` or ``.safetensors``.
+        layout: of ``src``; by default the one that its names show.
+        to: ``"odc"``, for ``model.pretrained`` of a config, ``"torchvision"`` or ``"timm"``.
+
+    Returns:
+        What was recognised, taken, left and written, in two lines.
+
+    Raises:
+        InputError: ``src`` cannot be read safely or is of no known layout, ``to`` has no names for its network, or
+            ``dst`` has another ending, is ``src``, or cannot be written.
+    """
+    path = Path(dst)
+    if path.suffix not in (".pth", ".safetensors"):
+        raise InputError(f"'{dst}' ends in neither .pth nor .safetensors: the ending says which of the two to write")
+    if path.is_dir() or (path.exists() and Path(src).exists() and path.samefile(src)):
+        what = "a folder" if path.is_dir() else "the checkpoint itself"
+        raise InputError(f"'{dst}' is {what}: write to another file")
+    source = f"checkpoint '{src}'"
+    state = extract(load_plain(src), layout, source)
+    tensors = rename(state, to, source)
+    writable(path.parent)
+    nested = to == "odc" and path.suffix == ".pth"
+    write_tensors(path, {"state_dict": tensors, "meta": {MARK: describe(state.tensors)}} if nested else tensors)
+    backbone = suggest(state.tensors)
+    use = f"; use it with model.pretrained='{dst}'" + (f", model.backbone={backbone}" if backbone else "")
+    return f"{src}: {state}\n{dst}: {len(tensors)} tensors by the names of {to}{use if to == 'odc' else ''}"
+
+
 def finish(runner: Runner, out: Path | None) -> dict[str, float]:
     """Return the last evaluation of a runner, and write its clusters to ``out`` if that is given."""
     loop = runner.val_loop
     if not isinstance(loop, ClusterValLoop) or loop.evaluation is None:
         return {}
-    if out is not None and runner.rank == 0:
+    if out is not None and runner.rank == 0 and loop.evaluation.scores.shape[1]:
         table, picture = write_clusters(loop.data.eval.dataset, loop.evaluation, out)
         print_log(f"clusters of {len(loop.evaluation.scores):,} images: {table} and {picture}", "current")
         (out / "metrics.json").write_text(json.dumps(loop.values, indent=2) + "\n", encoding="utf-8")

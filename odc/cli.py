@@ -105,9 +105,23 @@ def _print_config(args: argparse.Namespace) -> None:
     print(cfg.pretty_text)
 
 
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("src", help="checkpoint of this or another project")
+    parser.add_argument("dst", help="file to write, .pth or .safetensors")
+    parser.add_argument("--layout", help="of the checkpoint (default: recognised by its names)")
+    parser.add_argument("--to", default="odc", help="whose names to write: odc (default), torchvision or timm")
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from odc.apis import convert
+
+    print(convert(args.src, args.dst, layout=args.layout, to=args.to))
+
+
 _COMMANDS: list[tuple[str, str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = [
     ("train", "Train by a config.", _add_train, _train),
     ("test", "Evaluate a checkpoint; --out writes its clusters.", _add_test, _test),
+    ("convert", "Take the backbone out of a checkpoint of any known layout.", _add_convert, _convert),
     ("print-config", "Print the whole config, with everything it inherits.", _add_config, _print_config),
 ]
 

@@ -22,6 +22,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import io
 import logging
 import os
 import pickle
@@ -53,6 +54,7 @@ from mmengine.model.weight_init import PretrainedInit, update_init_info
 from mmengine.optim import OptimWrapper
 from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner.checkpoint import CheckpointLoader, get_torchvision_models
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .errors import InputError, nearest
@@ -97,8 +99,8 @@ def load_plain(filename: str | Path, map_location: Any = "cpu", *, mmap: bool = 
     """Read a checkpoint of tensors and plain Python values from a local file; code in it is never run.
 
     Args:
-        filename: local path.
-        map_location: as for :func:`torch.load`.
+        filename: local path; one that ends in ``.safetensors`` is read as such.
+        map_location: as for :func:`torch.load`; safetensors are read to the CPU.
         mmap: map the tensors instead of reading them, to look at a file cheaply.
 
     Returns:
@@ -111,7 +113,10 @@ def load_plain(filename: str | Path, map_location: Any = "cpu", *, mmap: bool = 
     if not path.is_file():
         raise InputError(f"checkpoint '{filename}' does not exist; check the path")
     with _reading(str(filename)):
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        if path.suffix == ".safetensors":
+            checkpoint: Any = load_file(path)
+        else:
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     return _without_config(checkpoint, str(filename))
 
 
@@ -162,6 +167,16 @@ CheckpointLoader.register_scheme(list(CheckpointLoader._schemes), _load_from_uns
 CheckpointLoader.register_scheme("", _load_from_local, force=True)
 CheckpointLoader.register_scheme(["http://", "https://"], _load_from_http, force=True)
 CheckpointLoader.register_scheme("torchvision://", _load_from_torchvision, force=True)
+
+
+def read_checkpoint(source: str) -> dict[str, Any]:
+    """Read a checkpoint to the CPU as :func:`load_plain` does; ``http(s)://`` and ``torchvision://`` addresses too.
+
+    Raises:
+        InputError: as :func:`load_plain`, and for an address that cannot be reached.
+    """
+    checkpoint: dict[str, Any] = CheckpointLoader.load_checkpoint(source, map_location="cpu")
+    return checkpoint
 
 
 @dataclass(frozen=True)
@@ -361,6 +376,22 @@ def _write_atomically(path: Path, data: bytes) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def write_tensors(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain Python values to ``path``, completely or not at all.
+
+    Args:
+        path: ends in ``.safetensors``, for names and tensors only, or in anything else, for ``torch.save``.
+        content: what :func:`load_plain` will return.
+    """
+    if Path(path).suffix == ".safetensors":
+        data = save(dict(content), metadata={"format": "pt"})
+    else:
+        buffer = io.BytesIO()
+        torch.save(dict(content), buffer)
+        data = buffer.getvalue()
+    _write_atomically(Path(path), data)
 
 
 @register_backend("local", force=True, prefixes="")

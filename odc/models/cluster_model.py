@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor
 
+from odc.compat import read_checkpoint
 from odc.errors import InputError
 from odc.heads.base import ClusterHead
 from odc.memory.labels import LabelStore
+from odc.models.convert import load_backbone
 from odc.registry import BACKBONES, HEADS, MODELS, NECKS, build
 from odc.structures import Batch, Comm
 
@@ -25,19 +28,40 @@ class ClusterModel(BaseModel):
         backbone: config of a backbone.
         head: config of a head; ``in_channels`` is filled in from the neck.
         neck: config of a neck; ``in_channels`` is filled in from the backbone.
+        pretrained: checkpoint that :meth:`init_weights`, called before training, loads the backbone from: a path, or
+            an ``http(s)://`` or ``torchvision://`` address, of any layout in :data:`odc.models.convert.LAYOUTS`.
 
     Raises:
         InputError: for a part that is configured wrongly.
     """
 
-    def __init__(self, backbone: dict[str, Any], head: dict[str, Any], neck: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        head: dict[str, Any],
+        neck: dict[str, Any] | None = None,
+        pretrained: str | None = None,
+    ) -> None:
         super().__init__()
+        self.pretrained = pretrained
         self.backbone = build(BACKBONES, backbone)
         self.neck = build(NECKS, neck or {"type": "AvgPool"}, in_channels=self.backbone.out_channels)
         self.head: ClusterHead = build(HEADS, head, in_channels=self.neck.out_channels)
         if not isinstance(self.head, ClusterHead):
             raise InputError(f"head '{type(self.head).__name__}' must inherit from odc.heads.ClusterHead")
         self.labels = LabelStore(0)
+
+    def init_weights(self) -> None:
+        """Initialise the parts by their own rules, then the backbone from ``pretrained``, where that is given.
+
+        Raises:
+            InputError: the checkpoint cannot be read safely, or does not fit the backbone exactly.
+        """
+        super().init_weights()
+        if self.pretrained is not None:
+            source = f"checkpoint '{self.pretrained}'"
+            loaded = load_backbone(self.backbone, read_checkpoint(self.pretrained), source)
+            print_log(f"backbone from {self.pretrained}: {loaded}", "current")
 
     def features(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to z (B, D) float32."""

@@ -1,0 +1,455 @@
+"""Backbones in other projects' checkpoints: their names to ours and back. Dictionaries in, dictionaries out.
+
+A checkpoint of any layout in :data:`LAYOUTS` is brought to one set of names (:func:`extract`): those of torchvision for
+ResNets and VGGs, those of timm for vision transformers, without any wrapper's prefix. From these it goes into a
+backbone of this package (:func:`load_backbone`) or into a file for another one (:func:`rename`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odc.compat import LoadReport, load_state
+from odc.errors import InputError, nearest
+
+TARGETS = ("odc", "torchvision", "timm")
+MARK = "odc_backbone"  # in the meta of a file that holds our backbone and nothing else
+
+_WRAPPERS = {"module", "_orig_mod"}  # DataParallel, DDP; torch.compile
+_DEPTHS = {
+    (False, (2, 2, 2, 2)): 18,
+    (False, (3, 4, 6, 3)): 34,
+    (True, (3, 4, 6, 3)): 50,
+    (True, (3, 4, 23, 3)): 101,
+    (True, (3, 8, 36, 3)): 152,
+}
+_VGG_CONVOLUTIONS = {8: 11, 10: 13, 13: 16, 16: 19}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a project's checkpoints name a backbone.
+
+    Attributes:
+        about: whose checkpoints they are.
+        holds: the checkpoint's keys under which the tensors may lie, best first; ``""`` is the checkpoint itself.
+        prefixes: what the backbone's names start with, best first, wrappers left out.
+        heads: pattern of names under the prefix that are no backbone's.
+        fits: whether names (wrappers left out) are of this layout.
+    """
+
+    about: str
+    holds: tuple[str, ...]
+    prefixes: tuple[str, ...]
+    heads: str
+    fits: Callable[[set[str]], bool]
+
+
+def _under(prefix: str) -> Callable[[set[str]], bool]:
+    return lambda names: any(name.startswith(prefix) for name in names)
+
+
+def _is_timm(names: set[str]) -> bool:
+    transformer = "patch_embed.proj.weight" in names and _under("blocks.")(names)
+    return transformer or bool(names & {"pre_logits.fc1.weight", "conv_stem.weight", "stem.0.weight"})
+
+
+_PLAIN = ("state_dict", "model", "")
+# The first that fits is the one.
+LAYOUTS: dict[str, Layout] = {
+    "dino": Layout(
+        "DINO's and DINOv2's training: backbone.* of the teacher",
+        ("teacher", "student"),
+        ("backbone.",),
+        r"(head|fc)\.",
+        _under("backbone."),
+    ),
+    "spice-semi": Layout(
+        "SPICE's last stage and other FixMatch code: eval_model",
+        ("eval_model", "train_model"),
+        ("",),
+        r"fc\.",
+        lambda names: "conv1.weight" in {name.removeprefix("model.") for name in names},
+    ),
+    "odc": Layout(
+        "this package's: backbone.* next to the labels",
+        ("state_dict", ""),
+        ("backbone.",),
+        r"(?!)",
+        lambda names: "labels.index" in names and _under("backbone.")(names),
+    ),
+    "openselfsup": Layout(
+        "OpenSelfSup's, MMSelfSup's: backbone.*", _PLAIN, ("backbone.",), r"(?!)", _under("backbone.")
+    ),
+    "spice": Layout(
+        "SPICE-Self's: feature_module.*",
+        ("state_dict", ""),
+        ("feature_module.",),
+        r"(fc|mlp)\.",
+        _under("feature_module."),
+    ),
+    "moco": Layout(
+        "MoCo's, of its authors or of SPICE: encoder_q.*",
+        _PLAIN,
+        ("encoder_q.backbone.", "encoder_q."),
+        r"(fc|mlp)\.",
+        _under("encoder_q."),
+    ),
+    "deepercluster": Layout("DeeperCluster's: body.*", _PLAIN, ("body.",), r"(?!)", _under("body.features.")),
+    "deepcluster": Layout(
+        "DeepCluster's AlexNet and VGG-16: features.*, classifier.*, top_layer",
+        _PLAIN,
+        ("",),
+        r"(top_layer|sobel|pred_layer)\.",
+        lambda names: "features.0.weight" in names and bool(names & {"top_layer.weight", "sobel.0.weight"}),
+    ),
+    "dinov2": Layout(
+        "DINOv2's published transformers: plain names with mask_token",
+        _PLAIN,
+        ("",),
+        r"head\.",
+        lambda names: "patch_embed.proj.weight" in names and bool(names & {"mask_token", "register_tokens"}),
+    ),
+    "timm": Layout(
+        "timm's, and DINO's published transformers: plain names",
+        _PLAIN,
+        ("",),
+        r"(fc|classifier|head|head\.fc)\.(weight|bias)$",
+        _is_timm,
+    ),
+    "torchvision": Layout(
+        "torchvision's, and timm's ResNets: plain names",
+        _PLAIN,
+        ("",),
+        r"(fc|heads|classifier)\.(head\.)?(weight|bias)$",
+        lambda names: (
+            {"conv1.weight", "layer1.0.conv1.weight"} <= names
+            or bool(names & {"features.0.weight", "features.0.0.weight", "features.conv0.weight", "conv_proj.weight"})
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class BackboneState:
+    """A backbone's tensors, by torchvision's names (transformers: timm's).
+
+    Attributes:
+        layout: a key of :data:`LAYOUTS`.
+        prefix: what the names began with in the checkpoint.
+        tensors: names to tensors.
+        taken: tensors of the checkpoint that are in ``tensors``; the rest of them are batch norm's counters, which
+            files older than torch 0.4.1 lack.
+        left: what was not taken: prefix to number of tensors, 0 for an entry that holds none.
+    """
+
+    layout: str
+    prefix: str
+    tensors: dict[str, Tensor]
+    taken: int
+    left: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        added = len(self.tensors) - self.taken
+        return (
+            f"layout {self.layout} ({self.prefix}*): {self.taken} tensors taken, {describe(self.tensors)}"
+            + (f", {added} counters of batch norm added" if added > 0 else "")
+            + f"; left: {listed(self.left)}"
+        )
+
+
+def listed(left: Mapping[str, int]) -> str:
+    """Return ``"fc (2), queue (1), epoch"`` for prefixes and their numbers of tensors."""
+    return ", ".join(f"{name} ({count})" if count else name for name, count in left.items()) or "nothing"
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+def _bare(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _states(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """Return the dictionaries of tensors in a checkpoint by their keys, ``""`` for its own, wrappers left out."""
+    nested = {key: value for key, value in checkpoint.items() if isinstance(value, Mapping)}
+    states = {
+        key: {_bare(str(k)): v for k, v in value.items() if isinstance(v, Tensor)}
+        for key, value in {**nested, "": checkpoint}.items()
+    }
+    return {key: state for key, state in states.items() if state}
+
+
+def recognise(checkpoint: Mapping[str, Any], source: str = "the checkpoint") -> str:
+    """Return the layout of a checkpoint, a key of :data:`LAYOUTS`.
+
+    Raises:
+        InputError: none is shown by the names; the message has the first names and the known layouts.
+    """
+    states = _states(checkpoint)
+    meta = checkpoint.get("meta")
+    if isinstance(meta, Mapping) and MARK in meta:
+        return "odc"
+    for name, layout in LAYOUTS.items():
+        if any(layout.fits(set(states[key])) for key in layout.holds if key in states):
+            return name
+    first = [name for key in ("state_dict", "model", "", *states) if key in states for name in states[key]][:3]
+    seen = f"its names begin {', '.join(first)}, ..." if first else f"it holds no tensors, but {', '.join(checkpoint)}"
+    raise InputError(f"{source} has no known layout: {seen}; known: {', '.join(LAYOUTS)}, chosen by --layout")
+
+
+def extract(checkpoint: Mapping[str, Any], layout: str | None = None, source: str = "the checkpoint") -> BackboneState:
+    """Take the backbone out of a checkpoint.
+
+    Args:
+        checkpoint: as ``torch.load`` gives it: names to tensors, or a dictionary that holds such.
+        layout: a key of :data:`LAYOUTS`; by default the one that the names show.
+        source: what to call the checkpoint in messages.
+
+    Returns:
+        The tensors by torchvision's names (transformers: timm's), and what was left.
+
+    Raises:
+        InputError: the layout is unknown, or the checkpoint holds no backbone of it.
+    """
+    if layout is not None and layout not in LAYOUTS:
+        raise InputError(f"no layout '{layout}'{nearest(layout, LAYOUTS)}")
+    name = layout or recognise(checkpoint, source)
+    rules = LAYOUTS[name]
+    states = _states(checkpoint)
+    for key in (key for key in rules.holds if key in states):
+        prefix = next((p for p in rules.prefixes if _under(p)(set(states[key]))), None)
+        if prefix is not None:
+            break
+    else:
+        wanted = " or ".join(f"{p}*" for p in rules.prefixes)
+        raise InputError(
+            f"{source} has no {wanted} under {' or '.join(repr(k) for k in rules.holds if k) or 'its names'}, so it "
+            f"is not of the layout {name}"
+        )
+    if all(n.startswith(f"{prefix}model.") for n in states[key] if n.startswith(prefix)):
+        prefix += "model."  # of a backbone that wraps another project's model
+    mine: dict[str, Tensor] = {}
+    left: Counter[str] = Counter()
+    for full, tensor in states[key].items():
+        inner = full.removeprefix(prefix)
+        if full.startswith(prefix) and not re.match(rules.heads, inner) and inner != "mask_token":
+            mine[inner] = tensor
+        else:
+            left[prefix + inner.split(".")[0] if full.startswith(prefix) else full.split(".")[0]] += 1
+    if name == "torchvision":
+        left.update({f"classifier.{n}": _drop(mine, f"classifier.{n}.") for n in _last_linear(mine)})
+    for entry, value in checkpoint.items():
+        if entry != key and not isinstance(value, Tensor):
+            left[str(entry)] += len(states.get(entry, ()))
+    if not mine:
+        raise InputError(f"{source} holds no backbone, only {listed(left)}")
+    return BackboneState(name, prefix, _common_names(mine), len(mine), dict(left))
+
+
+def _last_linear(tensors: Mapping[str, Tensor]) -> list[int]:
+    """Return the number of the last linear layer of ``classifier``, in a list that is empty where there is none."""
+    found = [re.fullmatch(r"classifier\.(\d+)\.weight", name) for name in tensors]
+    numbers = [int(m[1]) for m in found if m and tensors[m[0]].ndim == 2]
+    return [max(numbers)] if numbers else []
+
+
+def _drop(tensors: dict[str, Tensor], prefix: str) -> int:
+    names = [name for name in tensors if name.startswith(prefix)]
+    for name in names:
+        del tensors[name]
+    return len(names)
+
+
+def _common_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors by torchvision's names, those of transformers by timm's."""
+    out: dict[str, Tensor] = {}
+    registers = "register_tokens" in tensors
+    for name, tensor in tensors.items():
+        new = re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", name)  # SPICE's ResNet for CIFAR
+        new = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", new)  # DINOv2's training: blocks in chunks
+        new = re.sub(r"^(blocks\.\d+\.mlp)\.w12\.", r"\1.fc1.", new)  # DINOv2's largest: gated
+        new = re.sub(r"^(blocks\.\d+\.mlp)\.w3\.", r"\1.fc2.", new)
+        if new.startswith("pre_logits.fc"):  # timm's VGGs: the linear layers are convolutions
+            new = new.replace("pre_logits.fc1", "classifier.0").replace("pre_logits.fc2", "classifier.3")
+            tensor = tensor.flatten(1) if tensor.ndim == 4 else tensor
+        if registers and new in ("register_tokens", "cls_token", "pos_embed"):
+            # timm has no position for the class token of these: it is added once and for all.
+            first, rest = tensors["pos_embed"][:, :1], tensors["pos_embed"][:, 1:]
+            new, tensor = {
+                "register_tokens": ("reg_token", tensor),
+                "cls_token": ("cls_token", tensor + first),
+                "pos_embed": ("pos_embed", rest),
+            }[new]
+        out[new] = tensor
+    for name in [name for name in out if name.endswith(".running_mean")]:
+        out.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------- describing
+
+
+def _resnet(tensors: Mapping[str, Tensor]) -> tuple[int | None, int, int, int] | None:
+    """Return depth (``None``: no usual one), kernel of the stem, channels and width, or ``None`` for other networks."""
+    stem = tensors.get("conv1.weight")
+    if stem is None or stem.ndim != 4 or "layer4.0.conv1.weight" not in tensors:
+        return None
+    blocks = Counter(m[1] for m in (re.fullmatch(r"layer(\d)\.\d+\.conv1\.weight", name) for name in tensors) if m)
+    counts = (blocks["1"], blocks["2"], blocks["3"], blocks["4"])
+    usual = tensors["layer1.0.conv1.weight"].shape[0] == stem.shape[0]  # not so in wide ResNets and ResNeXts
+    depth = _DEPTHS.get(("layer1.0.conv3.weight" in tensors, counts)) if usual else None
+    return depth, stem.shape[2], stem.shape[1], stem.shape[0]
+
+
+def describe(tensors: Mapping[str, Tensor]) -> str:
+    """Return in words which network a backbone's tensors are of: kind, depth, stem, channels."""
+    if found := _resnet(tensors):
+        depth, kernel, channels, width = found
+        kind = f"a ResNet-{depth}" if depth else "a kind of ResNet"
+        wide = f" of width {width}" if width != 64 else ""
+        return f"{kind}{wide} with a {kernel}x{kernel} stem for {_images(channels)}"
+    convolutions = [t for n, t in tensors.items() if re.fullmatch(r"features\.\d+\.weight", n) and t.ndim == 4]
+    if convolutions:
+        first = convolutions[0]
+        norm = " with batch norm" if "features.1.running_mean" in tensors else ""
+        depth = _VGG_CONVOLUTIONS.get(len(convolutions))
+        kind = f"a VGG-{depth}" if depth and first.shape[2] == 3 else "an AlexNet" if first.shape[2] == 11 else "a net"
+        return f"{kind}{norm} for {_images(first.shape[1])}"
+    patch = tensors.get("patch_embed.proj.weight")
+    if patch is not None and patch.ndim == 4:
+        blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
+        return f"a transformer of {len(blocks)} blocks, width {patch.shape[0]}, patches of {patch.shape[2]} px"
+    small = [t for n, t in tensors.items() if re.fullmatch(r"layers\.\d+\.weight", n) and t.ndim == 4]
+    if small:
+        return f"a ConvNet of {len(small)} convolutions for {_images(small[0].shape[1])}"
+    return "a network without a name here"
+
+
+def _images(channels: int) -> str:
+    known = {1: "grey images", 2: "two gradients (Sobel)", 3: "colour images"}
+    return known.get(channels, f"images of {channels} channels")
+
+
+def suggest(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the config of a backbone of this package that takes the tensors, ``None`` where that is not certain."""
+    found = _resnet(tensors)
+    if found and found[0] in (18, 34, 50) and found[1] in (3, 7):
+        depth, kernel, channels, width = found
+        stem = "'imagenet'" if kernel == 7 else "'cifar' (or 'stl')"
+        more = (f", in_channels={channels}" if channels != 3 else "") + (f", width={width}" if width != 64 else "")
+        return f"dict(type='ResNet', depth={depth}, stem={stem}{more})"
+    if describe(tensors).startswith("a VGG-16") and "classifier.3.weight" in tensors:
+        name = "vgg16_bn" if "features.1.running_mean" in tensors else "vgg16"
+        return f"dict(type='TimmBackbone', name='{name}', in_channels={tensors['features.0.weight'].shape[1]})"
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def _timm_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors by timm's names, which differ from torchvision's for the linear layers of VGGs."""
+    out = {}
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"classifier\.([03])\.(weight|bias)", name)
+        if match and "features.0.weight" in tensors:
+            side = 7 if match[1] == "0" else 1
+            if match[2] == "weight":
+                tensor = tensor.unflatten(1, (tensor.shape[1] // side**2, side, side))
+            name = f"pre_logits.fc{1 if match[1] == '0' else 2}.{match[2]}"
+        out[name] = tensor
+    return out
+
+
+def rename(state: BackboneState, to: str = "odc", source: str = "the checkpoint") -> dict[str, Tensor]:
+    """Return a backbone's tensors by the names of a project.
+
+    Args:
+        state: of :func:`extract`.
+        to: ``"odc"``: ``backbone.*`` for networks of our ``ResNet``'s and ``ConvNet``'s names, ``backbone.model.*``
+            for all others, as ``TorchvisionBackbone`` and ``TimmBackbone`` have it; ``"torchvision"`` or ``"timm"``:
+            plain names without a classifier.
+        source: what to call the checkpoint in messages.
+
+    Returns:
+        Names to tensors, each with memory of its own.
+
+    Raises:
+        InputError: for an unknown target, or one that has no names for such a network.
+    """
+    if to not in TARGETS:
+        raise InputError(f"a checkpoint is written for {', '.join(TARGETS)}, not for '{to}'{nearest(to, TARGETS)}")
+    tensors = state.tensors
+    resnet = "layer1.0.conv1.weight" in tensors
+    vgg = describe(tensors).startswith("a VGG")
+    # DeepCluster's AlexNet has torchvision's names, but is wider and has batch norm.
+    fits = LAYOUTS[to].fits(set(tensors)) and not state.layout.startswith("deep")
+    if to == "odc":
+        ours = resnet or any(name.startswith("layers.") for name in tensors)
+        named = {f"backbone.{'' if ours else 'model.'}{name}": tensor for name, tensor in tensors.items()}
+    elif vgg and to == "timm":
+        named = _timm_names(tensors)
+    elif resnet or vgg or fits or state.layout == to:
+        named = dict(tensors)
+    else:
+        raise InputError(f"{source} is {describe(tensors)}: {to} has no such names; write it with --to odc")
+    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in named.items()}
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
+def load_backbone(backbone: nn.Module, checkpoint: Mapping[str, Any], source: str = "the checkpoint") -> str:
+    """Load a checkpoint of any known layout into a backbone: all of it, or nothing and an error.
+
+    The names may be with or without ``model.``, as ``TorchvisionBackbone`` and ``TimmBackbone`` have it. Layers of a
+    classifier that the backbone does not have are left.
+
+    Args:
+        backbone: receives the tensors.
+        checkpoint: as for :func:`extract`.
+        source: what to call the checkpoint in messages.
+
+    Returns:
+        What was loaded and what was left, in one line.
+
+    Raises:
+        InputError: the layout is unknown, or names or shapes differ; the message has both shapes.
+    """
+    state = extract(checkpoint, source=source)
+    wanted = backbone.state_dict()
+    plain = (state.tensors, _timm_names(state.tensors))
+    forms = [*plain, *({f"model.{name}": t for name, t in form.items()} for form in plain)]
+    given = max(forms, key=lambda form: len(form.keys() & wanted.keys()))
+    classifier = re.compile(r"(model\.)?(fc|classifier|heads?|pre_logits)\.")
+    extra = [name for name in given if name not in wanted and classifier.match(name)]
+    given = {name: tensor for name, tensor in given.items() if name not in extra}
+    left = Counter(state.left)
+    left.update(".".join(name.split(".")[:-1]) for name in extra)
+
+    def shapes(name: str) -> str:
+        return f"{name}: file {tuple(given[name].shape)}, model {tuple(wanted[name].shape)}"
+
+    common = [name for name in wanted if name in given]
+    report = LoadReport(
+        loaded=tuple(name for name in common if given[name].shape == wanted[name].shape),
+        missing=tuple(name for name in wanted if name not in given),
+        unexpected=tuple(name for name in given if name not in wanted),
+        mismatched=tuple(shapes(name) for name in common if given[name].shape != wanted[name].shape),
+    )
+    if not report.complete:
+        advice = suggest(state.tensors)
+        raise InputError(
+            f"{source} holds {describe(state.tensors)} (layout {state.layout}), which does not fit the model's "
+            f"{type(backbone).__name__}: {report}; " + (f"set model.backbone={advice}" if advice else "use such a one")
+        )
+    load_state(backbone, given, source=source)
+    return f"{len(given)} tensors loaded of layout {state.layout}, {describe(state.tensors)}; left: {listed(left)}"
