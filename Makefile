@@ -54,6 +54,7 @@ test-slow: $(READY)
 # Each prints our time next to a floor measured in the same run.
 benchmark-speed: $(READY)
 	@$(BIN)/python benchmarks/speed/odc_memory.py
+	@$(BIN)/python benchmarks/speed/augmentation.py
 
 lock:
 	@uv pip compile --universal --python-version 3.10 --no-emit-index-url --no-annotate --all-extras \

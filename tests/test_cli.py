@@ -81,7 +81,14 @@ def test_train_then_test(write: Write, capsys: pytest.CaptureFixture[str]) -> No
     seen = capsys.readouterr()
     assert seen.err == ""
     lines = [line.split(" - INFO - ", 1)[1] for line in seen.out.splitlines()]
-    starts = ["48 images in memory", "epoch 1/2  loss", "epoch 2/2  loss", "evaluation  acc", "clusters of 48 images"]
+    starts = [
+        "images of 1×8×8 stay in memory",
+        "48 images in memory",
+        "epoch 1/2  loss",
+        "epoch 2/2  loss",
+        "evaluation  acc",
+        "clusters of 48 images",
+    ]
     assert len(lines) == len(starts), "more or fewer lines than a user wants to read"
     assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True)), lines
 

@@ -39,13 +39,14 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
     return [] if a == b else [f"{path}: {a} / {b}"]
 
 
-@pytest.mark.parametrize("name", HEAD_CONFIGS)
-def test_resume_at_every_step_is_bitwise(name: str, tmp_path: Path) -> None:
-    whole = train(name, tmp_path / "whole", **EVERY_STEP)
+@pytest.mark.parametrize(("name", "batched"), [*((name, None) for name in HEAD_CONFIGS), ("odc", False)])
+def test_resume_at_every_step_is_bitwise(name: str, batched: bool | None, tmp_path: Path) -> None:
+    path = {"data.batched": batched}
+    whole = train(name, tmp_path / "whole", **path, **EVERY_STEP)
     checkpoints = sorted((tmp_path / "whole").glob("iter_*.pth"), key=lambda p: int(p.stem[5:]))
     assert len(checkpoints) >= 6
     for checkpoint in checkpoints:
-        resumed = train(name, tmp_path / checkpoint.stem, resume=True, load_from=str(checkpoint))
+        resumed = train(name, tmp_path / checkpoint.stem, resume=True, load_from=str(checkpoint), **path)
         assert not differences(whole, resumed), checkpoint.stem
 
 
@@ -59,7 +60,9 @@ def test_training_teaches_and_repeats(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["dc", "odc"])
 def test_workers_change_nothing(name: str, tmp_path: Path) -> None:
-    assert not differences(train(name, tmp_path / "0"), train(name, tmp_path / "2", **{"data.num_workers": 2}))
+    one_by_one = {"data.batched": False}
+    whole = train(name, tmp_path / "0", **one_by_one)
+    assert not differences(whole, train(name, tmp_path / "2", **one_by_one, **{"data.num_workers": 2}))
 
 
 @pytest.mark.parametrize("name", HEAD_CONFIGS)

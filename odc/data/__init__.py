@@ -1,5 +1,6 @@
 """Images, the views of them that training asks for, and the order in which rows are drawn."""
 
+from odc.data.batched import BatchedPipeline
 from odc.data.datasets import (
     ArrayDataset,
     Digits,
@@ -12,11 +13,13 @@ from odc.data.datasets import (
 )
 from odc.data.sampler import draw_rows
 from odc.data.transforms import Pipeline, PixelTransform, VariantTransform, build_transform
-from odc.data.views import BatchLoader, Request, ViewDataset, make_loader, mix, mix_array
+from odc.data.views import BatchedLoader, BatchLoader, Request, ViewDataset, make_loader, mix, mix_array
 
 __all__ = [
     "ArrayDataset",
     "BatchLoader",
+    "BatchedLoader",
+    "BatchedPipeline",
     "Digits",
     "FileDataset",
     "ImageCSV",

@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,8 @@ from odc.structures import UNLABELLED, make_generator
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
 Targets = npt.NDArray[np.int64]
+_Part = TypeVar("_Part")
+_Result = TypeVar("_Result")
 
 
 class ImageDataset(ABC):
@@ -72,6 +74,33 @@ class ImageDataset(ABC):
         Raises:
             InputError: the file cannot be decoded; the message names it.
         """
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """The shape (C, H, W) that all images have, or ``None`` where they differ or it is not known."""
+        return None
+
+    def images(self) -> Tensor:
+        """Return all images, decoded anew, uint8 (N, C, H, W); not to be changed.
+
+        Raises:
+            InputError: an image cannot be decoded, or two differ in shape.
+        """
+        numbers = [range(i, min(i + 256, len(self))) for i in range(0, len(self), 256)]
+        out = torch.empty(0, dtype=torch.uint8)
+        for ids, images in zip(
+            numbers, _in_threads(lambda part: [self.image(i) for i in part], numbers, 256, "decoded"), strict=True
+        ):
+            for i, image in zip(ids, images, strict=True):
+                if i == 0:
+                    out = torch.empty(len(self), *image.shape, dtype=torch.uint8)
+                if image.shape != out.shape[1:]:
+                    raise InputError(
+                        f"{_show(self.paths[i])} has the shape {tuple(image.shape)} but {_show(self.paths[0])} has "
+                        f"{tuple(out.shape[1:])}: set data.batched=False"
+                    )
+                out[i] = image
+        return out
 
     def describe(self) -> str:
         """Return one line for the log: how many images, from where, which labels, and the fingerprint."""
@@ -134,6 +163,16 @@ class ArrayDataset(ImageDataset):
     def image(self, i: int) -> Tensor:
         """Return a copy of image ``i``, uint8 (C, H, W)."""
         return self._images[i].clone()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of every image."""
+        channels, height, width = self._images.shape[1:]
+        return channels, height, width
+
+    def images(self) -> Tensor:
+        """Return the images themselves, uint8 (N, C, H, W); not to be changed."""
+        return self._images
 
 
 @DATASETS.register_module()
@@ -276,12 +315,17 @@ class FileDataset(ImageDataset):
             raise InputError(f"max_samples must be at least 1, got {max_samples}")
         self._root, self._grey = root, grey
 
+        sizes: dict[str, tuple[int, int]] = {}  # height and width
+
         def check(path: str) -> None:
+            with Image.open(os.path.join(root, path)) as image:
+                _check_mode(image)
+                width, height = image.size
+                # large images need no exact shape, and some decoders must read them whole to find the orientation
+                turned = width != height and max(width, height) <= 256 and _orientation(image) > 4
+                sizes[path] = (width, height) if turned else (height, width)
             if verify:
                 _decode(os.path.join(root, path), grey)
-            else:
-                with Image.open(os.path.join(root, path)) as image:
-                    _check_mode(image)
 
         names = sorted(candidates)
         wanted = len(names)
@@ -309,6 +353,8 @@ class FileDataset(ImageDataset):
             print_log(f"skipped {line}", logger="current", level=logging.WARNING)
         self.unreadable = frozenset(bad)
         self.paths = sorted(kept)
+        different = {sizes[path] for path in kept}
+        self._size = different.pop() if len(different) == 1 else None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -319,6 +365,11 @@ class FileDataset(ImageDataset):
     def origin(self) -> str:
         """Where the images are from."""
         return f"under {self._root}"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """The shape (C, H, W) that all files have by their headers, or ``None`` where they differ."""
+        return None if self._size is None else (1 if self._grey else 3, *self._size)
 
     def image(self, i: int) -> Tensor:
         """Return file ``i`` decoded, uint8 (3, H, W), or (1, H, W) with ``grey``."""
@@ -553,19 +604,27 @@ def _survey(paths: Sequence[str], check: Callable[[str], None]) -> dict[str, str
                 failures.append((path, _reason(error)))
         return failures
 
-    size = 256
-    parts = [paths[i : i + size] for i in range(0, len(paths), size)]
-    start = last = time.monotonic()
     failures: dict[str, str] = {}
+    parts = [paths[i : i + 256] for i in range(0, len(paths), 256)]
+    for result in _in_threads(run, parts, 256, "checked"):
+        failures.update(result)
+    return failures
+
+
+def _in_threads(
+    work: Callable[[_Part], _Result], parts: Sequence[_Part], size: int, done_word: str
+) -> Iterator[_Result]:
+    """Yield ``work`` of each of ``parts``, in order, with a line in the log now and then; ``size`` files a part."""
+    start = last = time.monotonic()
     with ThreadPoolExecutor(max_workers=8) as pool:
-        for done, result in enumerate(pool.map(run, parts), start=1):
-            failures.update(result)
+        for done, result in enumerate(pool.map(work, parts), start=1):
+            yield result
             now = time.monotonic()
             if now - last > 5 and done < len(parts):
                 last = now
                 left = (now - start) / done * (len(parts) - done)
-                print_log(f"checked {done * size:,} of {len(paths):,} files, {left:.0f} s left", logger="current")
-    return failures
+                line = f"{done_word} {done * size:,} of at most {len(parts) * size:,} files, {left:.0f} s left"
+                print_log(line, logger="current")
 
 
 def _check_mode(image: Image.Image) -> None:
@@ -584,14 +643,19 @@ _ORIENTATION = {
 }
 
 
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1..8; above 4 height and width change places."""
+    with contextlib.suppress(Exception):  # a damaged EXIF block does not damage the picture
+        return int(image.getexif().get(0x0112, 1))
+    return 1
+
+
 def _decode(path: str, grey: bool) -> Tensor:
     """Return the file's pixels, uint8 (3, H, W) or with ``grey`` (1, H, W); raises what the decoder raises."""
     with Image.open(path) as opened:
         _check_mode(opened)
         opened.load()  # before the orientation is read: the TIFF decoder applies and removes it itself
-        orientation = 1
-        with contextlib.suppress(Exception):  # a damaged EXIF block does not damage the picture
-            orientation = opened.getexif().get(0x0112, 1)
+        orientation = _orientation(opened)
         image: Image.Image = opened
         if orientation in _ORIENTATION:
             image = image.transpose(_ORIENTATION[orientation])

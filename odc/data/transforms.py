@@ -26,7 +26,7 @@ from odc.registry import TRANSFORMS
 
 
 class PixelTransform(ABC):
-    """A transform without chance that takes (..., C, H, W), each image on its own to the last bit.
+    """A transform without chance that takes (..., C, H, W) on any device, each image on its own to the last bit.
 
     At the end of a view such transforms run once for the whole batch.
     """
@@ -72,7 +72,7 @@ class Normalize(PixelTransform):
         _require_float(images, "Normalize")
         if images.shape[-3] != len(self.mean):
             raise InputError(f"Normalize has {len(self.mean)} means but the image has {images.shape[-3]} channels")
-        return (images - self.mean) / self.std
+        return (images - self.mean.to(images.device)) / self.std.to(images.device)
 
 
 @TRANSFORMS.register_module()
@@ -197,12 +197,16 @@ class Pipeline:
     Args:
         transforms: configs (``dict(type=..., **arguments)``) or callables from image to image.
 
+    Attributes:
+        transforms: the transforms, built.
+
     Raises:
         InputError: unknown transform or argument, or a value that the transform refuses.
     """
 
     def __init__(self, transforms: Sequence[Mapping[str, Any] | Callable[..., Tensor]]) -> None:
         built = [build_transform(transform) for transform in transforms]
+        self.transforms = tuple(built)
         split = len(built)
         while split and isinstance(built[split - 1], PixelTransform):
             split -= 1

@@ -2,62 +2,41 @@
 
 What a row's images look like is a function of the request alone: not of the batch it is in, the worker that loads it,
 or what else used a random generator. So a run resumes bitwise at any step, with any number of workers.
+
+Two loaders give the same views, drawn from the same distributions: :class:`BatchLoader` decodes and augments image by
+image, in this process or in workers; :class:`BatchedLoader` holds all images in memory and augments whole batches on
+the model's device, for small images. There, sums of floating-point numbers may be rounded otherwise in another batch;
+the same batch gives the same bits. :func:`make_loader` picks.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from odc.data.batched import BatchedPipeline
 from odc.data.datasets import ImageDataset
+from odc.data.keys import mix as mix
+from odc.data.keys import mix_array as mix_array
 from odc.data.transforms import Pipeline
 from odc.errors import InputError, nearest
 
 Views = dict[tuple[str, str], Tensor]
-
-_MASK = (1 << 64) - 1
-_GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64
-
-
-def mix(seed: int, *parts: int) -> int:
-    """Return a 63-bit hash of ``seed`` and ``parts``, in this order: SplitMix64 chained over them."""
-    state = _step(seed & _MASK)
-    for part in parts:
-        state = _step(state ^ (part & _MASK))
-    return state >> 1
-
-
-def _step(x: int) -> int:
-    x = (x + _GAMMA) & _MASK
-    x = ((x ^ (x >> 30)) * _FIRST) & _MASK
-    x = ((x ^ (x >> 27)) * _SECOND) & _MASK
-    return x ^ (x >> 31)
-
-
-def mix_array(seed: int, *parts: int | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return :func:`mix` of every element of ``parts`` broadcast together, int64."""
-    state = np.asarray(_step(seed & _MASK), dtype=np.uint64)
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
-        for part in parts:
-            bits = np.uint64(part & _MASK) if isinstance(part, int) else part.astype(np.uint64)
-            x = (state ^ bits) + np.uint64(_GAMMA)
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND)
-            state = x ^ (x >> np.uint64(31))
-    return np.asarray(state >> np.uint64(1)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -103,9 +82,7 @@ class ViewDataset(Dataset[Views]):
             InputError: unknown view, an image that cannot be decoded or transformed, or images of different shapes.
             ValueError: rows of one stream and view with different numbers of samples.
         """
-        groups: dict[tuple[str, str], list[Request]] = {}
-        for request in requests:
-            groups.setdefault((request.stream, request.view), []).append(request)
+        groups = _groups(requests)
         uses = Counter(i for request in requests for i in request.ids)
         decoded: dict[int, Tensor] = {}  # images that a later request of this batch needs again
         out: Views = {}
@@ -127,8 +104,6 @@ class ViewDataset(Dataset[Views]):
                             decoded[i] = image.clone()  # a transform may write into what it is given
                         generator.manual_seed(mix(row.key, p))
                         images.append(view.augment(image, row.variant))
-                if len({len(row.ids) for row in rows}) > 1:
-                    raise ValueError(f"rows of stream '{stream}' differ in their number of samples")
                 shapes = {tuple(image.shape) for image in images}
                 if len(shapes) > 1:
                     some = " and ".join(map(str, sorted(shapes)[:2]))
@@ -142,6 +117,21 @@ class ViewDataset(Dataset[Views]):
             if threads > 1:
                 torch.set_num_threads(threads)
         return out
+
+
+def _groups(requests: Sequence[Request]) -> dict[tuple[str, str], list[Request]]:
+    """Return the requests by stream and view, in the order in which these first occur.
+
+    Raises:
+        ValueError: rows of one stream and view with different numbers of samples.
+    """
+    groups: dict[tuple[str, str], list[Request]] = {}
+    for request in requests:
+        groups.setdefault((request.stream, request.view), []).append(request)
+    for (stream, _), rows in groups.items():
+        if len({len(row.ids) for row in rows}) > 1:
+            raise ValueError(f"rows of stream '{stream}' differ in their number of samples")
+    return groups
 
 
 class _Guarded(Dataset[Views]):
@@ -256,9 +246,151 @@ class BatchLoader:
                 self._workers = iter(self._loader)
 
 
-def make_loader(dataset: ViewDataset, num_workers: int = 0) -> BatchLoader:
-    """Return the loader of a data set's views; see :class:`BatchLoader`."""
-    return BatchLoader(dataset, num_workers)
+# What is held in memory unless asked for. Constants, not what the machine has: the choice decides what is drawn, and a
+# run must resume elsewhere.
+MAX_BATCHED_SIDE = 64  # pixels; larger images profit little
+MAX_BATCHED_BYTES = 4 << 30
+
+
+class BatchedLoader:
+    """Loads batches of requests from images that all lie in memory, augmented a batch at a time.
+
+    The images are decoded at the first run. Requests for a view without a form for batches are loaded as
+    :class:`BatchLoader` does.
+
+    Args:
+        dataset: its images have one shape.
+        num_workers: processes that load the views without a form for batches; they start when such a view is asked
+            for.
+        device: where the images lie and are augmented.
+    """
+
+    def __init__(self, dataset: ViewDataset, num_workers: int, device: torch.device | str) -> None:
+        self._dataset, self._device = dataset, torch.device(device)
+        self._views = {
+            name: BatchedPipeline(view.transforms)
+            for name, view in dataset.views.items()
+            if BatchedPipeline.supports(view.transforms)
+        }
+        self._others = BatchLoader(dataset, num_workers)
+        self._images: Tensor | None = None
+        self._run = 0
+
+    def run(self, batches: Iterable[list[Request]]) -> Iterator[Views]:
+        """Load ``batches``, each as :meth:`ViewDataset.__getitems__` gives it, but on the device.
+
+        A run may be abandoned at any point; a new one ends those before it.
+
+        Raises:
+            InputError: as :meth:`ViewDataset.__getitems__`; the next run works.
+            RuntimeError: another run was started since.
+        """
+        self._run += 1
+        return self._iterate(batches, self._run)
+
+    def close(self) -> None:
+        """End the workers, where there are any; the next run starts new ones. The images stay in memory."""
+        self._run += 1
+        self._others.close()
+
+    def _iterate(self, batches: Iterable[list[Request]], run: int) -> Iterator[Views]:
+        ahead: deque[list[Request]] = deque()  # batches that the workers were given and that are not out yet
+
+        def others() -> Iterator[list[Request]]:
+            for batch in batches:
+                ahead.append(batch)
+                yield [request for request in batch if request.view not in self._views]
+
+        if run != self._run:
+            raise RuntimeError("this run was ended by a later one")
+        if self._images is None:
+            self._images = self._dataset.source.images().to(self._device)
+        source = others()
+        loaded: Iterator[Views] | None = None
+        for first in source:
+            # the streams of a run do not change: its first batch tells whether workers have anything to do
+            if first:
+                loaded = self._others.run(itertools.chain([first], source))
+                break
+            if run != self._run:
+                raise RuntimeError("this run was ended by a later one")
+            yield self._batch(ahead.popleft(), {})
+        for rest in loaded or ():
+            if run != self._run:
+                raise RuntimeError("this run was ended by a later one")
+            yield self._batch(ahead.popleft(), rest)
+
+    def _batch(self, requests: Sequence[Request], rest: Views) -> Views:
+        assert self._images is not None
+        out: Views = {}
+        for (stream, name), rows in _groups(requests).items():
+            if name not in self._views:
+                out[stream, name] = rest[stream, name].to(self._device, non_blocking=True)
+                continue
+            ids = np.array([row.ids for row in rows], dtype=np.int64)
+            row_keys = np.array([row.key for row in rows], dtype=np.int64)
+            variants = np.array([row.variant for row in rows], dtype=np.int64).repeat(ids.shape[1])
+            keys = mix_array(row_keys[:, None], np.arange(ids.shape[1])).reshape(-1)
+            numbers = torch.from_numpy(np.stack((ids.reshape(-1), keys, variants))).to(self._device)
+            views = self._views[name](self._images[numbers[0]], numbers[1], numbers[2])
+            out[stream, name] = views.view(*ids.shape, *views.shape[1:])
+        return out
+
+
+def make_loader(
+    dataset: ViewDataset,
+    num_workers: int = 0,
+    device: torch.device | str | None = None,
+    batched: bool | None = None,
+) -> BatchLoader | BatchedLoader:
+    """Return the loader of a data set's views, and log which one and why.
+
+    Args:
+        dataset: the images and their views.
+        num_workers: processes that load what is loaded image by image.
+        device: the model's; ``None``: not known, images are loaded one by one to main memory.
+        batched: hold the images in memory and augment them in batches (:class:`BatchedLoader`), or load them one by one
+            (:class:`BatchLoader`). ``None``: batches where all images have one shape, of at most 64 pixels a side
+            and 4 GiB in all, and at least one view has a form for batches; the other views are loaded one by one.
+
+    Raises:
+        InputError: ``num_workers`` is negative, or ``batched`` is True where it is not possible.
+    """
+    if device is None:
+        return BatchLoader(dataset, num_workers)
+    shape = dataset.source.image_shape
+    obstacles = {name: BatchedPipeline.obstacle(view.transforms) for name, view in dataset.views.items()}
+    blocked = ", ".join(f"{name} ({obstacle})" for name, obstacle in obstacles.items() if obstacle)
+    reason = ""
+    if shape is None:
+        reason = "they differ in shape"
+    elif max(shape[1:]) > MAX_BATCHED_SIDE:
+        reason = f"they have {_shape(shape)} pixels, more than {MAX_BATCHED_SIDE} a side"
+    elif batched is None and len(dataset) * math.prod(shape) > MAX_BATCHED_BYTES:
+        size = len(dataset) * math.prod(shape) / 2**30
+        reason = f"they would take {size:.1f} GiB, more than {MAX_BATCHED_BYTES >> 30}; data.batched=True holds them"
+    elif all(obstacles.values()):
+        reason = f"no view has a form for batches: {blocked}"
+    if batched and reason:
+        raise InputError(f"data.batched=True is not possible for these images: {reason}")
+    if batched is False:
+        reason = "data.batched=False"
+    where = f"one by one, in {num_workers} workers" if num_workers else "one by one, in this process"
+    if reason or shape is None:
+        print_log(f"images are loaded and augmented {where}: {reason}", "current")
+        return BatchLoader(dataset, num_workers)
+    device = torch.device(device)
+    if device.type not in ("cpu", "cuda"):
+        device = torch.device("cpu")  # others lack the 64-bit numbers that the draws need
+    size = len(dataset) * math.prod(shape) / 2**20
+    but = f"; these views {where}: {blocked}" if blocked else ""
+    line = f"images of {_shape(shape)} stay in memory ({size:,.1f} MiB), augmented in batches on {device}{but}"
+    print_log(line, "current")
+    return BatchedLoader(dataset, num_workers, device)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
 
 
 def _identity(batch: Any) -> Any:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from mmengine.device import get_device
+
 from odc.data.datasets import ImageDataset
 from odc.data.transforms import Pipeline
 from odc.data.views import ViewDataset, make_loader
@@ -15,11 +18,18 @@ EXTRACT_VIEW = "extract"
 
 
 class Source:
-    """A data set seen through views, with the workers that load it."""
+    """A data set seen through views, with the loader that gives them; see :func:`odc.data.views.make_loader`."""
 
-    def __init__(self, dataset: ImageDataset, views: dict[str, Pipeline], num_workers: int) -> None:
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        views: dict[str, Pipeline],
+        num_workers: int,
+        device: torch.device | str | None = None,
+        batched: bool | None = None,
+    ) -> None:
         self.dataset = dataset
-        self.loader = make_loader(ViewDataset(dataset, views), num_workers)
+        self.loader = make_loader(ViewDataset(dataset, views), num_workers, device, batched)
 
 
 class ClusterData:
@@ -31,6 +41,9 @@ class ClusterData:
         num_workers: processes that load and augment; 0 does it in the main process.
         extract_batch_size: images a forward when features are extracted.
         eval_dataset: config of the data set to evaluate on; by default the one that is clustered.
+        batched: keep the images in memory and augment them in batches on the model's device. ``None``: where they all
+            have one shape of at most 64 pixels a side, 4 GiB in all, and the transforms allow it; ``False``: load image
+            by image. The distribution of the views is the same either way, the numbers drawn are not.
 
     Raises:
         InputError: for an unknown option, a view that lacks, or images that cannot be read.
@@ -43,6 +56,7 @@ class ClusterData:
         num_workers: int = 0,
         extract_batch_size: int = 256,
         eval_dataset: Mapping[str, Any] | None = None,
+        batched: bool | None = None,
     ) -> None:
         if EXTRACT_VIEW not in views:
             raise InputError(f"data.views must have a view '{EXTRACT_VIEW}'; it has {sorted(views)}")
@@ -53,10 +67,11 @@ class ClusterData:
             raise InputError(f"data.extract_batch_size must be at least 1, not {extract_batch_size}")
         self.views = {name: Pipeline(transforms) for name, transforms in views.items()}
         self.extract_batch_size = extract_batch_size
-        self.train = Source(build(DATASETS, dataset), self.views, num_workers)
+        device = get_device()  # where the runner will put the model
+        self.train = Source(build(DATASETS, dataset), self.views, num_workers, device, batched)
         self.eval = self.train
         if eval_dataset is not None:
-            self.eval = Source(build(DATASETS, eval_dataset), self.views, num_workers)
+            self.eval = Source(build(DATASETS, eval_dataset), self.views, num_workers, device, batched)
         self.steps = 1  # of the epoch that is running; mmengine's logs and timers read it through len()
 
     @property

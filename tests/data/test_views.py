@@ -176,7 +176,7 @@ def test_refusals() -> None:
 
 @pytest.fixture(params=[0, 2])
 def loader(request: pytest.FixtureRequest) -> Iterator[BatchLoader]:
-    loader = make_loader(dataset(damaged=True), request.param)
+    loader = BatchLoader(dataset(damaged=True), request.param)
     yield loader
     loader.close()
 
