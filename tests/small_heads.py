@@ -184,6 +184,7 @@ class TwoStreams(_Linear):
 HEAD_CONFIGS: dict[str, dict[str, Any]] = {
     "dc": dict(type="DeepClusterHead", num_clusters=4, batch_size=16, pca_dim=8),
     "odc": dict(type="ODCHead", num_clusters=4, batch_size=16, min_cluster=5, centroid_interval=2),
+    "moco": dict(type="MoCoHead", batch_size=16, queue_size=40, out_channels=4),
     "pairs": dict(type="NeighbourPairs"),
     "teacher": dict(type="MeanTeacher"),
     "sinkhorn": dict(type="Sinkhorn"),
@@ -220,5 +221,9 @@ def config(name: str, work_dir: str, **options: Any) -> Config:
             log_level="WARNING",
         )
     )
+    if name == "moco":
+        cfg.model.update(type="MoCo", momentum=0.9, split_bn=2)
+        cfg.data.views.update(query=shaky, key=shaky)
+        cfg.val_evaluator = [dict(type="KMeansMetric", num_clusters=3), dict(type="KNNMetric", k=3)]
     cfg.merge_from_dict(options)
     return cfg

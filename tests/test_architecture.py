@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": BASE,
     "memory": BASE,
     "data": BASE | {"registry"},
-    "evaluation": BASE | {"registry", "data"},
+    "evaluation": BASE | {"registry", "data", "clustering"},
     "heads": METHODS,
     "models": METHODS | {"compat", "heads"},
     "engine": METHODS | {"compat", "data", "evaluation", "heads", "models"},

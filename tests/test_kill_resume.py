@@ -24,7 +24,8 @@ EPOCHS = 6
 def environment() -> dict[str, str]:
     search = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     threads = str(torch.get_num_threads())  # those of this process: another number rounds otherwise
-    return {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ""}
+    more = {"PYTHONPATH": search, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **more}
 
 
 def same(a: Path, b: Path) -> list[str]:

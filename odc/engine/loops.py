@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from mmengine.runner.base_loop import BaseLoop
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from odc.compat import mark_last
 from odc.data.sampler import draw_rows
@@ -351,8 +352,8 @@ class ClusterTrainLoop(BaseLoop):
         """
         if self.comm.world == 1:
             return
-        parts = (model.backbone, model.neck)
-        statistics = [b for part in parts for b in part.buffers() if b.is_floating_point()]
+        norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+        statistics = [b for norm in norms for b in norm.buffers() if b.is_floating_point()]
         if statistics:
             mean = self.comm.sum(torch.cat([b.flatten() for b in statistics])) / self.comm.world
             for b, new in zip(statistics, mean.split([b.numel() for b in statistics]), strict=True):

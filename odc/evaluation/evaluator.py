@@ -9,10 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from odc.clustering import kmeans, l2_normalize
 from odc.errors import InputError
 from odc.evaluation.metrics import evaluate_clustering, knn_accuracy, label_churn, nmi
 from odc.registry import METRICS
-from odc.structures import Labels
+from odc.structures import Labels, make_generator
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,36 @@ class ClusterMetrics:
         values = evaluate_clustering(evaluation.clusters, targets, evaluation.scores.shape[1])
         names = {"accuracy": "acc", "empty_clusters": "empty"}
         return {names.get(name, name): value for name, value in values.items() if name != "unknown"}
+
+
+@METRICS.register_module()
+class KMeansMetric:
+    """``kmeans_acc``, ``kmeans_nmi``, ``kmeans_ari`` of k-means on the L2-normalised features; needs ground truth.
+
+    Args:
+        num_clusters: K; by default the number of true classes.
+        n_redo: runs from different starts, of which the best is kept.
+        seed: of the starts.
+    """
+
+    def __init__(self, num_clusters: int | None = None, n_redo: int = 10, seed: int = 0) -> None:
+        self.num_clusters = num_clusters
+        self.n_redo = n_redo
+        self.seed = seed
+
+    def __call__(self, evaluation: Evaluation) -> dict[str, float]:
+        """Return the metrics by name, or nothing without ground truth."""
+        targets = evaluation.targets
+        if targets is None:
+            return {}
+        K = self.num_clusters or len(np.unique(targets[targets >= 0]))
+        features, _ = l2_normalize(evaluation.features)
+        rng = make_generator(self.seed, "KMeansMetric")
+        result = kmeans(features, K, n_iter=100, n_redo=self.n_redo, generator=rng)
+        values = evaluate_clustering(result.labels, targets, K)
+        return {
+            f"kmeans_{short}": values[name] for short, name in (("acc", "accuracy"), ("nmi", "nmi"), ("ari", "ari"))
+        }
 
 
 @METRICS.register_module()

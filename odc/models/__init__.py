@@ -2,6 +2,7 @@
 
 from odc.models.backbones import ConvNet, ResNet, TimmBackbone, TorchvisionBackbone
 from odc.models.cluster_model import ClusterModel
+from odc.models.moco import MoCo
 from odc.models.necks import AvgPool, ODCNeck
 
-__all__ = ["AvgPool", "ClusterModel", "ConvNet", "ODCNeck", "ResNet", "TimmBackbone", "TorchvisionBackbone"]
+__all__ = ["AvgPool", "ClusterModel", "ConvNet", "MoCo", "ODCNeck", "ResNet", "TimmBackbone", "TorchvisionBackbone"]

@@ -1,0 +1,114 @@
+"""MoCo v2: pre-training by telling an image's other view from a queue of other images' keys.
+
+He, Fan, Wu, Xie, Girshick. *Momentum Contrast for Unsupervised Visual Representation Learning.* CVPR 2020
+(arXiv:1911.05722); v2 with an MLP projector and stronger augmentation: Chen, Fan, Girshick, He, arXiv:2003.04297.
+With q the projected query, k₊ its key and k₁ … k_Q the queue, all of unit length,
+
+1. the key encoder follows the query encoder: θ_k ← m θ_k + (1 - m) θ_q (v1, equation 2), before the keys are made;
+2. loss = -log exp(q·k₊/τ) / (exp(q·k₊/τ) + Σᵢ exp(q·kᵢ/τ)) (v1, equation 1, InfoNCE);
+3. the keys are enqueued, and the oldest leave.
+
+:class:`odc.models.MoCo` does step 1 and both encoders, this head the rest. MoCo has no clusters: clustering starts from
+its backbone.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from odc.errors import InputError
+from odc.heads.base import ClusterHead
+from odc.memory.queue import KeyQueue
+from odc.registry import HEADS
+from odc.structures import Batch, Comm, Labels, Plan, Stream
+
+
+def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """Return InfoNCE of each query (equation 1), (B,).
+
+    Args:
+        query: (B, D), rows of unit length.
+        key: (B, D), the positive of each query, of unit length; no gradient.
+        queue: (Q, D), the negatives, of unit length; no gradient.
+        temperature: τ.
+    """
+    positive = (query * key).sum(1, keepdim=True)
+    logits = torch.cat([positive, query @ queue.T], dim=1) / temperature
+    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction="none")
+
+
+@HEADS.register_module()
+class MoCoHead(ClusterHead):
+    """MoCo v2's projector, queue and loss.
+
+    The views ``"query"`` and ``"key"`` of the data are two of the same distribution.
+
+    Args:
+        in_channels: D of the backbone's pooled features.
+        batch_size: images a step, over all ranks.
+        queue_size: negatives; less than the images, or an image would meet its own old key, and best a multiple of
+            ``batch_size``, so that all keys of a step leave together.
+        temperature: τ.
+        hidden_channels: width of the projector's hidden layer; by default ``in_channels``.
+        out_channels: width of queries and keys.
+
+    Raises:
+        InputError: at the first step, when the queue is not smaller than the data set.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        batch_size: int = 256,
+        queue_size: int = 65536,
+        temperature: float = 0.2,
+        hidden_channels: int | None = None,
+        out_channels: int = 128,
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise InputError(f"MoCoHead's temperature must be positive, not {temperature}")
+        self.batch_size = batch_size
+        self.temperature = temperature
+        hidden = in_channels if hidden_channels is None else hidden_channels
+        self.projector = nn.Sequential(
+            nn.Linear(in_channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out_channels)
+        )
+        self.queue = KeyQueue(out_channels, queue_size)
+        if queue_size % batch_size:
+            print_log(
+                f"the queue of {queue_size} keys is no multiple of the batch of {batch_size}: it wraps within a batch",
+                "current",
+                logging.WARNING,
+            )
+
+    def plan(self, epoch: int) -> Plan:
+        """One pass over all images, each seen through two views."""
+        return Plan((Stream("train", self.batch_size, views=("query", "key")),))
+
+    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+        """InfoNCE; ``z`` holds the projected queries and keys."""
+        N, size = labels.index.shape[0], self.queue.keys.shape[0]
+        if size >= N:
+            raise InputError(
+                f"the queue holds {size} keys, but there are {N} images: an image would meet its own old key as a "
+                f"negative; set model.head.queue_size below {N}, best {max(N // 2 // self.batch_size, 1)} batches of "
+                f"{self.batch_size}"
+            )
+        z = batches["train"].z
+        # A copy, since enqueueing writes into what the backward pass needs.
+        queue = self.queue.keys.clone()
+        return {"loss": info_nce(z["query"][:, 0], z["key"][:, 0], queue, self.temperature).mean()}
+
+    def update(self, batches: dict[str, Batch], labels: Labels, rng: torch.Generator, comm: Comm) -> None:
+        """Enqueue the keys of all ranks."""
+        self.queue.enqueue(comm.gather(batches["train"].z["key"][:, 0].contiguous()))
+
+    def predict(self, z: Tensor) -> Tensor:
+        """Map features (B, D) to scores of no clusters, (B, 0)."""
+        return z.new_empty(len(z), 0)

@@ -1,0 +1,110 @@
+"""MoCo's two encoders; the method is described in :mod:`odc.heads.moco`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from odc.errors import InputError
+from odc.models.cluster_model import ClusterModel, Images
+from odc.registry import MODELS
+from odc.structures import Batch, Comm
+
+
+@MODELS.register_module()
+class MoCo(ClusterModel):
+    """A query encoder that is trained, and a key encoder that follows it.
+
+    Batch norm must not tell which images are a pair, so queries and keys are never normalised together in the same
+    company: on several ranks the keys are dealt out over them (``shuffle_bn``); on one device both batches are
+    normalised in groups, the queries' of neighbours, the keys' dealt out (``split_bn``). A batch is in random order, so
+    dealing it out like cards is as good as a shuffle.
+
+    Args:
+        backbone: config of the backbone.
+        head: config of a :class:`odc.heads.MoCoHead`.
+        neck: config of a neck; by default average pooling.
+        momentum: m of the key encoder.
+        shuffle_bn: deal the keys out over the ranks.
+        split_bn: groups a batch is normalised in, on each rank; 1 normalises it whole.
+
+    Raises:
+        InputError: for a momentum outside [0, 1], or groups of less than two images.
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        head: dict[str, Any],
+        neck: dict[str, Any] | None = None,
+        momentum: float = 0.999,
+        shuffle_bn: bool = True,
+        split_bn: int = 1,
+    ) -> None:
+        super().__init__(backbone, head, neck)
+        if not 0.0 <= momentum <= 1.0:
+            raise InputError(f"MoCo's momentum is in [0, 1], not {momentum}")
+        self.momentum = momentum
+        self.shuffle_bn = shuffle_bn
+        self.split_bn = split_bn
+        self.key_encoder = nn.ModuleList(copy.deepcopy(part) for part in self._query_encoder()).requires_grad_(False)
+
+    def init_weights(self) -> None:
+        """Initialise as :meth:`ClusterModel.init_weights`, and the key encoder like the query encoder."""
+        super().init_weights()
+        for key_part, part in zip(self.key_encoder, self._query_encoder(), strict=True):
+            key_part.load_state_dict(part.state_dict())
+
+    def _query_encoder(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        projector = self.head.projector
+        if not isinstance(projector, nn.Module):
+            raise InputError(f"MoCo needs a head with a projector, which '{type(self.head).__name__}' lacks")
+        return self.backbone, self.neck, projector
+
+    def forward(self, images: Images, rows: dict[str, Batch], comm: Comm) -> tuple[dict[str, Tensor], dict[str, Batch]]:
+        """Compute the loss of one step; arguments and result as :meth:`ClusterModel.forward`'s."""
+        query = self._project(self._query_encoder(), images["train", "query"][:, 0])
+        with torch.no_grad():
+            self._follow()
+            key = self._keys(images["train", "key"][:, 0], comm)
+        batch = rows["train"]
+        z = {"query": query[:, None], "key": key[:, None]}
+        with torch.autocast(query.device.type, enabled=False):
+            with_z = Batch(batch.row, batch.index, batch.variant, batch.target, z)
+            losses = self.head.loss({"train": with_z}, self.labels.view(), comm)
+        detached = {view: value.detach() for view, value in z.items()}
+        return losses, {"train": Batch(batch.row, batch.index, batch.variant, batch.target, detached)}
+
+    def _follow(self) -> None:
+        for key_part, part in zip(self.key_encoder, self._query_encoder(), strict=True):
+            for k, q in zip(key_part.parameters(), part.parameters(), strict=True):
+                k.lerp_(q, 1.0 - self.momentum)
+
+    def _keys(self, x: Tensor, comm: Comm) -> Tensor:
+        """Encode the keys (B, C, H, W) in other company than the queries; (B, D) in their own order."""
+        if comm.world == 1 or not self.shuffle_bn:
+            order = _dealt(len(x), self.split_bn, x.device)
+            return self._project(self.key_encoder, x[order])[order.argsort()]
+        everything = comm.gather(x)
+        order = _dealt(len(everything), comm.world * self.split_bn, x.device)
+        mine = order.chunk(comm.world)[comm.rank]
+        k = comm.gather(self._project(self.key_encoder, everything[mine]))
+        return k[order.argsort()].chunk(comm.world)[comm.rank]
+
+    def _project(self, parts: Any, x: Tensor) -> Tensor:
+        """Pass images (B, C, H, W) through encoder and projector, in ``split_bn`` groups; (B, D) of unit length."""
+        if len(x) < 2 * self.split_bn:
+            raise InputError(f"split_bn={self.split_bn} leaves groups of less than 2 of the {len(x)} images a rank")
+        encode: Callable[[Tensor], Tensor] = nn.Sequential(*parts)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return F.normalize(torch.cat([encode(group) for group in x.chunk(self.split_bn)]).float(), dim=1)
+
+
+def _dealt(n: int, groups: int, device: torch.device) -> Tensor:
+    """Return 0, groups, 2·groups, ..., 1, groups + 1, ...: (n,) int64."""
+    return (torch.arange(n, device=device) % groups).argsort(stable=True)
