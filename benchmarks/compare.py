@@ -36,8 +36,8 @@ from odc.errors import InputError, nearest
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = {
     "digits": {
-        "dc": "configs/deepcluster/deepcluster_convnet_1xb64-20e_digits.py",
-        "odc": "configs/odc/odc_convnet_1xb64-20e_digits.py",
+        "dc": "configs/deepcluster/deepcluster_convnet_1xb64-30e_digits.py",
+        "odc": "configs/odc/odc_convnet_1xb64-30e_digits.py",
     },
     "folder32": {
         "dc": "configs/deepcluster/deepcluster_resnet18-w16_1xb128-20e_folder32.py",

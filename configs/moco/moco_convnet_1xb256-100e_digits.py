@@ -9,7 +9,7 @@ _view = [
         scale=[0.85, 1.15],
         shear=[-11.5, 11.5, -11.5, 11.5],
         interpolation='bilinear'),
-    dict(type='ElasticTransform', alpha=30.0, sigma=2.0),
+    dict(type='ElasticTransform', alpha=18.0, sigma=3.0),
     dict(type='ToFloat'),
     dict(type='GaussianNoise', sigma=0.1),
     dict(type='Normalize', mean=[0.31], std=[0.36]),

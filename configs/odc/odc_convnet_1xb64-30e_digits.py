@@ -6,7 +6,7 @@ model = dict(
     # 28 steps an epoch: the paper's momentum of 0.001 would leave the batch norm's statistics where they started.
     neck=dict(type='ODCNeck', bn_momentum=0.1),
     head=dict(type='ODCHead', num_clusters=10, batch_size=64, min_cluster=20))
-train_cfg = dict(max_epochs=20, val_interval=10)
+train_cfg = dict(max_epochs=30, val_interval=10)
 optim_wrapper = dict(
     constructor='ByName',
     optimizer=dict(type='SGD', lr=0.06, momentum=0.9, weight_decay=1e-5),

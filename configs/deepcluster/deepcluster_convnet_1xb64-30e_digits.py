@@ -4,7 +4,7 @@ model = dict(
     type='ClusterModel',
     backbone=dict(type='ConvNet', in_channels=1, widths=[16, 32, 64]),
     head=dict(type='DeepClusterHead', num_clusters=10, batch_size=64, pca_dim=32))
-train_cfg = dict(max_epochs=20, val_interval=10)
+train_cfg = dict(max_epochs=30, val_interval=10)
 optim_wrapper = dict(
     constructor='ByName',
     optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=1e-4),
