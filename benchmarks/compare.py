@@ -434,7 +434,7 @@ def default_jobs() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; return the exit code: 0, 1 when a method failed, 2 for wrong input."""
-    from mmengine.config import DictAction
+    from odc.compat import Overrides
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", required=True, help=f"{', '.join(BASELINES)}, dc, odc, or configs")
@@ -443,7 +443,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="folder for results.json, table.md and a folder for every cell")
     parser.add_argument("--jobs", type=int, help="cells at a time (default: one a core; with a GPU, one)")
     parser.add_argument("--epochs", type=int, help="the same number of epochs for every method")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="for every config")
+    parser.add_argument("--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="for every config")
     args = parser.parse_args(argv)
     args.jobs = args.jobs or default_jobs()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,20 +22,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         args.run(args)
+        sys.stdout.flush()
     except InputError as e:
         print(f"odc: error: {e}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, head say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    from mmengine.config import DictAction
+    from odc.compat import Overrides
 
     parser.add_argument("config", help="path of the config")
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=Overrides,
         metavar="KEY=VALUE",
         help="change settings of the config, e.g. model.head.num_clusters=20",
     )

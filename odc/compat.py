@@ -32,6 +32,7 @@ import sys
 import traceback
 import types
 import warnings
+from argparse import ArgumentParser, Namespace
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ import mmengine
 import numpy as np
 import torch
 import torch.distributed as torch_dist
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list, get_dist_info, is_distributed, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
@@ -824,7 +825,10 @@ def _init_gloo(launcher: str, timeout: float | None) -> None:
     try:
         values = [os.environ[name] for name in variables]
     except KeyError as error:
-        raise InputError(f"launcher '{launcher}' needs the environment variable {error}; start by it") from None
+        starter = {"slurm": "tools/slurm_train.sh", "mpi": "mpirun"}.get(launcher, "tools/dist_train.sh")
+        raise InputError(
+            f"--launcher {launcher} needs the environment variable {error}, which {starter} sets: start with that"
+        ) from None
     os.environ.update(zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), values, strict=True))
     os.environ.setdefault("MASTER_PORT", "29500")
     if "MASTER_ADDR" not in os.environ and launcher == "slurm":
@@ -856,6 +860,19 @@ class Bf16OptimWrapper(OptimWrapper):
 
 
 # ----------------------------------------------------------------------------------------------------------- config
+
+
+class Overrides(DictAction):
+    """mmengine's ``--cfg-options KEY=VALUE ...``, with one line for a word without ``=``."""
+
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        """Store ``{key: value}``."""
+        for value in values:
+            if "=" not in value:
+                parser.error(f"{option_string} takes KEY=VALUE, not '{value}'")
+        super().__call__(parser, namespace, values, option_string)
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:

@@ -375,3 +375,20 @@ def test_dist_train_trains_on_two_processes(write: Write) -> None:
     usage = subprocess.run([str(ROOT / "tools" / "dist_train.sh")], capture_output=True, text=True)
     assert usage.returncode == 2
     assert usage.stderr.startswith("usage:")
+
+
+def test_an_override_without_a_value_is_one_line(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", write(), "--cfg-options", "model.head.num_clusters"])
+    assert stopped.value.code == 2
+    assert "--cfg-options takes KEY=VALUE, not 'model.head.num_clusters'" in capsys.readouterr().err
+
+
+def test_a_reader_may_stop_reading(write: Write) -> None:
+    command = [sys.executable, "-m", "odc.cli", "print-config", write()]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0

@@ -52,6 +52,14 @@ class ClusterHead(nn.Module, ABC):
         return
 
 
+def linear_classifier(in_channels: int, num_clusters: int, std: float = 0.01) -> nn.Linear:
+    """Return a linear layer with weights from N(0, std²) and bias 0, as DeepCluster and ODC start it."""
+    layer = nn.Linear(in_channels, num_clusters)
+    nn.init.normal_(layer.weight, std=std)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 def reset_linear(layer: nn.Linear, rng: torch.Generator, std: float = 0.01) -> None:
     """Draw the weights anew from N(0, std²) and set the bias to 0, as DeepCluster does after every clustering."""
     layer.weight.data.copy_(torch.empty(layer.weight.shape).normal_(std=std, generator=rng))

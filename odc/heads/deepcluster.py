@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from odc.clustering.preprocess import fit_whitening, l2_normalize
 from odc.errors import InputError
-from odc.heads.base import ClusterHead, kmeans_over_ranks, reset_linear, weighted_mean
+from odc.heads.base import ClusterHead, kmeans_over_ranks, linear_classifier, reset_linear, weighted_mean
 from odc.registry import HEADS
 from odc.structures import Batch, Comm, FeatureTable, Labels, Plan, PseudoLabels, Stream
 
@@ -62,9 +62,7 @@ class DeepClusterHead(ClusterHead):
         self.pca_dim = pca_dim
         self.kmeans_iter = kmeans_iter
         self.balance = balance
-        self.classifier = nn.Linear(in_channels, num_clusters)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        self.classifier = linear_classifier(in_channels, num_clusters)
         # The last clustering. With fewer samples than dimensions the last columns stay zero.
         width = min(pca_dim, in_channels)
         self.mean: Tensor

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from odc.clustering.preprocess import l2_normalize
 from odc.errors import InputError
-from odc.heads.base import ClusterHead, kmeans_over_ranks, reset_linear, weighted_mean
+from odc.heads.base import ClusterHead, kmeans_over_ranks, linear_classifier, reset_linear, weighted_mean
 from odc.memory.sample_memory import SampleMemory
 from odc.registry import HEADS
 from odc.structures import Batch, Comm, FeatureTable, LabelDelta, Labels, Plan, PseudoLabels, Stream
@@ -69,9 +69,7 @@ class ODCHead(ClusterHead):
         self.centroid_interval = centroid_interval
         self.kmeans_iter = kmeans_iter
         self.replace = replace
-        self.classifier = nn.Linear(in_channels, num_clusters)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        self.classifier = linear_classifier(in_channels, num_clusters)
         self.memory = SampleMemory(
             in_channels,
             num_clusters,
