@@ -4,6 +4,14 @@ _finish = [dict(type='ToFloat'), dict(type='Normalize', mean=[0.49, 0.48, 0.45],
 _square = [dict(type='Resize', size=32), dict(type='CenterCrop', size=32)]
 _weak = [dict(type='RandomCrop', size=32, padding=4, padding_mode='reflect'), dict(type='RandomHorizontalFlip')]
 _jitter = dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+# MoCo v2's view, seen twice.
+_moco = [
+    dict(type='RandomResizedCrop', size=32, scale=[0.2, 1.0]),
+    dict(type='RandomApply', p=0.8, transforms=[_jitter]),
+    dict(type='RandomGrayscale', p=0.2),
+    dict(type='RandomApply', p=0.5, transforms=[dict(type='GaussianBlur', kernel_size=3, sigma=[0.1, 2.0])]),
+    dict(type='RandomHorizontalFlip'),
+] + _finish
 data = dict(
     dataset=dict(type='ImageFolder', root='data/images'),
     # A view costs nothing where no head asks for it.
@@ -21,14 +29,8 @@ data = dict(
             dict(type='RandomOps', n=4),
             dict(type='Cutout', size=[1, 16]),
         ] + _finish,
-        # MoCo v2's view, to be seen twice.
-        moco=[
-            dict(type='RandomResizedCrop', size=32, scale=[0.2, 1.0]),
-            dict(type='RandomApply', p=0.8, transforms=[_jitter]),
-            dict(type='RandomGrayscale', p=0.2),
-            dict(type='RandomApply', p=0.5, transforms=[dict(type='GaussianBlur', kernel_size=3, sigma=[0.1, 2.0])]),
-            dict(type='RandomHorizontalFlip'),
-        ] + _finish,
+        query=_moco,
+        key=_moco,
         # The row's variant turns the image by 90 degrees after crop and flip.
         rotated=_square + _weak + [dict(type='Rotate90')] + _finish,
     ),
