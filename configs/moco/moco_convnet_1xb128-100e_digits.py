@@ -1,4 +1,4 @@
-# MoCo v2 on scikit-learn's digits, in two minutes on two CPU cores.
+# MoCo v2 on scikit-learn's digits.
 _base_ = ['../_base_/default_runtime.py', '../_base_/datasets/digits.py']
 
 _view = [
@@ -19,8 +19,7 @@ model = dict(
     backbone=dict(type='ConvNet', in_channels=1, widths=[16, 32, 64]),
     # Small data: a queue of some batches that changes quickly, so a key encoder that follows quickly.
     momentum=0.99,
-    split_bn=4,
-    head=dict(type='MoCoHead', batch_size=256, queue_size=1024, temperature=0.2, out_channels=64))
+    head=dict(type='MoCoHead', batch_size=128, queue_size=1024, temperature=0.2, out_channels=64))
 data = dict(views=dict(query=_view, key=_view))
 train_cfg = dict(max_epochs=100, val_interval=25, schedule=dict(type='Cosine', warmup=0.1))
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4))
