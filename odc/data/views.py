@@ -337,6 +337,11 @@ class BatchedLoader:
         return out
 
 
+def _cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def make_loader(
     dataset: ViewDataset,
     num_workers: int = 0,
@@ -347,7 +352,8 @@ def make_loader(
 
     Args:
         dataset: the images and their views.
-        num_workers: processes that load what is loaded image by image.
+        num_workers: processes that load what is loaded image by image; no more than this process has cores, since
+            their number changes speed alone.
         device: the model's; ``None``: not known, images are loaded one by one to main memory.
         batched: hold the images in memory and augment them in batches (:class:`BatchedLoader`), or load them one by one
             (:class:`BatchLoader`). ``None``: batches where all images have one shape, of at most 64 pixels a side
@@ -356,6 +362,7 @@ def make_loader(
     Raises:
         InputError: ``num_workers`` is negative, or ``batched`` is True where it is not possible.
     """
+    num_workers = min(num_workers, _cores())
     if device is None:
         return BatchLoader(dataset, num_workers)
     shape = dataset.source.image_shape

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from odc.data.datasets import ArrayDataset
+from odc.data.datasets import ArrayDataset, Digits
 from odc.data.transforms import Pipeline
 from odc.data.views import BatchLoader, Request, ViewDataset, make_loader, mix, mix_array
 from odc.errors import InputError
@@ -282,3 +282,9 @@ def test_signals_to_the_whole_group_do_not_make_the_parent_fail(number: signal.S
 def test_negative_workers() -> None:
     with pytest.raises(InputError, match="num_workers"):
         make_loader(dataset(), -1)
+
+
+def test_no_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("odc.data.views._cores", lambda: 2)
+    dataset = ViewDataset(Digits(), {"extract": Pipeline([{"type": "ToFloat"}])})
+    assert [make_loader(dataset, wanted)._num_workers for wanted in (0, 1, 4)] == [0, 1, 2]  # type: ignore[union-attr]
