@@ -63,7 +63,7 @@ def run_baseline(cfg: Any, method: str, report: Report) -> dict[str, float]:
     from odc.engine.data import ClusterData
     from odc.engine.extract import extract
     from odc.evaluation.evaluator import ClusterMetrics, Evaluation, KNNMetric
-    from odc.models import ClusterModel
+    from odc.models import AvgPool, ClusterModel
     from odc.registry import MODELS, build
     from odc.structures import LocalComm, make_generator
 
@@ -75,7 +75,7 @@ def run_baseline(cfg: Any, method: str, report: Report) -> dict[str, float]:
     if method == "kmeans-pixels":
         model.backbone = model.neck = torch.nn.Flatten()
     else:
-        model.neck = build_pool(model.backbone.out_channels)
+        model.neck = AvgPool(model.backbone.out_channels)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     table = extract(model, source, LocalComm(), batch_size=data.extract_batch_size)
     report(0.5, "k-means")
@@ -84,13 +84,6 @@ def run_baseline(cfg: Any, method: str, report: Report) -> dict[str, float]:
     scores = torch.nn.functional.one_hot(result.labels, K).float()
     evaluation = Evaluation(table.features.cpu(), scores.cpu(), source.dataset.targets)
     return ClusterMetrics()(evaluation) | KNNMetric()(evaluation)
-
-
-def build_pool(channels: int) -> Any:
-    """Return global average pooling."""
-    from odc.models import AvgPool
-
-    return AvgPool(channels)
 
 
 def run_method(cfg: Any, report: Report) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -80,15 +81,18 @@ class ClusterModel(BaseModel):
         Returns:
             The head's losses, and the batches with ``z`` detached, for ``ClusterHead.update``.
         """
-        z = self._encode(images)
+        z = self.encode(images, comm)
         with torch.autocast(next(iter(z.values())).device.type, enabled=False):
             batches = {name: _with_features(batch, name, z) for name, batch in rows.items()}
             losses = self.head.loss(batches, self.labels.view(), comm)
         detached = {key: value.detach() for key, value in z.items()}
         return losses, {name: _with_features(batch, name, detached) for name, batch in rows.items()}
 
-    def _encode(self, images: Images) -> Images:
-        """One forward for each size of image (most methods have one size), so batch norm sees all views together."""
+    def encode(self, images: Images, comm: Comm) -> Images:
+        """Map the images of one step to z, ``{(stream, view): (B, P, D) float32}``.
+
+        One forward for each size of image (most methods have one size), so batch norm sees all views together.
+        """
         by_shape: dict[torch.Size, list[tuple[str, str]]] = {}
         for key, x in images.items():
             by_shape.setdefault(x.shape[2:], []).append(key)
@@ -102,4 +106,4 @@ class ClusterModel(BaseModel):
 
 def _with_features(batch: Batch, stream: str, z: Images) -> Batch:
     views = {view: value for (name, view), value in z.items() if name == stream}
-    return Batch(batch.row, batch.index, batch.variant, batch.target, views)
+    return replace(batch, z=views)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from odc.errors import InputError
 from odc.models.cluster_model import ClusterModel, Images
 from odc.registry import MODELS
-from odc.structures import Batch, Comm
+from odc.structures import Comm
 
 
 @MODELS.register_module()
@@ -66,19 +66,13 @@ class MoCo(ClusterModel):
             raise InputError(f"MoCo needs a head with a projector, which '{type(self.head).__name__}' lacks")
         return self.backbone, self.neck, projector
 
-    def forward(self, images: Images, rows: dict[str, Batch], comm: Comm) -> tuple[dict[str, Tensor], dict[str, Batch]]:
-        """Compute the loss of one step; arguments and result as :meth:`ClusterModel.forward`'s."""
+    def encode(self, images: Images, comm: Comm) -> Images:
+        """Map both views to projections of unit length; the key encoder follows first."""
         query = self._project(self._query_encoder(), images["train", "query"][:, 0])
         with torch.no_grad():
             self._follow()
             key = self._keys(images["train", "key"][:, 0], comm)
-        batch = rows["train"]
-        z = {"query": query[:, None], "key": key[:, None]}
-        with torch.autocast(query.device.type, enabled=False):
-            with_z = Batch(batch.row, batch.index, batch.variant, batch.target, z)
-            losses = self.head.loss({"train": with_z}, self.labels.view(), comm)
-        detached = {view: value.detach() for view, value in z.items()}
-        return losses, {"train": Batch(batch.row, batch.index, batch.variant, batch.target, detached)}
+        return {("train", "query"): query[:, None], ("train", "key"): key[:, None]}
 
     def _follow(self) -> None:
         for key_part, part in zip(self.key_encoder, self._query_encoder(), strict=True):
