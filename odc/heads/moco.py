@@ -8,8 +8,8 @@ With q the projected query, k₊ its key and k₁ … k_Q the queue, all of unit
 2. loss = -log exp(q·k₊/τ) / (exp(q·k₊/τ) + Σᵢ exp(q·kᵢ/τ)) (v1, equation 1, InfoNCE);
 3. the keys are enqueued, and the oldest leave.
 
-:class:`odc.models.MoCo` does step 1 and both encoders, this head the rest. MoCo has no clusters: clustering starts from
-its backbone.
+:class:`odc.models.MoCo` does step 1 and both encoders, this head the rest. There the loss can be made symmetric, as in
+v3 (Chen, Xie, He, arXiv:2104.02057). MoCo has no clusters: clustering starts from its backbone.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class MoCoHead(ClusterHead):
     Args:
         in_channels: D of the backbone's pooled features.
         batch_size: images a step, over all ranks.
-        queue_size: negatives; less than the images, or an image would meet its own old key, and best a multiple of
-            ``batch_size``, so that all keys of a step leave together.
+        queue_size: negatives; less than the keys of an epoch, or an image would meet its own old key, and best a
+            multiple of ``batch_size``, so that all keys of a step leave together.
         temperature: τ.
         hidden_channels: width of the projector's hidden layer; by default ``in_channels``.
         out_channels: width of queries and keys.
@@ -92,22 +92,23 @@ class MoCoHead(ClusterHead):
         return Plan((Stream("train", self.batch_size, views=("query", "key")),))
 
     def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
-        """InfoNCE; ``z`` holds the projected queries and keys."""
-        N, size = labels.index.shape[0], self.queue.keys.shape[0]
-        if size >= N:
-            raise InputError(
-                f"the queue holds {size} keys, but there are {N} images: an image would meet its own old key as a "
-                f"negative; set model.head.queue_size below {N}, best {max(N // 2 // self.batch_size, 1)} batches of "
-                f"{self.batch_size}"
-            )
+        """InfoNCE; ``z`` holds the projected queries and keys, (B, V, D) with V keys an image."""
         z = batches["train"].z
+        V, size = z["key"].shape[1], self.queue.keys.shape[0]
+        N = labels.index.shape[0]
+        if size >= N * V:
+            raise InputError(
+                f"the queue holds {size} keys, but {N} images make {N * V} an epoch: an image would meet its own old "
+                f"key as a negative; set model.head.queue_size below {N * V}, best "
+                f"{max(N * V // 2 // self.batch_size, 1)} batches of {self.batch_size}"
+            )
         # A copy, since enqueueing writes into what the backward pass needs.
         queue = self.queue.keys.clone()
-        return {"loss": info_nce(z["query"][:, 0], z["key"][:, 0], queue, self.temperature).mean()}
+        return {"loss": info_nce(z["query"].flatten(0, 1), z["key"].flatten(0, 1), queue, self.temperature).mean()}
 
     def update(self, batches: dict[str, Batch], labels: Labels, rng: torch.Generator, comm: Comm) -> None:
         """Enqueue the keys of all ranks."""
-        self.queue.enqueue(comm.gather(batches["train"].z["key"][:, 0].contiguous()))
+        self.queue.enqueue(comm.gather(batches["train"].z["key"].flatten(0, 1)))
 
     def predict(self, z: Tensor) -> Tensor:
         """Map features (B, D) to scores of no clusters, (B, 0)."""

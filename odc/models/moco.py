@@ -32,6 +32,7 @@ class MoCo(ClusterModel):
         momentum: m of the key encoder.
         shuffle_bn: deal the keys out over the ranks.
         split_bn: groups a batch is normalised in, on each rank; 1 normalises it whole.
+        symmetric: each view is once the query and once the key: twice the work a step, and more learnt from it.
 
     Raises:
         InputError: for a momentum outside [0, 1], or groups of less than two images.
@@ -45,6 +46,7 @@ class MoCo(ClusterModel):
         momentum: float = 0.999,
         shuffle_bn: bool = True,
         split_bn: int = 1,
+        symmetric: bool = False,
     ) -> None:
         super().__init__(backbone, head, neck)
         if not 0.0 <= momentum <= 1.0:
@@ -52,6 +54,7 @@ class MoCo(ClusterModel):
         self.momentum = momentum
         self.shuffle_bn = shuffle_bn
         self.split_bn = split_bn
+        self.symmetric = symmetric
         self.key_encoder = nn.ModuleList(copy.deepcopy(part) for part in self._query_encoder()).requires_grad_(False)
 
     def init_weights(self) -> None:
@@ -67,12 +70,20 @@ class MoCo(ClusterModel):
         return self.backbone, self.neck, projector
 
     def encode(self, images: Images, comm: Comm) -> Images:
-        """Map both views to projections of unit length; the key encoder follows first."""
-        query = self._project(self._query_encoder(), images["train", "query"][:, 0])
+        """Map both views to projections of unit length, (B, V, D); the key encoder follows first.
+
+        V is 1, or 2 where each view is once the query; ``query[:, v]`` and ``key[:, v]`` are a pair.
+        """
+        first, second = images["train", "query"][:, 0], images["train", "key"][:, 0]
+        V = 1 + self.symmetric
+        query = self._project(self._query_encoder(), torch.cat([first, second][:V]))
         with torch.no_grad():
             self._follow()
-            key = self._keys(images["train", "key"][:, 0], comm)
-        return {("train", "query"): query[:, None], ("train", "key"): key[:, None]}
+            key = self._keys(torch.cat([second, first][:V]), comm)
+        return {
+            ("train", view): z.unflatten(0, (V, -1)).transpose(0, 1).contiguous()
+            for view, z in (("query", query), ("key", key))
+        }
 
     def _follow(self) -> None:
         for key_part, part in zip(self.key_encoder, self._query_encoder(), strict=True):

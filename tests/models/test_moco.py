@@ -102,6 +102,25 @@ def test_only_queries_have_gradients() -> None:
     assert all(p.grad is not None for part in moco._query_encoder() for p in part.parameters())
 
 
+def test_the_symmetric_loss_takes_each_view_as_query_once() -> None:
+    # In evaluation mode, where it does not matter which images are normalised together.
+    one, both = model(momentum=0.9).eval(), model(momentum=0.9, symmetric=True).eval()
+    swapped = {("train", "query"): images(8)["train", "key"], ("train", "key"): images(8)["train", "query"]}
+    queue = both.head.queue.keys.clone()
+    losses, batches = both(images(8), batch(8), LocalComm())
+    there, back = one(images(8), batch(8), LocalComm()), model(momentum=0.9).eval()(swapped, batch(8), LocalComm())
+    assert losses["loss"].item() == pytest.approx((there[0]["loss"].item() + back[0]["loss"].item()) / 2, abs=1e-6)
+    z = batches["train"].z
+    assert z["query"].shape == z["key"].shape == (8, 2, 4)
+    assert torch.allclose(z["key"][:, :1], there[1]["train"].z["key"], atol=1e-6)
+    assert torch.allclose(z["key"][:, 1:], back[1]["train"].z["key"], atol=1e-6)
+    losses["loss"].backward()
+    assert all(p.grad is None for p in both.key_encoder.parameters())
+    assert torch.equal(both.head.queue.keys, queue)
+    both.head.update(batches, both.labels.view(), make_generator(0), LocalComm())
+    assert torch.equal(both.head.queue.keys, z["key"].flatten(0, 1)), "both keys of every image, 16 in all"
+
+
 def test_split_bn_normalises_in_groups_and_keeps_the_order() -> None:
     whole, split = model(), model(split_bn=2)
     x = torch.randn(8, 1, 8, 8, generator=make_generator(3))
@@ -115,7 +134,7 @@ def test_split_bn_normalises_in_groups_and_keeps_the_order() -> None:
 
 def test_wrong_settings_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match=r"48 keys, but there are 48 images.*queue_size below 48, best 1 batches of 16"
+        InputError, match=r"48 keys, but 48 images make 48 an epoch.*queue_size below 48, best 1 batches of 16"
     ):
         build_runner(config("moco", str(tmp_path), **{"model.head.queue_size": 48})).train()
     with pytest.raises(InputError, match="split_bn=9 leaves groups of less than 2 of the 16 images"):
