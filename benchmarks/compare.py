@@ -2,9 +2,11 @@
 
     python benchmarks/compare.py --methods kmeans-pixels dc odc --dataset digits --seeds 0 1 2 --out work_dirs/demo
 
-A method is one of the names below or the path of a config of your own. Every cell (method x seed) runs in a process of
-its own, so that its peak memory is its own and its failure loses nothing else. ``results.json`` is a list with a record
-for every cell and is written after each; ``table.md`` is the table that the terminal shows.
+A method is one of the names below or the path of a config of your own. Methods whose name ends in ``-moco`` start from
+a backbone that MoCo trains once for each seed, the same for all of them (or from ``--pretrained FILE``); its time is
+told apart from theirs. Every cell (method x seed) runs in a process of its own, so that its peak memory is its own and
+its failure loses nothing else. ``results.json`` is a list with a record for every cell and is written after each;
+``table.md`` is the table that the terminal shows.
 """
 
 from __future__ import annotations
@@ -38,13 +40,21 @@ CONFIGS = {
     "digits": {
         "dc": "configs/deepcluster/deepcluster_convnet_1xb64-30e_digits.py",
         "odc": "configs/odc/odc_convnet_1xb64-30e_digits.py",
+        "moco": "configs/moco/moco_convnet_1xb128-100e_digits.py",
+        "dc-moco": "configs/deepcluster/deepcluster_convnet_1xb64-30e_digits.py",
+        "odc-moco": "configs/odc/odc_convnet_1xb64-30e_digits.py",
     },
     "folder32": {
         "dc": "configs/deepcluster/deepcluster_resnet18-w16_1xb128-20e_folder32.py",
         "odc": "configs/odc/odc_resnet18-w16_1xb128-20e_folder32.py",
+        "moco": "configs/moco/moco_resnet18-w16_1xb256-30e_folder32.py",
+        "dc-moco": "configs/deepcluster/deepcluster_resnet18-w16_1xb128-20e_folder32.py",
+        "odc-moco": "configs/odc/odc_resnet18-w16_1xb128-20e_folder32.py",
     },
 }
-BASELINES = ("kmeans-pixels", "kmeans-backbone")
+PRETRAINING = "moco"  # its cells come before those of the methods that start from them, and are no row of the table
+BASELINES = ("kmeans-pixels", "kmeans-backbone", "kmeans-moco")
+METHODS_HELP = f"{', '.join(BASELINES)}, dc, odc, dc-moco, odc-moco, or paths of configs"
 METRICS = ("acc", "nmi", "ari", "knn")
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "onedl-mmengine", "mmengine", "faiss-cpu", "faiss-gpu")
 
@@ -55,7 +65,7 @@ Report = Callable[[float, str], None]
 
 
 def run_baseline(cfg: Any, method: str, report: Report) -> dict[str, float]:
-    """K-means on the pixels of the extraction view, or on the features of the untrained backbone."""
+    """K-means on the pixels of the extraction view, or on the features of the backbone, untrained or pre-trained."""
     import torch
     from mmengine.runner import set_random_seed
 
@@ -76,6 +86,7 @@ def run_baseline(cfg: Any, method: str, report: Report) -> dict[str, float]:
         model.backbone = model.neck = torch.nn.Flatten()
     else:
         model.neck = AvgPool(model.backbone.out_channels)
+        model.init_weights()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     table = extract(model, source, LocalComm(), batch_size=data.extract_batch_size)
     report(0.5, "k-means")
@@ -90,7 +101,8 @@ def run_method(cfg: Any, report: Report) -> dict[str, float]:
     """Train by a config and return its last evaluation."""
     from mmengine.hooks import Hook
 
-    from odc.apis import build_runner, finish
+    from odc.apis import build_runner, convert, finish
+    from odc.models import MoCo
 
     class Reporter(Hook):
         def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
@@ -99,7 +111,10 @@ def run_method(cfg: Any, report: Report) -> dict[str, float]:
     runner = build_runner(cfg)
     runner.register_hook(Reporter())
     runner.train()
-    return finish(runner, Path(cfg.work_dir))
+    values = finish(runner, Path(cfg.work_dir))
+    if isinstance(runner.model, MoCo):
+        convert(Path(cfg.work_dir) / f"epoch_{runner.max_epochs}.pth", Path(cfg.work_dir) / "backbone.pth")
+    return values
 
 
 def run_cell(cell: dict[str, Any], pipe: Connection) -> None:
@@ -148,7 +163,9 @@ def prepare(cell: dict[str, Any]) -> Any:
 
     options: dict[str, Any] = {}
     if cell["epochs"] is not None:
-        options = {"train_cfg.max_epochs": cell["epochs"]}
+        options["train_cfg.max_epochs"] = cell["epochs"]
+    if cell["pretrained"] is not None:
+        options["model.pretrained"] = cell["pretrained"]
     cfg = prepare_config(
         cell["config"], work_dir=cell["work_dir"], cfg_options={**options, **cell["cfg_options"]}, seed=cell["seed"]
     )
@@ -181,22 +198,29 @@ def plan_cells(args: argparse.Namespace) -> list[dict[str, Any]]:
     for method in args.methods:
         if method.endswith(".py"):
             configs[Path(method).stem] = method
-        elif method in known:
+        elif method in known and method != PRETRAINING:
             configs[method] = str(ROOT / known[method])
         elif method in BASELINES:
             configs[method] = ""
         else:
-            raise InputError(
-                f"unknown method '{method}'{nearest(method, [*BASELINES, *known])}, or the path of a config"
-            )
+            names = [*BASELINES, *(name for name in known if name != PRETRAINING)]
+            raise InputError(f"unknown method '{method}'{nearest(method, names)}, or the path of a config")
     # The baselines take data and backbone from the first method that is trained.
     first = next((path for path in configs.values() if path), str(ROOT / known["odc"]))
+    follow = [method for method in configs if method.endswith("-" + PRETRAINING)]
+    if args.pretrained is not None and not follow:
+        raise InputError(f"--pretrained is for the methods whose name ends in -{PRETRAINING}: there is none")
+    if args.pretrained is not None and not Path(args.pretrained).is_file():
+        raise InputError(f"--pretrained: there is no file '{args.pretrained}'")
+    if follow and args.pretrained is None:
+        configs = {PRETRAINING: str(ROOT / known[PRETRAINING]), **configs}
     cells = [
         {
             "method": method,
             "seed": seed,
             "config": path or first,
-            "epochs": args.epochs,
+            "epochs": args.pretrain_epochs if method == PRETRAINING else args.epochs,
+            "pretrained": pretrained(args, seed) if method in follow else None,
             "cfg_options": args.cfg_options or {},
             "threads": max(1, (os.cpu_count() or 1) // args.jobs),
             "work_dir": str(Path(args.out) / f"{method}-{seed}"),
@@ -208,30 +232,34 @@ def plan_cells(args: argparse.Namespace) -> list[dict[str, Any]]:
     return cells
 
 
+def pretrained(args: argparse.Namespace, seed: int) -> str:
+    """Return the checkpoint that the methods of this seed start from."""
+    return args.pretrained or str(Path(args.out) / f"{PRETRAINING}-{seed}" / "backbone.pth")
+
+
 def check_fair(cells: Sequence[dict[str, Any]]) -> None:
-    """Check that all configs have the same images, backbone and number of epochs.
+    """Check that all configs have the same images and backbone, and but for the pre-training as many epochs.
 
     Raises:
         InputError: naming the two configs and what differs.
     """
-    reference: tuple[str, dict[str, Any]] | None = None
+    reference: dict[str, tuple[str, Any]] = {}
     for config in dict.fromkeys(cell["config"] for cell in cells):
         cell = next(c for c in cells if c["config"] == config)
         cfg = prepare(cell)
-        terms = {
+        terms = {} if cell["method"] == PRETRAINING else {"train_cfg.max_epochs": cfg.train_cfg.max_epochs}
+        terms |= {
             "data.dataset": cfg.data.dataset,
             "data.eval_dataset": cfg.data.get("eval_dataset"),
             "data.views.extract": cfg.data.views.extract,
             "model.backbone": cfg.model.backbone,
-            "train_cfg.max_epochs": cfg.train_cfg.max_epochs,
         }
-        if reference is None:
-            reference = (cell["method"], terms)
         for key, value in terms.items():
-            if value != reference[1][key]:
+            first, expected = reference.setdefault(key, (cell["method"], value))
+            if value != expected:
                 raise InputError(
-                    f"not a fair comparison: {key} is {reference[1][key]} for {reference[0]} but {value} for "
-                    f"{cell['method']}: make them equal, with --epochs or --cfg-options for all of them"
+                    f"not a fair comparison: {key} is {expected} for {first} but {value} for {cell['method']}: make "
+                    "them equal, with --epochs or --cfg-options for all of them"
                 )
 
 
@@ -275,9 +303,9 @@ def run_all(cells: Sequence[dict[str, Any]], out: Path, jobs: int) -> list[dict[
     progress = Progress(len(cells))
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                number, cell = waiting.pop(0)
-                running[number] = Running(cell, context)
+            while len(running) < jobs and (ready_cell := next_cell(waiting, cells, records)):
+                waiting.remove(ready_cell)
+                running[ready_cell[0]] = Running(ready_cell[1], context)
             ready = multiprocessing.connection.wait([r.pipe for r in running.values()], timeout=1.0)
             for number, r in list(running.items()):
                 if r.pipe in ready and r.receive():
@@ -290,6 +318,18 @@ def run_all(cells: Sequence[dict[str, Any]], out: Path, jobs: int) -> list[dict[
         for r in running.values():
             r.process.terminate()
     return [records[n] for n in sorted(records)]
+
+
+def next_cell(
+    waiting: Sequence[tuple[int, dict[str, Any]]], cells: Sequence[dict[str, Any]], records: dict[int, dict[str, Any]]
+) -> tuple[int, dict[str, Any]] | None:
+    """Return the first cell whose pre-training, where it has one here, has ended."""
+    ended = {cells[n]["seed"] for n in records if cells[n]["method"] == PRETRAINING}
+    has_pretraining = any(cell["method"] == PRETRAINING for cell in cells)
+    for number, cell in waiting:
+        if cell["pretrained"] is None or not has_pretraining or cell["seed"] in ended:
+            return number, cell
+    return None
 
 
 def describe(r: Running, facts: dict[str, Any]) -> dict[str, Any]:
@@ -392,7 +432,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     metrics = METRICS if labelled else ("entropy", "empty")
     names = ("ACC", "NMI", "ARI", "kNN") if labelled else ("entropy", "empty clusters")
     rows = [["method", *names, "seconds", "peak MB", "seeds"]]
-    for method in dict.fromkeys(r["method"] for r in records):
+    for method in dict.fromkeys(r["method"] for r in records if r["method"] != PRETRAINING):
         mine = [r for r in records if r["method"] == method]
         good = [r for r in mine if "error" not in r]
         if not good:
@@ -404,6 +444,13 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    before = [r for r in records if r["method"] == PRETRAINING and "error" not in r]
+    if before:
+        took = f"{spread([r['seconds'] for r in before], 1)} s and {spread([r['peak_rss_mb'] for r in before], 0)} MB"
+        lines.append(
+            f"\nBefore the rows of -{PRETRAINING}, once a seed and shared by them: {before[0]['epochs']} epochs of "
+            f"pre-training by {before[0]['config']}, {took}."
+        )
     lines += [f"\n{r['method']} seed {r['seed']} failed: {r['error']}" for r in records if "error" in r]
     return "\n".join(lines)
 
@@ -430,12 +477,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from odc.compat import Overrides
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", required=True, help=f"{', '.join(BASELINES)}, dc, odc, or configs")
+    parser.add_argument("--methods", nargs="+", required=True, help=METHODS_HELP)
     parser.add_argument("--dataset", default="digits", help=f"one of {', '.join(CONFIGS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", required=True, help="folder for results.json, table.md and a folder for every cell")
     parser.add_argument("--jobs", type=int, help="cells at a time (default: one a core; with a GPU, one)")
     parser.add_argument("--epochs", type=int, help="the same number of epochs for every method")
+    parser.add_argument("--pretrained", metavar="FILE", help="start the -moco methods from it instead of training MoCo")
+    parser.add_argument("--pretrain-epochs", type=int, help="epochs of MoCo (default: its config's)")
     parser.add_argument("--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="for every config")
     args = parser.parse_args(argv)
     args.jobs = args.jobs or default_jobs()
