@@ -15,6 +15,7 @@ VERSION = re.findall(r'__version__ = "(.+)"', (ROOT / "odc" / "__init__.py").rea
 
 TEST = ["pytest>=8", "hypothesis>=6.100"]
 TIMM = ["timm>=1.0.9"]
+PARQUET = ["pyarrow>=16"]
 
 setup(
     name="online-deep-clustering",
@@ -39,10 +40,11 @@ setup(
     ],
     extras_require={
         # Both own the module `faiss`: with both installed either breaks. Install exactly one.
-        "cpu": ["faiss-cpu>=1.10"],
+        "cpu": ["faiss-cpu>=1.15"],
         "gpu": ["faiss-gpu>=1.15"],
         "timm": TIMM,
-        "test": [*TEST, *TIMM],
+        "parquet": PARQUET,
+        "test": [*TEST, *TIMM, *PARQUET],
         "dev": ["ruff>=0.9", "mypy>=1.14", "pre-commit>=3.5"],
     },
     entry_points={"console_scripts": ["odc = odc.cli:main"]},

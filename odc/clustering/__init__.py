@@ -1,16 +1,25 @@
-"""Arrays in, arrays out: k-means, nearest neighbours and preprocessing; FAISS inside, no state, no modules."""
+"""Arrays in, arrays out: k-means, neighbours, local consistency, preprocessing; FAISS inside, no state, no modules."""
 
+from odc.clustering.consistency import local_consistency, reliable_samples
 from odc.clustering.kmeans import KMeansResult, KMeansStats, MissingFaissError, kmeans
 from odc.clustering.knn import knn_search
-from odc.clustering.preprocess import Whitening, fit_whitening, l2_normalize
+from odc.clustering.preprocess import Whitening, fit_whitening, l2_normalize, l2_normalize_
+from odc.clustering.two_level import TwoLevelResult, TwoLevelStats, share_clusters, two_level_kmeans
 
 __all__ = [
     "KMeansResult",
     "KMeansStats",
     "MissingFaissError",
+    "TwoLevelResult",
+    "TwoLevelStats",
     "Whitening",
     "fit_whitening",
     "kmeans",
     "knn_search",
     "l2_normalize",
+    "l2_normalize_",
+    "local_consistency",
+    "reliable_samples",
+    "share_clusters",
+    "two_level_kmeans",
 ]

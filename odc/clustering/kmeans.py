@@ -94,6 +94,7 @@ def kmeans(
     generator: torch.Generator,
     n_iter: int = 20,
     n_redo: int = 1,
+    plus_plus: bool = False,
     spherical: bool = False,
     max_points_per_centroid: int = 10_000_000,
 ) -> KMeansResult:
@@ -110,6 +111,8 @@ def kmeans(
         generator: the seed is drawn from it; the same seed gives the same bits on the same machine.
         n_iter: Lloyd's iterations.
         n_redo: runs from different starts; the one with the best objective is kept.
+        plus_plus: start from points far from each other (k-means++, Arthur & Vassilvitskii, SODA 2007) instead of from
+            random ones.
         spherical: unit-length centroids, assignment by inner product.
         max_points_per_centroid: train on a random sample of K times this many points if there are more.
 
@@ -131,6 +134,8 @@ def kmeans(
     clustering = faiss.Clustering(D, n_clusters)
     clustering.niter = n_iter
     clustering.nredo = n_redo
+    if plus_plus:
+        clustering.init_method = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
     clustering.spherical = spherical
     clustering.min_points_per_centroid = 1  # fewer than 39 is a warning on stderr otherwise
     clustering.max_points_per_centroid = max_points_per_centroid

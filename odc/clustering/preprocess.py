@@ -23,6 +23,16 @@ def l2_normalize(x: Tensor, eps: float = 1e-12) -> tuple[Tensor, int]:
     return torch.where(zero, 0, x / norms.masked_fill(zero, 1)), int(zero.sum())
 
 
+def l2_normalize_(x: Tensor, eps: float = 1e-12) -> int:
+    """Divide the rows of ``x`` (N, D) by their L2 norms in place; return how many are zero (norm <= ``eps``)."""
+    zero = 0
+    for rows in torch.split(x, CHUNK):
+        unit, more = l2_normalize(rows, eps)
+        rows.copy_(unit)
+        zero += more
+    return zero
+
+
 @dataclass(frozen=True)
 class Whitening:
     """A fitted PCA with whitening.
@@ -43,6 +53,20 @@ class Whitening:
         for start in range(0, x.shape[0], CHUNK):
             rows = x[start : start + CHUNK].float() - self.mean
             torch.mm(rows, self.projection, out=out[start : start + CHUNK])
+        return out
+
+    def apply_(self, x: Tensor) -> Tensor:
+        """Return what :meth:`apply` does, in the memory of ``x`` (N, D), which is overwritten.
+
+        For features that fill most of the memory: they are never there twice.
+
+        Args:
+            x: contiguous float32.
+        """
+        N, d = x.shape[0], self.projection.shape[1]
+        out = x.view(-1)[: N * d].view(N, d)  # d <= D: row i lies where rows up to i, already read, were
+        for start in range(0, N, CHUNK):
+            out[start : start + CHUNK] = (x[start : start + CHUNK] - self.mean) @ self.projection
         return out
 
 

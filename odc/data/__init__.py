@@ -11,6 +11,8 @@ from odc.data.datasets import (
     ImageList,
     TorchvisionDataset,
 )
+from odc.data.embeddings import Embeddings
+from odc.data.label_file import LabelFile, low_shot
 from odc.data.sampler import draw_rows
 from odc.data.transforms import Pipeline, PixelTransform, VariantTransform, build_transform
 from odc.data.views import BatchedLoader, BatchLoader, Request, ViewDataset, make_loader, mix, mix_array
@@ -21,11 +23,13 @@ __all__ = [
     "BatchedLoader",
     "BatchedPipeline",
     "Digits",
+    "Embeddings",
     "FileDataset",
     "ImageCSV",
     "ImageDataset",
     "ImageFolder",
     "ImageList",
+    "LabelFile",
     "Pipeline",
     "PixelTransform",
     "Request",
@@ -34,6 +38,7 @@ __all__ = [
     "ViewDataset",
     "build_transform",
     "draw_rows",
+    "low_shot",
     "make_loader",
     "mix",
     "mix_array",

@@ -1,4 +1,4 @@
-"""How good a clustering is."""
+"""How good a clustering is, and what the features behind it are worth."""
 
 from odc.evaluation.metrics import (
     ari,
@@ -10,6 +10,7 @@ from odc.evaluation.metrics import (
     label_churn,
     nmi,
 )
+from odc.evaluation.probes import knn_probe, linear_probe, low_shot_probe, run_probes, stratified_split
 
 __all__ = [
     "ari",
@@ -18,6 +19,11 @@ __all__ = [
     "empty_clusters",
     "evaluate_clustering",
     "knn_accuracy",
+    "knn_probe",
     "label_churn",
+    "linear_probe",
+    "low_shot_probe",
     "nmi",
+    "run_probes",
+    "stratified_split",
 ]

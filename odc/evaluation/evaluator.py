@@ -12,6 +12,7 @@ from torch import Tensor
 from odc.clustering import kmeans, l2_normalize
 from odc.errors import InputError
 from odc.evaluation.metrics import evaluate_clustering, knn_accuracy, label_churn, nmi
+from odc.evaluation.probes import HELD_OUT, linear_probe, stratified_split
 from odc.registry import METRICS
 from odc.structures import Labels, make_generator
 
@@ -55,15 +56,16 @@ class ClusterMetrics:
 
 @METRICS.register_module()
 class KMeansMetric:
-    """``kmeans_acc``, ``kmeans_nmi``, ``kmeans_ari`` of k-means on the L2-normalised features; needs ground truth.
+    """``kmeans_acc``, ``kmeans_nmi``, ``kmeans_ari`` of k-means++ on the L2-normalised features; needs ground truth.
 
     Args:
         num_clusters: K; by default the number of true classes.
-        n_redo: runs from different starts, of which the best is kept.
+        n_redo: runs from different starts, of which the best is kept. On MoCo's features of digits one run in three
+            found the best optimum, so one of 10 random starts still failed in 3 % of 60 trials.
         seed: of the starts.
     """
 
-    def __init__(self, num_clusters: int | None = None, n_redo: int = 10, seed: int = 0) -> None:
+    def __init__(self, num_clusters: int | None = None, n_redo: int = 20, seed: int = 0) -> None:
         self.num_clusters = num_clusters
         self.n_redo = n_redo
         self.seed = seed
@@ -76,7 +78,7 @@ class KMeansMetric:
         K = self.num_clusters or len(np.unique(targets[targets >= 0]))
         features, _ = l2_normalize(evaluation.features)
         rng = make_generator(self.seed, "KMeansMetric")
-        result = kmeans(features, K, n_iter=100, n_redo=self.n_redo, generator=rng)
+        result = kmeans(features, K, n_iter=100, n_redo=self.n_redo, plus_plus=True, generator=rng)
         values = evaluate_clustering(result.labels, targets, K)
         return {
             f"kmeans_{short}": values[name] for short, name in (("acc", "accuracy"), ("nmi", "nmi"), ("ari", "ari"))
@@ -109,6 +111,39 @@ class KNNMetric:
             known = known[torch.linspace(0, len(known) - 1, self.max_samples).round().long()]
         targets = torch.from_numpy(evaluation.targets)[known]
         return {"knn": knn_accuracy(evaluation.features[known], targets, min(self.k, len(known) - 1))}
+
+
+@METRICS.register_module()
+class LinearProbe:
+    """``linear``: accuracy of a linear probe, fitted to four fifths of the samples and tested on the others.
+
+    Needs ground truth, two known classes and two samples of one. See :mod:`odc.evaluation.probes`; the split is
+    stratified.
+
+    Args:
+        max_samples: use evenly spaced samples where there are more.
+        seed: of the split, and of the held-out part that chooses the strength of the penalty.
+    """
+
+    def __init__(self, max_samples: int = 10_000, seed: int = 0) -> None:
+        if max_samples < 2:
+            raise InputError(f"LinearProbe needs max_samples >= 2, not {max_samples}")
+        self.max_samples = max_samples
+        self.seed = seed
+
+    def __call__(self, evaluation: Evaluation) -> dict[str, float]:
+        """Return ``{"linear": accuracy}``, or nothing without ground truth."""
+        if evaluation.targets is None:
+            return {}
+        known = torch.from_numpy(np.flatnonzero(evaluation.targets >= 0))
+        if len(known) > self.max_samples:
+            known = known[torch.linspace(0, len(known) - 1, self.max_samples).round().long()]
+        x, y = evaluation.features[known], torch.from_numpy(evaluation.targets)[known]
+        rng = make_generator(self.seed, "LinearProbe")
+        train, test = stratified_split(y, HELD_OUT, rng)
+        if len(y.unique()) < 2 or not len(test):
+            return {}
+        return {"linear": linear_probe(x[train], y[train], x[test], y[test], generator=rng).accuracy}
 
 
 def label_statistics(index_before: Tensor, target_before: Tensor, labels: Labels, n_clusters: int) -> dict[str, float]:

@@ -1,0 +1,145 @@
+"""Which cluster labels to trust: those that a sample's neighbours share.
+
+Niu, Shan, Wang. *SPICE: Semantic Pseudo-Labeling for Image Clustering.* IEEE Transactions on Image Processing 2022
+(arXiv:2103.09382), "reliable pseudo-labeling".
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+
+from odc.clustering.knn import knn_search
+from odc.errors import InputError
+
+_SENSIBLE = 0.2  # share of the samples that a proposed threshold keeps
+
+
+def local_consistency(
+    features: Tensor | npt.NDArray[Any], labels: Tensor, k: int = 100, include_self: bool = False
+) -> Tensor:
+    """Return β, the share of each sample's ``k`` nearest neighbours (by cosine) that have its label.
+
+    Args:
+        features: (N, D); need not be normalised.
+        labels: (N,) int64.
+        k: neighbours, at most N - 1 (N with ``include_self``).
+        include_self: count the sample as the first of its k neighbours, as SPICE's public code does.
+
+    Returns:
+        (N,) float64 in [0, 1], on the labels' device.
+
+    Raises:
+        InputError: ``k`` is out of range, or the numbers of samples differ.
+    """
+    N = len(labels)
+    if labels.shape != (N,) or len(features) != N:
+        raise InputError(
+            f"local consistency needs one label for each row, not {tuple(labels.shape)} for {len(features)}"
+        )
+    if not 1 <= k <= N - 1 + include_self:
+        raise InputError(
+            f"local consistency of {N} samples can use 1 to {N - 1 + include_self} neighbours, not {k}: lower k"
+        )
+    same = torch.full((N,), int(include_self), dtype=torch.float64, device=labels.device)
+    if k > include_self:
+        neighbours, _ = knn_search(features, k=k - include_self)
+        same += (labels[neighbours.to(labels.device)] == labels[:, None]).sum(1)
+    return same / k
+
+
+def reliable_samples(
+    beta: Tensor,
+    labels: Tensor,
+    n_clusters: int,
+    threshold: float = 0.99,
+    scores: Tensor | None = None,
+    score_threshold: float | None = None,
+    balance: Literal["min", "quota"] | None = None,
+    quota: int | None = None,
+) -> Tensor:
+    """Choose the samples whose label to trust: β > ``threshold``, and where asked for, a score above its threshold.
+
+    A cluster without any is told by a warning.
+
+    Args:
+        beta: (N,) of :func:`local_consistency`.
+        labels: (N,) int64 in 0..K - 1.
+        n_clusters: K.
+        threshold: s_c; in the paper .99 (CIFAR) and .90 (STL).
+        scores: (N,) confidence of the label.
+        score_threshold: keep only scores above this; needs ``scores``.
+        balance: ``None`` keeps all; ``"min"`` as many of each cluster as the one with the fewest has (those with none
+            apart); ``"quota"`` at most ``quota`` of each. The highest β, then scores, then the first samples are kept.
+        quota: for ``balance="quota"``.
+
+    Returns:
+        (N,) bool.
+
+    Raises:
+        InputError: no sample is reliable: the message has a histogram of β and proposes a threshold; or options that
+            do not go together.
+    """
+    if balance not in (None, "min", "quota"):
+        raise InputError(f"balance is None, 'min' or 'quota', not {balance!r}")
+    if (balance == "quota") != (quota is not None) or (quota is not None and quota < 1):
+        raise InputError(f"a quota of at least 1 goes with balance='quota', and only with it: got {balance!r}, {quota}")
+    if score_threshold is not None and scores is None:
+        raise InputError(f"score_threshold={score_threshold} needs scores")
+    mask = beta > threshold
+    if not bool(mask.any()):
+        raise InputError(
+            f"no sample is reliable: none of {len(beta):,} has a local consistency above {threshold}; "
+            f"{_histogram(beta)}; {_proposal(beta)}"
+        )
+    if score_threshold is not None and scores is not None:
+        consistent = int(mask.sum())
+        mask = mask & (scores > score_threshold)
+        if not bool(mask.any()):
+            highest = float(scores[beta > threshold].max())
+            raise InputError(
+                f"no sample is reliable: {consistent:,} of {len(beta):,} have a local consistency above {threshold}, "
+                f"but their highest score is {highest:.4f}, not above {score_threshold}: lower score_threshold"
+            )
+    counts = torch.bincount(labels[mask], minlength=n_clusters)
+    if bool((counts == 0).any()):
+        none = (counts == 0).nonzero().squeeze(1).tolist()
+        some = ", ".join(map(str, none[:10])) + (", ..." if len(none) > 10 else "")
+        print_log(f"{len(none)} of {n_clusters} clusters have no reliable sample: {some}", "current", logging.WARNING)
+    if balance is not None:
+        most = int(counts[counts > 0].min()) if quota is None else quota
+        mask = mask & (_rank_in_cluster(mask, labels, beta, scores) < most)
+    return mask
+
+
+def _rank_in_cluster(mask: Tensor, labels: Tensor, beta: Tensor, scores: Tensor | None) -> Tensor:
+    """Return the place (N,) of each sample of the mask among those of its cluster: 0 is the best."""
+    order = mask.nonzero().squeeze(1)
+    for key in (scores, beta):  # the last one sorted by counts most
+        if key is not None:
+            order = order[key[order].argsort(descending=True, stable=True)]
+    order = order[labels[order].argsort(stable=True)]
+    sizes = torch.bincount(labels[order])
+    rank = torch.full_like(labels, -1)
+    rank[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[labels[order]]
+    return rank
+
+
+def _histogram(beta: Tensor) -> str:
+    counts, _ = np.histogram(beta.cpu().numpy(), bins=10, range=(0.0, 1.0))
+    return "β from 0 to 1 in ten bins: " + " ".join(map(str, counts.tolist()))
+
+
+def _proposal(beta: Tensor) -> str:
+    """Propose the highest threshold, in hundredths, above which there is a sensible share of the samples."""
+    for hundredths in range(99, -1, -1):
+        kept = float((beta > hundredths / 100).double().mean())
+        if kept >= _SENSIBLE:
+            return f"threshold={hundredths / 100} would keep {kept:.0%}"
+    return f"only {float((beta > 0).double().mean()):.0%} have a neighbour of their own cluster: cluster anew"

@@ -1,0 +1,209 @@
+"""Features on disk: one row a sample, the name of its image, and which data set they belong to."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odc.data.datasets import ImageDataset
+from odc.errors import InputError
+
+_FINGERPRINT, _META = b"odc.fingerprint", b"odc.meta"
+_ROWS = 16_384  # of a group in a Parquet file: what a reader must hold at once
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Features of (a part of) a data set.
+
+    A ``.npz`` file holds the arrays ``index``, ``paths``, ``features``, ``fingerprint`` and ``meta`` (JSON), and no
+    pickles. A ``.parquet`` file, which needs the extra ``[parquet]``, has one row a sample, ``id``, ``path`` and
+    ``feature`` (a list of D float32), and fingerprint and meta in the metadata of its schema. Both keep every bit.
+
+    Attributes:
+        index: (N,) int64 sample ids, unique.
+        paths: N names of the images, as ``ImageDataset.paths``.
+        features: (N, D) float32, not normalised.
+        fingerprint: of the data set that ``index`` counts in.
+        meta: where the features are from, e.g. config, checkpoint and view.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, or ids are not unique.
+    """
+
+    index: Tensor
+    paths: tuple[str, ...]
+    features: Tensor
+    fingerprint: str
+    meta: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        N = len(self.paths)
+        kinds = (self.index.dtype, self.features.dtype)
+        if self.index.shape != (N,) or self.features.ndim != 2 or len(self.features) != N:
+            raise ValueError(
+                f"{N} paths need index ({N},) and features ({N}, D), not {tuple(self.index.shape)} and "
+                f"{tuple(self.features.shape)}"
+            )
+        if kinds != (torch.int64, torch.float32):
+            raise ValueError(f"index and features must be int64 and float32, not {kinds[0]} and {kinds[1]}")
+        if len(self.index.unique()) < N:
+            raise ValueError(f"{N} rows of {len(self.index.unique())} samples: ids must be unique")
+
+    def save(self, path: str | Path) -> None:
+        """Write the table to ``path``, completely or not at all.
+
+        Raises:
+            InputError: another ending than ``.npz`` and ``.parquet``, a place that cannot be written to, or, for
+                Parquet, pyarrow is not installed or a path is not UTF-8.
+        """
+        path = Path(path)
+        writers: dict[str, Callable[[IO[bytes]], None]] = {".npz": self._write_npz, ".parquet": self._write_parquet}
+        write = writers[check_ending(path)]
+        unfinished = path.with_name(f"{path.name}.tmp")  # the same folder: only there does a rename replace at once
+        try:
+            with unfinished.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Embeddings:
+        """Read a table that :meth:`save` wrote; nothing in the file is executed.
+
+        Raises:
+            InputError: there is no such file, or it is no such table.
+        """
+        path = Path(path)
+        read = {".npz": cls._read_npz, ".parquet": cls._read_parquet}[check_ending(path)]
+        if not path.is_file():
+            raise InputError(f"features '{path}' do not exist (looked at {path.absolute()}): odc extract writes them")
+        try:
+            return read(path)
+        except InputError:
+            raise
+        except Exception as error:  # readers raise whatever damaged bytes lead them to
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise InputError(f"'{path}' is no table of features ({reason}): odc extract writes one") from error
+
+    def for_dataset(self, dataset: ImageDataset) -> Tensor:
+        """Return the features (N, D) in the order of the data set's sample ids.
+
+        Raises:
+            InputError: the features are of another data set, or not of all of its images.
+        """
+        if self.fingerprint != dataset.fingerprint:
+            raise InputError(
+                f"the features are of {len(self.index):,} images with fingerprint {self.fingerprint}, but the data "
+                f"set has {len(dataset):,} images {dataset.origin} with fingerprint {dataset.fingerprint}: set data to "
+                "what they were extracted from, or extract them anew (odc extract)"
+            )
+        order = self.index.argsort()
+        if not torch.equal(self.index[order], torch.arange(len(dataset))):
+            raise InputError(
+                f"there are features of {len(self.index):,} of the {len(dataset):,} images {dataset.origin}: extract "
+                "those of all (odc extract)"
+            )
+        return self.features[order]
+
+    def _write_npz(self, file: IO[bytes]) -> None:
+        np.savez(
+            file,
+            index=self.index.numpy(),
+            paths=np.array(self.paths, dtype=np.str_),
+            features=self.features.numpy(),
+            fingerprint=np.array(self.fingerprint),
+            meta=np.array(json.dumps(self.meta)),
+        )
+
+    @classmethod
+    def _read_npz(cls, path: Path) -> Embeddings:
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("a single array")
+            paths = file["paths"]
+            if paths.ndim != 1 or paths.dtype.kind != "U":
+                raise ValueError(f"paths must be (N,) text, not {paths.shape} {paths.dtype}")
+            return cls(
+                torch.from_numpy(file["index"]),
+                tuple(paths.tolist()),
+                torch.from_numpy(file["features"]),
+                str(file["fingerprint"]),
+                _meta(str(file["meta"])),
+            )
+
+    def _write_parquet(self, file: IO[bytes]) -> None:
+        pa, parquet = _pyarrow()
+        D = self.features.shape[1]
+        values = pa.array(self.features.numpy().reshape(-1))
+        try:
+            paths = pa.array(self.paths, pa.string())
+        except UnicodeEncodeError as error:
+            name = str(error.object).encode("utf-8", "backslashreplace").decode()
+            raise InputError(f"the name of {name} is not UTF-8, as Parquet needs: write an .npz file") from error
+        table = pa.table(
+            {"id": self.index.numpy(), "path": paths, "feature": pa.FixedSizeListArray.from_arrays(values, D)},
+            metadata={_FINGERPRINT: self.fingerprint, _META: json.dumps(self.meta)},
+        )
+        parquet.write_table(table, file, row_group_size=_ROWS, use_dictionary=False, write_page_checksum=True)
+
+    @classmethod
+    def _read_parquet(cls, path: Path) -> Embeddings:
+        _, parquet = _pyarrow()
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+        metadata = table.schema.metadata or {}
+        feature = table.column("feature").combine_chunks()
+        D = feature.type.list_size
+        if any(column.null_count for column in table.columns) or feature.flatten().null_count:
+            raise ValueError("some values are missing")
+        return cls(
+            torch.from_numpy(table.column("id").to_numpy().copy()),
+            tuple(table.column("path").to_pylist()),
+            torch.from_numpy(feature.flatten().to_numpy().reshape(-1, D).copy()),
+            metadata[_FINGERPRINT].decode(),
+            _meta(metadata[_META].decode()),
+        )
+
+
+def check_ending(path: str | Path) -> str:
+    """Return the ending of a path, ``".npz"`` or ``".parquet"``, before long work whose result goes there.
+
+    Raises:
+        InputError: the path ends in neither, or in ``.parquet`` and pyarrow is not installed.
+    """
+    suffix = Path(path).suffix
+    if suffix not in (".npz", ".parquet"):
+        raise InputError(f"'{path}' ends in neither .npz nor .parquet: the ending says which of the two it is")
+    if suffix == ".parquet":
+        _pyarrow()
+    return suffix
+
+
+def _meta(text: str) -> dict[str, str]:
+    return {str(name): str(value) for name, value in json.loads(text).items()}
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(
+            "pyarrow is not installed: pip install 'online-deep-clustering[parquet]', or use an .npz file"
+        ) from error
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,161 @@
+"""Labels that a training starts from: a file that another run wrote, or a fraction of the true ones."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.format import read_array
+from torch import Tensor
+
+from odc.data.datasets import ImageDataset, Targets
+from odc.errors import InputError
+from odc.structures import UNLABELLED
+
+_NAMES = ("target", "num_classes", "fingerprint", "meta")
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """Labels of the images of one data set, in a ``.npz`` of plain arrays.
+
+    Attributes:
+        target: (N,) int64 by sample id; -1 is unlabelled.
+        num_classes: K; every label is below it.
+        fingerprint: of the data set (:attr:`odc.data.ImageDataset.fingerprint`).
+        meta: where the labels are from, for whoever reads the file; nothing else reads it.
+
+    Raises:
+        InputError: a label is outside -1..K - 1, or ``target`` is not (N,) integers.
+    """
+
+    target: Targets
+    num_classes: int
+    fingerprint: str
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        target = np.asarray(self.target)
+        if target.ndim != 1 or target.dtype.kind not in "iu":
+            raise InputError(
+                f"labels are one integer for each image, (N,) int64, not {target.dtype} {tuple(target.shape)}"
+            )
+        if self.num_classes < 1:
+            raise InputError(f"labels need at least 1 class, not {self.num_classes}")
+        if target.size and not UNLABELLED <= target.min() <= target.max() < self.num_classes:
+            raise InputError(
+                f"labels run from {target.min()} to {target.max()}, but there are {self.num_classes} classes: give "
+                f"-1 (unlabelled) to {self.num_classes - 1}"
+            )
+        object.__setattr__(self, "target", target.astype(np.int64))
+
+    def save(self, path: str | Path) -> None:
+        """Write to ``path``, completely or not at all; the folder is made where there is none.
+
+        Raises:
+            InputError: ``path`` does not end in ``.npz``, or cannot be written.
+        """
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise InputError(f"'{path}' does not end in .npz: labels are written as NumPy arrays")
+        unfinished = path.with_name(f"{path.name}.tmp")  # the same directory, so that replacing is atomic
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("wb") as file:
+                np.savez_compressed(
+                    file,
+                    target=self.target,
+                    num_classes=np.int64(self.num_classes),
+                    fingerprint=np.str_(self.fingerprint),
+                    meta=np.array(list(self.meta.items()), dtype=np.str_).reshape(-1, 2),
+                )
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            raise InputError(f"cannot write labels to '{path}': {error.strerror or error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> LabelFile:
+        """Return what :meth:`save` wrote; nothing in the file is executed.
+
+        Raises:
+            InputError: there is no such file, or it is not a file of labels.
+        """
+        arrays: dict[str, Any] = {}
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = {name.removesuffix(".npy") for name in archive.namelist()}
+                if names == set(_NAMES):
+                    # Whole members, so that zipfile compares their checksums before an array is made of them.
+                    members = {name: io.BytesIO(archive.read(f"{name}.npy")) for name in _NAMES}
+                    arrays = {name: read_array(member, allow_pickle=False) for name, member in members.items()}
+        except OSError as error:
+            raise InputError(f"cannot read labels from '{path}': {(error.strerror or str(error)).lower()}") from error
+        except (ValueError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(f"'{path}' is not a file of labels: {reason}") from error
+        if not arrays:
+            raise InputError(f"'{path}' is not a file of labels: it holds {sorted(names)}, not {sorted(_NAMES)}")
+        number, fingerprint, meta = arrays["num_classes"], arrays["fingerprint"], arrays["meta"]
+        if number.shape or number.dtype.kind not in "iu" or fingerprint.shape or fingerprint.dtype.kind != "U":
+            raise InputError(f"'{path}' is not a file of labels: num_classes is no integer or fingerprint no text")
+        if meta.dtype.kind != "U" or meta.ndim != 2 or meta.shape[1] != 2:
+            raise InputError(f"'{path}' is not a file of labels: meta is no list of pairs of texts")
+        try:
+            return cls(arrays["target"], int(number), str(fingerprint), {str(k): str(v) for k, v in meta})
+        except InputError as error:
+            raise InputError(f"'{path}': {error}") from error
+
+    def for_dataset(self, dataset: ImageDataset) -> Tensor:
+        """Return the labels (N,) int64 of a data set's images.
+
+        Raises:
+            InputError: the labels are of another data set.
+        """
+        if self.fingerprint != dataset.fingerprint or len(self.target) != len(dataset):
+            raise InputError(
+                f"the labels are of {len(self.target):,} images with fingerprint {self.fingerprint}, but the data set "
+                f"has {len(dataset):,} with fingerprint {dataset.fingerprint}: give data.dataset the images that the "
+                "labels were made from, or make the labels anew from these images"
+            )
+        return torch.from_numpy(self.target.copy())
+
+
+def low_shot(target: Targets, fraction: float, generator: torch.Generator) -> Tensor:
+    """Return the labels of a random part of the images, as evenly over the classes as their sizes allow.
+
+    The images of each class are put in a random order; the first of every class are taken, then the second of every
+    class, and so on, until ``fraction`` of the labelled images are. So two classes differ by 1 at most, unless one of
+    them is used up, and no class is left without a label.
+
+    Args:
+        target: (N,) int64 classes, -1 unlabelled.
+        fraction: in (0, 1] of the labelled images.
+        generator: CPU generator of the order.
+
+    Returns:
+        (N,) int64, -1 where the image is not taken.
+    """
+    labels = torch.from_numpy(np.ascontiguousarray(target, dtype=np.int64))
+    rows = (labels != UNLABELLED).nonzero().squeeze(1)
+    rows = rows[torch.randperm(len(rows), generator=generator)]
+    by_class = labels[rows].argsort(stable=True)
+    size = torch.bincount(labels[rows])
+    turn = torch.empty_like(rows)  # of each row within its class
+    turn[by_class] = torch.arange(len(rows)) - (size.cumsum(0) - size)[labels[rows[by_class]]]
+    taken = rows[turn.argsort(stable=True)[: max(round(fraction * len(rows)), int((size > 0).sum()))]]
+    out = torch.full_like(labels, UNLABELLED)
+    out[taken] = labels[taken]
+    return out

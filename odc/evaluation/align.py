@@ -1,0 +1,222 @@
+"""Which cluster is which class, from a few labelled images.
+
+Clusters come out in arbitrary order and there may be more or fewer of them than classes. A few labels name them: by
+their votes where every class has enough of them, else by how near the labelled images are to the clusters' prototypes.
+One-to-one by the Hungarian method as far as both sides reach; the clusters that are left over take the class that fits
+them best; a cluster whose class does not stand out stays without one.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
+
+from odc.errors import InputError, nearest
+
+ENOUGH_VOTES = 3
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Match:
+    """What was found of one cluster.
+
+    Attributes:
+        cluster: its number.
+        label: the class's name, or ``None`` where the cluster abstains.
+        support: labelled images of that class in it (of the best class, where it abstains).
+        labelled: labelled images in it.
+        margin: by votes, the share of its labelled images by which the class is ahead of the next one; by similarity,
+            the cosine by which it is nearer than the next one.
+    """
+
+    cluster: int
+    label: str | None
+    support: int
+    labelled: int
+    margin: float
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A map from clusters to classes.
+
+    Attributes:
+        rule: ``"votes"`` or ``"similarity"``.
+        classes: names of all classes.
+        matches: one for each cluster.
+    """
+
+    rule: str
+    classes: tuple[str, ...]
+    matches: tuple[Match, ...]
+
+    @property
+    def unmatched(self) -> tuple[str, ...]:
+        """Classes that no cluster has."""
+        found = {match.label for match in self.matches}
+        return tuple(name for name in self.classes if name not in found)
+
+    def labels(self, clusters: IntArray) -> IntArray:
+        """Map clusters (N,) to classes (N,), -1 where the cluster abstains."""
+        number = {name: i for i, name in enumerate(self.classes)}
+        table = np.array([-1 if m.label is None else number[m.label] for m in self.matches], dtype=np.int64)
+        return table[clusters]
+
+    def clusters_of(self, label: IntArray, cluster: IntArray) -> IntArray:
+        """Map true classes (L,) to clusters (L,): an image's own ``cluster`` if that has its class, else the best one.
+
+        -1 where no cluster has the class. This is how labelled images join pseudo-labels that number clusters.
+        """
+        own = self.labels(cluster) == label
+        best = np.full(len(self.classes), -1, dtype=np.int64)
+        for match in sorted(self.matches, key=lambda m: (m.support, m.margin)):
+            if match.label is not None:
+                best[self.classes.index(match.label)] = match.cluster
+        return np.where(own, cluster, best[label])
+
+    def save(self, path: Path) -> None:
+        """Write the map as JSON."""
+        value = {"rule": self.rule, "classes": self.classes, "unmatched": self.unmatched}
+        text = json.dumps({**value, "clusters": [asdict(m) for m in self.matches]}, indent=2, ensure_ascii=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Alignment:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: there is no such file, or it is not such a map.
+        """
+        try:
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(value["rule"], tuple(value["classes"]), tuple(Match(**m) for m in value["clusters"]))
+        except OSError as error:
+            raise InputError(f"cannot read the map '{path}': {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"'{path}' is no map of clusters to classes: make one with odc align") from error
+
+
+def align(
+    clusters: IntArray,
+    n_clusters: int,
+    index: IntArray,
+    label: IntArray,
+    classes: tuple[str, ...],
+    features: npt.NDArray[np.float32] | None = None,
+    min_margin: float = 0.0,
+) -> Alignment:
+    """Match clusters with classes.
+
+    Args:
+        clusters: (N,) cluster of every image.
+        n_clusters: K.
+        index: (L,) ids of the labelled images, each at most once.
+        label: (L,) their classes.
+        classes: C names.
+        features: (N, D), for classes with fewer than three labels.
+        min_margin: a cluster whose class is less than this ahead of the next one abstains, and so does one that no
+            label supports.
+
+    Raises:
+        InputError: a class has fewer than three labels and there are no features, or there is no label at all.
+    """
+    C = len(classes)
+    if len(index) == 0 or C == 0:
+        raise InputError("no labelled image is among the clustered ones: there is nothing to name the clusters by")
+    votes = np.zeros((n_clusters, C))
+    np.add.at(votes, (clusters[index], label), 1)
+    per_class = votes.sum(axis=0)
+    by_votes = bool((per_class >= ENOUGH_VOTES).all())
+    if not by_votes and features is None:
+        few = int(per_class.argmin())
+        raise InputError(
+            f"class '{classes[few]}' has {int(per_class[few])} labelled images, but votes need {ENOUGH_VOTES} of each "
+            "class: label more, or give the features (odc extract) to compare by similarity"
+        )
+    scores = votes
+    if not by_votes and features is not None:
+        scores = _similarities(features.astype(np.float64), clusters, n_clusters, index, label, C)
+    assigned = np.full(n_clusters, -1)
+    rows, columns = linear_sum_assignment(scores, maximize=True)
+    assigned[rows] = columns
+    left = assigned < 0
+    assigned[left] = scores[left].argmax(axis=1)
+    matches = []
+    for k in range(n_clusters):
+        c, labelled = int(assigned[k]), int(votes[k].sum())
+        others = np.delete(scores[k], c)
+        margin = float(scores[k, c] - others.max()) if C > 1 else float(scores[k, c])
+        if by_votes:
+            margin /= max(labelled, 1)
+        supported = votes[k, c] > 0 if by_votes else bool((clusters == k).any())
+        name = classes[c] if supported and margin >= min_margin else None
+        matches.append(Match(k, name, int(votes[k, c]), labelled, round(margin, 4)))
+    return Alignment("votes" if by_votes else "similarity", classes, tuple(matches))
+
+
+def _similarities(
+    features: FloatArray, clusters: IntArray, n_clusters: int, index: IntArray, label: IntArray, n_classes: int
+) -> FloatArray:
+    """Return the cosine of each cluster's prototype and each class's, (K, C)."""
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+    def prototypes(x: FloatArray, groups: IntArray, n: int) -> FloatArray:
+        total = np.zeros((n, x.shape[1]))
+        np.add.at(total, groups, x)
+        norms: FloatArray = np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+        mean: FloatArray = total / norms
+        return mean
+
+    similarity: FloatArray = prototypes(unit, clusters, n_clusters) @ prototypes(unit[index], label, n_classes).T
+    return similarity
+
+
+def read_table(path: str | Path, *columns: str) -> list[dict[str, str]]:
+    """Read the rows of a CSV file.
+
+    Raises:
+        InputError: it cannot be read, is empty, or a column lacks.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read the table '{path}': {error}") from error
+    names = list(reader.fieldnames or ())
+    for column in columns:
+        if column not in names:
+            raise InputError(f"'{path}' has no column '{column}'{nearest(column, names)}; it has {names}")
+    if not rows:
+        raise InputError(f"'{path}' has no rows below its heading")
+    return rows
+
+
+def match_paths(rows: list[dict[str, Any]], paths: list[str], source: str | Path) -> IntArray:
+    """Return the positions (L,) in ``paths`` of the column ``path`` of the rows.
+
+    Raises:
+        InputError: a path is not among them, or stands twice.
+    """
+    position = {path: i for i, path in enumerate(paths)}
+    found = np.array([position.get(row["path"], -1) for row in rows], dtype=np.int64)
+    if (found < 0).any():
+        first = rows[int((found < 0).argmax())]["path"]
+        raise InputError(
+            f"'{source}': {int((found < 0).sum())} of {len(rows)} paths are not among the {len(paths)} images, the "
+            f"first is '{first}'; they are named like '{paths[0]}'"
+        )
+    if len(np.unique(found)) < len(found):
+        values, counts = np.unique(found, return_counts=True)
+        raise InputError(f"'{source}': '{paths[int(values[counts.argmax()])]}' stands there {counts.max()} times")
+    return found

@@ -1,0 +1,127 @@
+"""Naming clusters by a few labels: by votes, by similarity, with more and with fewer clusters than classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from odc.errors import InputError
+from odc.evaluation.align import Alignment, align, match_paths, read_table
+
+
+def ids(*values: int) -> Any:
+    return np.array(values, dtype=np.int64)
+
+
+def names(found: Alignment) -> list[str | None]:
+    return [match.label for match in found.matches]
+
+
+def test_votes_are_matched_one_to_one() -> None:
+    # Cluster 0 has three cats and two dogs, cluster 1 two cats and one dog: dogs get cluster 1 though outvoted there,
+    # 3 + 1 agreeing labels being more than 2 + 2, and then abstain, since cats are ahead.
+    clusters = ids(0, 0, 0, 0, 0, 1, 1, 1, 0)
+    label = ids(0, 0, 0, 1, 1, 0, 0, 1)
+    found = align(clusters, 2, np.arange(8), label, ("cat", "dog"))
+    assert found.rule == "votes"
+    assert names(found) == ["cat", None]
+    assert [(m.support, m.labelled, m.margin) for m in found.matches] == [(3, 5, 0.2), (1, 3, -0.3333)]
+    assert found.unmatched == ("dog",)
+    assert names(align(clusters, 2, np.arange(8), label, ("cat", "dog"), min_margin=-1)) == ["cat", "dog"]
+    assert names(align(clusters, 2, np.arange(8), label, ("cat", "dog"), min_margin=0.5)) == [None, None]
+
+
+def test_more_clusters_than_classes_share_them() -> None:
+    clusters = ids(0, 0, 1, 1, 2, 2, 3)
+    found = align(clusters, 4, np.arange(6), ids(0, 0, 1, 1, 0, 1), ("a", "b"), min_margin=0.1)
+    assert names(found) == ["a", "b", None, None], "cluster 2 is a tie, and no label is in cluster 3"
+    found = align(ids(0, 0, 0, 1, 1, 2, 2, 2), 3, np.arange(8), ids(0, 0, 0, 0, 0, 1, 1, 1), ("a", "b"))
+    assert names(found) == ["a", "a", "b"]
+    assert found.labels(ids(2, 1, 0)).tolist() == [1, 0, 0]
+
+
+def test_fewer_clusters_than_classes_leave_some() -> None:
+    found = align(
+        ids(0, 0, 0, 1, 1, 1, 1, 1, 1), 2, np.arange(9), ids(0, 0, 0, 1, 1, 1, 2, 2, 2), ("a", "b", "c"), None
+    )
+    assert found.unmatched == ("c",)
+    assert names(found) == ["a", "b"]
+    assert found.matches[1].margin == 0, "b and c are in it alike"
+
+
+def test_one_label_a_class_goes_by_similarity() -> None:
+    features = np.array([[1, 0.1], [1, 0], [0, 1], [0.1, 1]], dtype=np.float32)
+    found = align(ids(1, 1, 0, 0), 2, ids(0, 3), ids(0, 1), ("a", "b"), features)
+    assert found.rule == "similarity"
+    assert names(found) == ["b", "a"]
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    mean = unit[:2].sum(0) / np.linalg.norm(unit[:2].sum(0))
+    assert found.matches[1].margin == pytest.approx(float(mean @ unit[0] - mean @ unit[3]), abs=1e-4)
+
+
+def test_too_few_votes_without_features_are_refused() -> None:
+    with pytest.raises(InputError, match=r"class 'b' has 1 labelled images, but votes need 3 .*odc extract"):
+        align(ids(0, 0, 0, 1), 2, np.arange(4), ids(0, 0, 0, 1), ("a", "b"))
+    with pytest.raises(InputError, match="no labelled image"):
+        align(ids(0, 1), 2, ids(), ids(), ())
+
+
+def test_labelled_images_find_the_cluster_of_their_class() -> None:
+    clusters = ids(0, 0, 0, 1, 1, 1, 1, 2, 2, 2)
+    found = align(clusters, 3, np.arange(10), ids(0, 0, 0, 0, 0, 0, 0, 1, 1, 1), ("a", "b"))
+    assert names(found) == ["a", "a", "b"]
+    # An image of class a stays in its own cluster of that class; one that lies in b's goes to the best supported.
+    assert found.clusters_of(ids(0, 0, 0, 1), ids(0, 1, 2, 0)).tolist() == [0, 1, 1, 2]
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**16))
+def test_no_class_is_better_served_by_any_one_to_one_map(K: int, C: int, seed: int) -> None:
+    from itertools import permutations
+
+    rng = np.random.default_rng(seed)
+    label = np.repeat(np.arange(C), 4)
+    clusters = rng.integers(K, size=len(label))
+    found = align(clusters, K, np.arange(len(label)), label, tuple("abcd"[:C]), min_margin=-1)
+    agree = sum(m.support for m in found.matches if m.label is not None)
+    small, large = (range(K), range(C)) if K <= C else (range(C), range(K))
+    best = 0
+    for chosen in permutations(large, len(small)):
+        pairs = zip(small, chosen, strict=True) if K <= C else zip(chosen, small, strict=True)
+        best = max(best, sum(int(((clusters == k) & (label == c)).sum()) for k, c in pairs))
+    assert agree >= best
+    if K <= C:
+        assert agree == best
+
+
+def test_the_map_is_read_back(tmp_path: Path) -> None:
+    found = align(ids(0, 0, 0, 1), 2, ids(0, 1, 2), ids(0, 0, 0), ("a",))
+    found.save(tmp_path / "deep" / "map.json")
+    assert Alignment.load(tmp_path / "deep" / "map.json") == found
+    (tmp_path / "other.json").write_text("[1]")
+    with pytest.raises(InputError, match="is no map of clusters"):
+        Alignment.load(tmp_path / "other.json")
+    with pytest.raises(InputError, match="cannot read the map"):
+        Alignment.load(tmp_path / "missing.json")
+
+
+def test_tables_are_checked(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("path,lable\na.png,1\n")
+    with pytest.raises(InputError, match="no column 'label'; did you mean 'lable'"):
+        read_table(file, "path", "label")
+    file.write_text("path,label\n")
+    with pytest.raises(InputError, match="no rows below its heading"):
+        read_table(file, "path", "label")
+    with pytest.raises(InputError, match="cannot read the table"):
+        read_table(tmp_path / "none.csv", "path")
+    rows = [{"path": "b"}, {"path": "a"}]
+    assert match_paths(rows, ["a", "b"], file).tolist() == [1, 0]
+    with pytest.raises(InputError, match="1 of 2 paths are not among the 1 images, the first is 'b'"):
+        match_paths(rows, ["a"], file)
+    with pytest.raises(InputError, match="'b' stands there 2 times"):
+        match_paths([{"path": "b"}] * 2, ["a", "b"], file)
