@@ -40,14 +40,14 @@ CONFIGS = {
     "digits": {
         "dc": "configs/deepcluster/deepcluster_convnet_1xb64-30e_digits.py",
         "odc": "configs/odc/odc_convnet_1xb64-30e_digits.py",
-        "moco": "configs/moco/moco_convnet_1xb128-100e_digits.py",
+        "moco": "configs/moco/moco_convnet_1xb64-100e_digits.py",
         "dc-moco": "configs/deepcluster/deepcluster_convnet_1xb64-30e_digits.py",
         "odc-moco": "configs/odc/odc_convnet_1xb64-30e_digits.py",
     },
     "folder32": {
         "dc": "configs/deepcluster/deepcluster_resnet18-w16_1xb128-20e_folder32.py",
         "odc": "configs/odc/odc_resnet18-w16_1xb128-20e_folder32.py",
-        "moco": "configs/moco/moco_resnet18-w16_1xb256-30e_folder32.py",
+        "moco": "configs/moco/moco_resnet18-w16_1xb128-40e_folder32.py",
         "dc-moco": "configs/deepcluster/deepcluster_resnet18-w16_1xb128-20e_folder32.py",
         "odc-moco": "configs/odc/odc_resnet18-w16_1xb128-20e_folder32.py",
     },
@@ -69,7 +69,7 @@ def run_baseline(cfg: Any, method: str, report: Report) -> dict[str, float]:
     import torch
     from mmengine.runner import set_random_seed
 
-    from odc.clustering.kmeans import kmeans
+    from odc.clustering import kmeans, l2_normalize
     from odc.engine.data import ClusterData
     from odc.engine.extract import extract
     from odc.evaluation.evaluator import ClusterMetrics, Evaluation, KNNMetric
@@ -91,7 +91,8 @@ def run_baseline(cfg: Any, method: str, report: Report) -> dict[str, float]:
     table = extract(model, source, LocalComm(), batch_size=data.extract_batch_size)
     report(0.5, "k-means")
     rng = make_generator(cfg.randomness.seed, "kmeans")
-    result = kmeans(table.features, K, n_iter=100, n_redo=10, generator=rng)
+    features, _ = l2_normalize(table.features) if method != "kmeans-pixels" else (table.features, None)
+    result = kmeans(features, K, n_iter=100, n_redo=20, plus_plus=True, generator=rng)
     scores = torch.nn.functional.one_hot(result.labels, K).float()
     evaluation = Evaluation(table.features.cpu(), scores.cpu(), source.dataset.targets)
     return ClusterMetrics()(evaluation) | KNNMetric()(evaluation)

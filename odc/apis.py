@@ -9,30 +9,43 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine import Config
 from mmengine.logging import print_log
+from torch import Tensor
 
 from odc.compat import Runner, load_config, load_plain, write_tensors
-from odc.engine.data import ClusterData
-from odc.engine.loops import ClusterTrainLoop, ClusterValLoop
+from odc.data.datasets import ImageDataset
+from odc.data.embeddings import Embeddings, check_ending
+from odc.engine.comm import get_comm
+from odc.engine.compiled import check_compile, compile_backbone
+from odc.engine.data import EXTRACT_VIEW, ClusterData, Source
+from odc.engine.extract import extract as extract_table
+from odc.engine.loops import ClusterTrainLoop, ClusterValLoop, unwrap
 from odc.engine.optim import check_clipping, check_optimizer
 from odc.errors import InputError, nearest
 from odc.evaluation.gallery import write_clusters
+from odc.evaluation.probes import HELD_OUT, ProbeReport, run_probes, stratified_split
 from odc.models.convert import MARK, describe, extract, rename, suggest
+from odc.models.necks import AvgPool
 from odc.registry import (
+    DATASETS,
     HOOKS,
     METRICS,
     MODELS,
     OPTIM_WRAPPER_CONSTRUCTORS,
     OPTIM_WRAPPERS,
     VISUALIZERS,
+    build,
     check_arguments,
     resolve,
 )
+from odc.structures import make_generator
 
 DEFAULT_HOOKS = ("checkpoint", "logger", "param_scheduler", "runtime_info", "sampler_seed", "timer")
 KNOWN_KEYS = {
     "auto_scale_lr",
+    "compile",
     "custom_hooks",
     "custom_imports",
     "data",
@@ -101,6 +114,7 @@ def check_parts(cfg: Config) -> None:
         resolve(METRICS, metric)
     if cfg.get("visualizer"):
         resolve(VISUALIZERS, cfg.visualizer)
+    check_compile(cfg.get("compile"))
     for name in cfg.randomness:
         if name not in ("seed", "diff_rank_seed", "deterministic"):
             raise InputError(
@@ -209,6 +223,9 @@ def build_runner(cfg: Config) -> Runner:
         experiment_name=cfg.get("experiment_name"),
         cfg=cfg,
     )
+    options = check_compile(cfg.get("compile"))
+    if options is not None:
+        compile_backbone(unwrap(runner.model), options)
     data = ClusterData(**cfg.data)
     runner.use_data(data, data if val else None)
     print_log(data.train.dataset.describe(), "current")
@@ -267,6 +284,188 @@ def convert(src: str | Path, dst: str | Path, *, layout: str | None = None, to: 
     backbone = suggest(state.tensors)
     use = f"; use it with model.pretrained='{dst}'" + (f", model.backbone={backbone}" if backbone else "")
     return f"{src}: {state}\n{dst}: {len(tensors)} tensors by the names of {to}{use if to == 'odc' else ''}"
+
+
+def extract_features(
+    cfg: Config,
+    checkpoint: str,
+    out: str | Path | None = None,
+    *,
+    split: str = "train",
+    drop_neck: bool = False,
+) -> Embeddings:
+    """Return the features of all images of a data set, seen through the view ``extract``; the ranks share the work.
+
+    Args:
+        cfg: a prepared config.
+        checkpoint: of the model that the config describes.
+        out: file to write them to, ``.npz`` or ``.parquet``.
+        split: ``"train"`` for ``data.dataset``, or ``"eval"`` for ``data.eval_dataset``.
+        drop_neck: the backbone's output, averaged over the image, instead of the neck's. It is the same where the neck
+            only averages; ODC and others drop a neck with layers of its own downstream.
+
+    Raises:
+        InputError: the checkpoint does not fit, ``out`` has another ending or cannot be written, the data set is not
+            configured, or a part of the config is wrong.
+    """
+    if out is not None:
+        check_ending(out)
+        writable(Path(out).parent)
+    if split == "eval" and not cfg.data.get("eval_dataset"):
+        raise InputError("the config has no data.eval_dataset to extract: set it, or take the split train")
+    runner, data = load_runner(cfg, checkpoint)
+    try:
+        embeddings = _embed(runner, data, data.eval if split == "eval" else data.train, drop_neck)
+    finally:
+        data.close()
+    if out is not None and runner.rank == 0:
+        embeddings.save(out)
+        N, D = embeddings.features.shape
+        print_log(f"features of {N:,} images, {D} each: {out}", "current")
+    return embeddings
+
+
+def probe(
+    cfg: Config,
+    checkpoint: str | None = None,
+    *,
+    features: str | Path | None = None,
+    test_features: str | Path | None = None,
+    drop_neck: bool = False,
+    out: str | Path | None = None,
+) -> ProbeReport:
+    """Probe features by kNN and by linear classifiers with all and with few labels; see :mod:`odc.evaluation.probes`.
+
+    Probes train on ``data.dataset`` and are tested on ``data.eval_dataset``. Where that is not set, or is the same
+    images, a fifth of ``data.dataset`` is held out for the test: of every class, drawn by the seed.
+
+    Args:
+        cfg: a prepared config.
+        checkpoint: model to extract the features with; or else
+        features: file of the features of ``data.dataset``, as :func:`extract_features` writes it, and
+        test_features: file of those of ``data.eval_dataset``.
+        drop_neck: see :func:`extract_features`; for a checkpoint only.
+        out: JSON file to write.
+
+    Raises:
+        InputError: neither or both of ``checkpoint`` and ``features``, features of another data set, no labels, or
+            as :func:`extract_features`.
+    """
+    if (checkpoint is None) == (features is None):
+        raise InputError("probe either a checkpoint or the features in a file (--features): give one of the two")
+    if checkpoint is not None and test_features is not None:
+        raise InputError("--test-features goes with --features: a checkpoint's test features are extracted")
+    if features is not None and drop_neck:
+        raise InputError("--drop-neck goes with a checkpoint: the features in a file are what odc extract made them")
+    if out is not None:
+        writable(Path(out).parent)
+        if Path(out).is_dir():
+            raise InputError(f"'{out}' is a folder: give a file to write")
+    if checkpoint is not None:
+        runner, data = load_runner(cfg, checkpoint)
+        train, test = data.train.dataset, data.eval.dataset
+        separate = _check_labels(train, test)
+        try:
+            tables = [_embed(runner, data, s, drop_neck) for s in (data.train, data.eval)[: 1 + separate]]
+        finally:
+            data.close()
+    else:
+        check_arguments(ClusterData, cfg.data, "data")
+        train = test = build(DATASETS, cfg.data.dataset)
+        if cfg.data.get("eval_dataset"):
+            test = build(DATASETS, cfg.data.eval_dataset)
+        separate = _check_labels(train, test)
+        if separate and test_features is None:
+            raise InputError(
+                "the config has a data.eval_dataset: give its features too (--test-features, odc extract --split "
+                "eval), or set data.eval_dataset=None to hold out a part of data.dataset"
+            )
+        if not separate and test_features is not None:
+            raise InputError(f"the config has no data.eval_dataset that '{test_features}' could be of: set it")
+        tables = [Embeddings.load(file) for file in (features, test_features) if file is not None]
+    x, y = tables[0].for_dataset(train), _targets(train)
+    rng = make_generator(cfg.randomness.seed, "probe")
+    if separate:
+        queries, wanted = tables[1].for_dataset(test), _targets(test)
+        for name, value in tables[0].meta.items():
+            if name != "config" and value != tables[1].meta.get(name):
+                raise InputError(
+                    f"the {name} of the features in '{features}' is '{value}', but in '{test_features}' it is "
+                    f"'{tables[1].meta.get(name)}': extract both in the same way"
+                )
+        told = f"{int((wanted >= 0).sum()):,} images {test.origin} (data.eval_dataset), fingerprint {test.fingerprint}"
+    else:
+        kept, held = stratified_split(y, HELD_OUT, rng)
+        x, y, queries, wanted = x[kept], y[kept], x[held], y[held]
+        told = (
+            f"the other {len(held):,}, {HELD_OUT:.0%} of every class, drawn by seed {cfg.randomness.seed} "
+            "(no data.eval_dataset of other images)"
+        )
+    meta = {"checkpoint": "an unknown checkpoint", "after": "unknown layers", **tables[0].meta}
+    source = meta["checkpoint"] if features is None else f"{features} (of {meta['checkpoint']})"
+    provenance = {
+        "features": f"{source}: {x.shape[1]} an image, after {meta['after']}",
+        "config": str(cfg.filename),
+        "training": f"{int((y >= 0).sum()):,} images {train.origin}, fingerprint {train.fingerprint}",
+        "test": told,
+    }
+    report = ProbeReport(provenance, run_probes(x, y, queries, wanted, generator=rng))
+    if out is not None:
+        Path(out).write_text(report.to_json(), encoding="utf-8")
+    return report
+
+
+def load_runner(cfg: Config, checkpoint: str) -> tuple[Runner, ClusterData]:
+    """Return a runner whose model is loaded, and its data."""
+    cfg.load_from, cfg.resume = checkpoint, False
+    runner = build_runner(cfg)
+    runner.load_or_resume()
+    return runner, runner.train_loop.data
+
+
+def _embed(runner: Runner, data: ClusterData, source: Source, drop_neck: bool) -> Embeddings:
+    """Return the features of one data set, gathered from all ranks."""
+    model, comm = unwrap(runner.model), get_comm()
+    neck = model.neck
+    try:
+        if drop_neck:
+            model.neck = AvgPool(model.backbone.out_channels)
+        table = extract_table(model, source, comm, batch_size=data.extract_batch_size)
+        after = type(model.neck).__name__
+    finally:
+        model.neck = neck
+    meta = {
+        "config": str(runner.cfg.filename),
+        "checkpoint": str(runner.cfg.load_from),
+        "view": EXTRACT_VIEW,
+        "after": f"{type(model.backbone).__name__} and {after}",
+    }
+    dataset = source.dataset
+    index, features = comm.gather(table.index).cpu(), comm.gather(table.features).cpu()
+    return Embeddings(index, tuple(dataset.paths), features, dataset.fingerprint, meta)
+
+
+def _check_labels(train: ImageDataset, test: ImageDataset) -> bool:
+    """Check that two data sets have labels of the same classes; return whether they are different images."""
+    for key, dataset in (("dataset", train), ("eval_dataset", test)):
+        if dataset.targets is None:
+            raise InputError(
+                f"the {len(dataset):,} images {dataset.origin} (data.{key}) have no labels, which a probe needs: put "
+                "the images of each class into a folder of their own, or take ImageList or ImageCSV"
+            )
+    if train.classes != test.classes:
+        ours, theirs = set(train.classes or ()), set(test.classes or ())
+        odd = sorted(ours ^ theirs)
+        raise InputError(
+            f"data.dataset has {len(ours)} classes and data.eval_dataset {len(theirs)}, and they differ"
+            + (f", in '{odd[0]}' first" if odd else " in their order")
+            + ": give both the same classes"
+        )
+    return train.fingerprint != test.fingerprint
+
+
+def _targets(dataset: ImageDataset) -> Tensor:
+    return torch.from_numpy(dataset.targets)
 
 
 def finish(runner: Runner, out: Path | None) -> dict[str, float]:

@@ -44,12 +44,16 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
+def _add_work(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
     parser.add_argument("--work-dir", help="where everything of the run goes (default: work_dirs/<config>)")
+    parser.add_argument("--strict", action="store_true", help="unreadable images are an error, not skipped")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    _add_work(parser)
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--strict", action="store_true", help="unreadable images are an error, not skipped")
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +73,37 @@ def _add_test(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
     parser.add_argument("checkpoint", help="path of the checkpoint")
     parser.add_argument("--out", metavar="DIR", help="write clusters.csv, clusters.png and metrics.json there")
+
+
+def _add_drop_neck(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--drop-neck",
+        action="store_true",
+        help="take the backbone's output, averaged over the image, without the layers of a neck like ODC's",
+    )
+
+
+def _add_extract(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("checkpoint", help="path of the checkpoint")
+    parser.add_argument("--out", metavar="FILE", required=True, help="file to write, .npz or .parquet")
+    parser.add_argument(
+        "--split",
+        choices=["train", "eval"],
+        default="train",
+        help="images of data.dataset (default) or data.eval_dataset",
+    )
+    _add_drop_neck(parser)
+
+
+def _add_probe(parser: argparse.ArgumentParser) -> None:
+    _add_work(parser)
+    parser.set_defaults(launcher="none")  # one process: on several, extract, then probe the files
+    parser.add_argument("checkpoint", nargs="?", help="path of the checkpoint, unless --features is given")
+    parser.add_argument("--features", metavar="FILE", help="features of data.dataset, from odc extract")
+    parser.add_argument("--test-features", metavar="FILE", help="features of data.eval_dataset, where there is one")
+    parser.add_argument("--out", metavar="FILE", help="write the results there too, as JSON")
+    _add_drop_neck(parser)
 
 
 def _prepare(args: argparse.Namespace, **more: Any) -> Any:
@@ -100,6 +135,103 @@ def _test(args: argparse.Namespace) -> None:
     evaluate(_prepare(args), args.checkpoint, args.out)
 
 
+def _extract(args: argparse.Namespace) -> None:
+    from odc.apis import extract_features
+
+    extract_features(_prepare(args), args.checkpoint, args.out, split=args.split, drop_neck=args.drop_neck)
+
+
+def _probe(args: argparse.Namespace) -> None:
+    from odc.apis import probe
+
+    report = probe(
+        _prepare(args),
+        args.checkpoint,
+        features=args.features,
+        test_features=args.test_features,
+        drop_neck=args.drop_neck,
+        out=args.out,
+    )
+    print(report)
+
+
+def _add_reliable(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("checkpoint", help="path of the checkpoint")
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder for labels.npz and beta.png")
+    parser.add_argument("--features", metavar="FILE", help="take neighbours in these, from odc extract")
+    parser.add_argument("--neighbours", type=int, default=100, help="nearest images of each that count (default 100)")
+    parser.add_argument(
+        "--threshold", type=float, default=0.99, help="share of them that must be in the same cluster (default .99)"
+    )
+    parser.add_argument("--score-threshold", type=float, help="keep only labels more confident than this")
+    parser.add_argument("--balance", choices=["min", "quota"], help="keep as many of every cluster")
+    parser.add_argument("--quota", type=int, help="how many, with --balance quota")
+    parser.add_argument("--labels", metavar="CSV", help="images (path, label) whose class you know: they join, and win")
+    parser.add_argument("--align", metavar="JSON", help="which cluster is which class, from odc align")
+
+
+def _reliable(args: argparse.Namespace) -> None:
+    from odc.pipeline import reliable
+
+    reliable(
+        _prepare(args),
+        args.checkpoint,
+        args.out,
+        features=args.features,
+        neighbours=args.neighbours,
+        threshold=args.threshold,
+        score_threshold=args.score_threshold,
+        balance=args.balance,
+        quota=args.quota,
+        labelled=args.labels,
+        alignment=args.align,
+    )
+
+
+def _add_align(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("clusters", help="clusters.csv of a run")
+    parser.add_argument("labels", help="CSV with the columns path and label: some images whose class you know")
+    parser.add_argument("--out", metavar="JSON", required=True, help="file for the map from clusters to classes")
+    parser.add_argument("--features", metavar="FILE", help="from odc extract; for classes with fewer than 3 labels")
+    parser.add_argument("--test", metavar="CSV", help="other labelled images to measure the map on")
+    parser.add_argument(
+        "--min-margin", type=float, default=0.0, help="leave a cluster unnamed where its class is ahead by less"
+    )
+
+
+def _align(args: argparse.Namespace) -> None:
+    from odc.pipeline import align_clusters
+
+    print(
+        align_clusters(
+            args.clusters, args.labels, args.out, features=args.features, test=args.test, min_margin=args.min_margin
+        )
+    )
+
+
+def _add_spice(parser: argparse.ArgumentParser) -> None:
+    _add_work(parser)
+    parser.add_argument("--clusters", type=int, help="number of clusters (default: the configs')")
+    parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where it is safe")
+    parser.add_argument("--seed", type=int, help="of all stages (default: the configs')")
+
+
+def _spice(args: argparse.Namespace) -> None:
+    from odc.pipeline import Pipeline
+
+    pipeline = Pipeline(
+        args.config,
+        work_dir=args.work_dir,
+        cfg_options=args.cfg_options,
+        clusters=args.clusters,
+        seed=args.seed,
+        amp=args.amp,
+        strict=args.strict,
+    )
+    print(pipeline.run())
+
+
 def _print_config(args: argparse.Namespace) -> None:
     from odc.apis import check_config
     from odc.compat import load_config
@@ -125,6 +257,11 @@ def _convert(args: argparse.Namespace) -> None:
 _COMMANDS: list[tuple[str, str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = [
     ("train", "Train by a config.", _add_train, _train),
     ("test", "Evaluate a checkpoint; --out writes its clusters.", _add_test, _test),
+    ("extract", "Write the features of all images to a file.", _add_extract, _extract),
+    ("probe", "Measure features by nearest neighbours and linear classifiers.", _add_probe, _probe),
+    ("spice", "Cluster images from scratch: MoCo, SPICE-Self, reliable labels, SPICE-Semi.", _add_spice, _spice),
+    ("reliable", "Keep the labels that an image's neighbours share.", _add_reliable, _reliable),
+    ("align", "Find out which cluster is which class, from a few labelled images.", _add_align, _align),
     ("convert", "Take the backbone out of a checkpoint of any known layout.", _add_convert, _convert),
     ("print-config", "Print the whole config, with everything it inherits.", _add_config, _print_config),
 ]

@@ -679,6 +679,9 @@ class Runner(mmengine.runner.Runner):
             wrapped: nn.Module = super().wrap_model(cfg or None, model)
         return wrapped
 
+    def _maybe_compile(self, target: str) -> None:
+        """Do nothing: mmengine would compile ``train_step``, which no loop here calls (:mod:`odc.engine.compiled`)."""
+
     def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
         """Register mmengine's default hooks, with this package's :class:`CheckpointHook` for its own in any scope."""
         hooks = dict(hooks or {})

@@ -1,12 +1,15 @@
-"""Four small heads that need something else than DC and ODC, a tiny data set, and configs for all six.
+"""Four small heads that need something else than DC and ODC, a tiny data set, and configs for all the heads.
 
 Each is the essence of a published method, small enough to train for two epochs in a blink.
 """
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine import Config
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 
 from odc.clustering import knn_search
 from odc.data.datasets import ArrayDataset
+from odc.data.label_file import LabelFile
 from odc.heads import ClusterHead
 from odc.registry import DATASETS, HEADS
 from odc.structures import (
@@ -184,7 +188,13 @@ class TwoStreams(_Linear):
 HEAD_CONFIGS: dict[str, dict[str, Any]] = {
     "dc": dict(type="DeepClusterHead", num_clusters=4, batch_size=16, pca_dim=8),
     "odc": dict(type="ODCHead", num_clusters=4, batch_size=16, min_cluster=5, centroid_interval=2),
+    "deeper": dict(type="DeeperClusterHead", num_clusters=5, num_super=2, batch_size=64, refresh_interval=1, pca_dim=6),
     "moco": dict(type="MoCoHead", batch_size=16, queue_size=40, out_channels=4),
+    "spice-self": dict(
+        type="SpiceSelfHead", num_clusters=3, num_heads=2, hidden_channels=8, batch_size=20, chunk=20, repeats=2
+    ),
+    "spice-semi": dict(type="SpiceSemiHead", num_clusters=3, labelled_size=4, batch_size=16, steps=4, threshold=0.36),
+    "classifier": dict(type="ClassifierHead", num_classes=3, batch_size=8),
     "pairs": dict(type="NeighbourPairs"),
     "teacher": dict(type="MeanTeacher"),
     "sinkhorn": dict(type="Sinkhorn"),
@@ -214,7 +224,7 @@ def config(name: str, work_dir: str, **options: Any) -> Config:
                 sampler_seed=None,
                 checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=2),
             ),
-            custom_hooks=[dict(type="ProgressHook")],
+            custom_hooks=[dict(type="ProgressHook"), dict(type="PreflightHook")],
             val_evaluator=[dict(type="ClusterMetrics"), dict(type="KNNMetric", k=3)],
             randomness=dict(seed=3),
             work_dir=work_dir,
@@ -225,5 +235,19 @@ def config(name: str, work_dir: str, **options: Any) -> Config:
         cfg.model.update(type="MoCo", momentum=0.9, split_bn=2)
         cfg.data.views.update(query=shaky, key=shaky)
         cfg.val_evaluator = [dict(type="KMeansMetric", num_clusters=3), dict(type="KNNMetric", k=3)]
+    if name.startswith("spice"):
+        cfg.data.views.update(weak=shaky, strong=shaky)
+    if name == "spice-self":
+        cfg.model.frozen = ["backbone", "neck"]
+    if name == "spice-semi":
+        cfg.model.ema = 0.9
+        file = Path(work_dir) / f"labels-{os.getpid()}.npz"  # of its own for each rank
+        target = np.where(np.arange(48) % 4 == 0, np.arange(48) // 4 % 3, -1)
+        LabelFile(target, 3, Blobs().fingerprint).save(file)
+        cfg.train_cfg.label_file = str(file)
+    if name == "classifier":
+        cfg.train_cfg.label_fraction = 0.5
+    if name == "deeper":
+        cfg.data.views.update(rotated=[*shaky[:1], dict(type="Rotate90"), *finish])
     cfg.merge_from_dict(options)
     return cfg

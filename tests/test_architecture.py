@@ -30,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": METHODS | {"compat", "heads"},
     "engine": METHODS | {"compat", "data", "evaluation", "heads", "models"},
     "apis": METHODS | {"compat", "data", "evaluation", "heads", "models", "engine"},
-    "cli": {"errors", "compat", "apis"},
+    "pipeline": METHODS | {"compat", "data", "evaluation", "engine", "apis"},
+    "cli": {"errors", "compat", "apis", "pipeline"},
     "__init__": set(),
 }
 

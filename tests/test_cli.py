@@ -84,6 +84,7 @@ def test_train_then_test(write: Write, capsys: pytest.CaptureFixture[str]) -> No
     starts = [
         "images of 1×8×8 stay in memory",
         "48 images in memory",
+        "pre-flight on 48 images",
         "epoch 1/2  loss",
         "epoch 2/2  loss",
         "evaluation  acc",
@@ -190,7 +191,7 @@ def test_custom_imports_from_a_file_beside_the_config(write: Write, monkeypatch:
         ("train_cfg.max_epoch=3", ["'max_epoch'", "did you mean 'max_epochs'"]),
         ("train_cfg.max_epochs=two", ["'max_epochs' must be int, not 'two'"]),
         ("train_cfg.max_epochs=0", ["max_epochs", "at least 1", "0"]),
-        ("train_cfg.type=EpochBasedTrainLoop", ["train_cfg has no option 'type'; known: max_epochs, schedule, val_"]),
+        ("train_cfg.type=EpochBasedTrainLoop", ["train_cfg has no option 'type'; known: label_file, "]),
         ("train_cfg.schedule.type=Cosin", ["'Cosin'", "did you mean 'Cosine'"]),
         ("train_cfg.schedule=Cosine", ["'schedule' must be dict or None, not 'Cosine'"]),
         ("optim_wrapper.optimizer.momentun=0.3", ["'momentun'", "did you mean 'momentum'"]),

@@ -65,7 +65,7 @@ def test_workers_change_nothing(name: str, tmp_path: Path) -> None:
     assert not differences(whole, train(name, tmp_path / "2", **one_by_one, **{"data.num_workers": 2}))
 
 
-@pytest.mark.parametrize("name", HEAD_CONFIGS)
+@pytest.mark.parametrize("name", [name for name in HEAD_CONFIGS if name != "classifier"])
 def test_ground_truth_does_not_reach_training(name: str, tmp_path: Path) -> None:
     permuted = train(name, tmp_path / "b", **{"data.dataset.label_seed": 1})
     assert not differences(train(name, tmp_path / "a"), permuted)

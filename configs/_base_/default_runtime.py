@@ -6,6 +6,6 @@ default_hooks = dict(
     sampler_seed=None,
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
 )
-custom_hooks = [dict(type='ProgressHook')]
+custom_hooks = [dict(type='ProgressHook'), dict(type='PreflightHook')]
 val_evaluator = [dict(type='ClusterMetrics'), dict(type='KNNMetric', k=10)]
 randomness = dict(seed=0)

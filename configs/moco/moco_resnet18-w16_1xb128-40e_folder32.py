@@ -6,8 +6,8 @@ model = dict(
     type='MoCo',
     backbone=dict(type='ResNet', depth=18, stem='cifar', width=16),
     momentum=0.99,
-    split_bn=4,
-    head=dict(type='MoCoHead', batch_size=256, queue_size=4096, temperature=0.2))
-train_cfg = dict(max_epochs=30, val_interval=10, schedule=dict(type='Cosine'))
+    split_bn=2,
+    head=dict(type='MoCoHead', batch_size=128, queue_size=4096, temperature=0.2))
+train_cfg = dict(max_epochs=40, val_interval=10, schedule=dict(type='Cosine'))
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.06, momentum=0.9, weight_decay=1e-4))
 val_evaluator = [dict(type='KNNMetric', k=10), dict(type='KMeansMetric')]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from odc.data.views import Request, mix_array
+from odc.data.views import Request, Views, mix_array
 from odc.engine.data import EXTRACT_VIEW, Source
 from odc.models.cluster_model import ClusterModel
-from odc.structures import Comm, FeatureTable
+from odc.structures import Comm, FeatureTable, derive_seed
 
 _FIRST_NOTE_S = 10.0
 
@@ -31,6 +33,7 @@ def extract(
     logits: Callable[[Tensor], Tensor] | None = None,
     logits_view: str | None = None,
     seed: int = 0,
+    averaged: bool = True,
 ) -> FeatureTable:
     """Pass images through backbone and neck in evaluation mode; each rank does a contiguous share.
 
@@ -44,6 +47,8 @@ def extract(
         logits: maps z (B, D) to the rows of ``FeatureTable.logits``; ``None``: not computed.
         logits_view: the view behind ``logits``; ``None``: ``view``, whose forward pass it then shares.
         seed: keys the augmentation of ``logits_view`` by sample id.
+        averaged: use the moving averages of the parameters, where the model keeps them: what evaluation and prediction
+            want, but not training.
 
     Returns:
         This rank's shard, on the model's device.
@@ -54,23 +59,18 @@ def extract(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
+    context = model.averaged() if averaged else contextlib.nullcontext()
     features: list[Tensor] = []
     outputs: list[Tensor] = []
     views = [view] if logits is None or logits_view in (None, view) else [view, str(logits_view)]
-    started = noted = time.monotonic()
-    done = 0
-    for images in source.loader.run(_requests(mine, views, batch_size, seed)):
-        z = model.features(images["", view][:, 0].to(device, non_blocking=True))
-        features.append(z)
-        if logits is not None:
-            seen = z if len(views) == 1 else model.features(images["", views[1]][:, 0].to(device, non_blocking=True))
-            outputs.append(logits(seen).float())
-        done += z.shape[0]
-        now = time.monotonic()
-        if now - noted > _FIRST_NOTE_S:
-            left = (now - started) / done * (mine.numel() - done)
-            print_log(f"extracting features: {done:,} of {mine.numel():,} images, {left:.0f} s left", "current")
-            noted = now
+    with context:
+        for images in _noted(source.loader.run(_requests(mine, views, batch_size, seed)), mine.numel(), batch_size):
+            z = model.features(images["", view][:, 0].to(device, non_blocking=True))
+            features.append(z)
+            if logits is not None:
+                if len(views) > 1:
+                    z = model.features(images["", views[1]][:, 0].to(device, non_blocking=True))
+                outputs.append(logits(z).float())
     model.train(was_training)
     if not features:
         raise RuntimeError(f"rank {comm.rank} has no sample to extract: {index.numel()} samples for {comm.world} ranks")
@@ -81,6 +81,68 @@ def extract(
     if bad:
         print_log(f"{bad:,} of {mine.numel():,} feature rows are not finite", "current", logging.WARNING)
     return table
+
+
+@torch.no_grad()
+def encode_views(
+    model: ClusterModel,
+    source: Source,
+    comm: Comm,
+    *,
+    batch_size: int,
+    index: Tensor,
+    variant: Tensor,
+    views: Sequence[str],
+    seed: int,
+) -> dict[str, Tensor]:
+    """Return the features of some images through augmented views, for a model whose features no longer change.
+
+    The augmentation is keyed by (seed, view, sample, variant): not by the batch or the rank that encodes the image.
+
+    Args:
+        model: used in the mode that it is in.
+        source: the data set and its loader.
+        comm: the ranks, each of which encodes a share.
+        batch_size: images a forward.
+        index: (S,) int64 sample ids.
+        variant: (S,) int64 variants of the images.
+        views: names of the views.
+        seed: of the augmentation.
+
+    Returns:
+        ``{view: (S, D) float32}``, the whole on every rank, on the model's device.
+    """
+    device = next(model.parameters()).device
+    ids, variants = (torch.tensor_split(x.cpu(), comm.world)[comm.rank].numpy() for x in (index, variant))
+
+    def requests() -> Iterator[list[Request]]:
+        for start in range(0, len(ids), batch_size):
+            part: list[npt.NDArray[np.int64]] = [x[start : start + batch_size] for x in (ids, variants)]
+            yield [
+                Request("", view, (int(i),), int(v), int(key))
+                for view in views
+                for i, v, key in zip(*part, mix_array(derive_seed(seed, view), *part), strict=True)
+            ]
+
+    if not len(ids):
+        raise RuntimeError(f"rank {comm.rank} has no sample to encode: {len(index)} samples for {comm.world} ranks")
+    features: dict[str, list[Tensor]] = {view: [] for view in views}
+    for images in _noted(source.loader.run(requests()), len(ids), batch_size):
+        for view in views:
+            features[view].append(model.features(images["", view][:, 0].to(device, non_blocking=True)))
+    return {view: comm.gather(torch.cat(parts)) for view, parts in features.items()}
+
+
+def _noted(batches: Iterator[Views], total: int, batch_size: int) -> Iterator[Views]:
+    """Yield the batches; write a line now and then. The work on a batch is done when the next one is asked for."""
+    started = noted = time.monotonic()
+    for number, batch in enumerate(batches, start=1):
+        yield batch
+        done, now = min(number * batch_size, total), time.monotonic()
+        if now - noted > _FIRST_NOTE_S:
+            left = (now - started) / done * (total - done)
+            print_log(f"extracting features: {done:,} of {total:,} images, {left:.0f} s left", "current")
+            noted = now
 
 
 def _requests(index: Tensor, views: list[str], batch_size: int, seed: int) -> Iterator[list[Request]]:

@@ -8,9 +8,12 @@ from typing import Any
 
 from mmengine.hooks import Hook
 
+from odc.engine.preflight import PreflightHook
 from odc.errors import InputError
 from odc.evaluation.evaluator import label_statistics
 from odc.registry import HOOKS
+
+__all__ = ["PreflightHook", "ProgressHook"]
 
 
 @HOOKS.register_module()

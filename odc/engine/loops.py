@@ -7,9 +7,11 @@ loss → optimiser → online update of the labels → and at the end, where the
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,23 +23,41 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from odc.compat import mark_last
+from odc.data.label_file import LabelFile, low_shot
 from odc.data.sampler import draw_rows
 from odc.data.views import Request, mix, mix_array
 from odc.engine.comm import get_comm
-from odc.engine.data import ClusterData
-from odc.engine.extract import extract
+from odc.engine.data import EXTRACT_VIEW, ClusterData
+from odc.engine.extract import encode_views, extract
 from odc.engine.schedules import Schedule
 from odc.errors import InputError, nearest
 from odc.evaluation.evaluator import Evaluation
 from odc.models.cluster_model import ClusterModel
 from odc.registry import LOOPS, METRICS, SCHEDULES, build
-from odc.structures import Batch, Plan, PseudoLabels, Stream, derive_seed, make_generator
+from odc.structures import Batch, FeatureTable, Plan, PseudoLabels, Stream, derive_seed, make_generator
 
 
 def unwrap(model: Any) -> ClusterModel:
     """Return the model inside a wrapper for several ranks, or the model itself."""
     inner: ClusterModel = getattr(model, "module", model)
     return inner
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Features of the training views of one refresh, for a model that does not change them.
+
+    Attributes:
+        slot: (M, P) int64, where the features of each row's images are.
+        z: ``{view: (S, D) float32}`` of the S different images (sample and variant) of the rows.
+    """
+
+    slot: Tensor
+    z: dict[str, Tensor]
+
+    def lookup(self, streams: Iterable[Stream], rows: dict[str, Batch]) -> dict[tuple[str, str], Tensor]:
+        """Return the features of a step, ``{(stream, view): (B, P, D) float32}``."""
+        return {(s.name, view): self.z[view][self.slot[rows[s.name].row]] for s in streams for view in s.views}
 
 
 @LOOPS.register_module()
@@ -48,12 +68,23 @@ class ClusterTrainLoop(BaseLoop):
     function of the seed and the position: resuming is bitwise, at any step. SIGTERM and the first Ctrl-C save a
     checkpoint and stop.
 
+    Where a plan refreshes labels and nothing in backbone and neck can change an image's features, those of the training
+    views are computed once a refresh, for all repeats and all rows of an image, and no image is loaded in between. An
+    image is then augmented once for each (epoch, chunk, view), from a key of these, its id and its variant, instead of
+    anew at every position. The features of the images without augmentation, N×D numbers, are computed once. None of
+    them is saved: a resumed run computes the same ones again.
+
     Args:
         runner: the runner.
         dataloader: the run's :class:`ClusterData`.
         max_epochs: epochs to train.
         val_interval: epochs between two evaluations; the last epoch is always evaluated.
         schedule: config of the learning rate's schedule; by default constant.
+        label_file: start from the labels in this :class:`odc.data.LabelFile` instead of none.
+        label_fraction: start from the true labels of this share, in (0, 1], of the images, drawn by the seed evenly
+            over the classes, at least one of each: for low-shot and full fine-tuning only. A head that makes its own
+            labels replaces them. These two options exclude each other, and no other way leads from ground truth to
+            training.
     """
 
     def __init__(
@@ -63,10 +94,21 @@ class ClusterTrainLoop(BaseLoop):
         max_epochs: int,
         val_interval: int = 1,
         schedule: dict[str, Any] | None = None,
+        label_file: str | None = None,
+        label_fraction: float | None = None,
     ) -> None:
         super().__init__(runner, dataloader)
         if max_epochs < 1 or val_interval < 1:
             raise InputError(f"max_epochs and val_interval must be at least 1, not {max_epochs} and {val_interval}")
+        if label_fraction is not None and not 0.0 < label_fraction <= 1.0:
+            raise InputError(f"train_cfg.label_fraction is a share of the images in (0, 1], not {label_fraction}")
+        if label_file is not None and label_fraction is not None:
+            raise InputError(
+                f"train_cfg has label_file='{label_file}' and label_fraction={label_fraction}: labels start from one "
+                "of them, set the other to None"
+            )
+        self.label_file = label_file
+        self.label_fraction = label_fraction
         self.data = dataloader
         self.max_epochs = max_epochs
         self.val_interval = val_interval
@@ -78,6 +120,7 @@ class ClusterTrainLoop(BaseLoop):
         self._begun = False  # this epoch has begun: labels_before holds what it started from
         self._refreshed = False  # this chunk's labels are written
         self._order: dict[str, Tensor] = {}  # rows of every step of this pass, by stream
+        self._fixed: Tensor | None = None  # (N, D) of all images without augmentation, while these cannot change
         self.index_before = self.labels_before = torch.zeros(0, 1, dtype=torch.int64)
         self.progress = 0.0  # share of the training that is done
         self._sums: dict[str, float] = {}
@@ -145,9 +188,9 @@ class ClusterTrainLoop(BaseLoop):
     def run(self) -> torch.nn.Module:
         """Train; return the model."""
         model = unwrap(self.runner.model)
-        if model.labels.index.shape[0] == 0:
-            index = torch.arange(len(self.data.dataset), device=model.labels.index.device)[:, None]
-            model.labels.replace(PseudoLabels(index, torch.full_like(index, -1), (0,)))
+        fresh = self._iter == 0 and not self._begun
+        if model.labels.index.shape[0] == 0 or (fresh and (self.label_file or self.label_fraction)):
+            model.labels.replace(self._first_labels())
         handlers = self._catch_signals()
         try:
             self.progress = self._epoch / self.max_epochs
@@ -170,6 +213,27 @@ class ClusterTrainLoop(BaseLoop):
             self.data.close()
         return model
 
+    def _first_labels(self) -> PseudoLabels:
+        """Return one row for every image: unlabelled, or by ``label_file`` or ``label_fraction``."""
+        dataset = self.data.dataset
+        target, K = torch.full((len(dataset),), -1), 0
+        if self.label_file is not None:
+            file = LabelFile.load(self.label_file)
+            target, K, origin = file.for_dataset(dataset), file.num_classes, self.label_file
+        elif self.label_fraction is not None:
+            if dataset.targets is None or dataset.classes is None:
+                raise InputError(
+                    f"train_cfg.label_fraction={self.label_fraction} takes true labels, but the {len(dataset):,} "
+                    f"images {dataset.origin} have none: set train_cfg.label_file, or label_fraction=None"
+                )
+            target = low_shot(dataset.targets, self.label_fraction, make_generator(self.seed, "label_fraction"))
+            K, origin = len(dataset.classes), f"ground truth (train_cfg.label_fraction={self.label_fraction})"
+        if K:
+            self.runner.logger.info(
+                f"{int((target >= 0).sum()):,} of {len(dataset):,} rows are labelled, {K} classes, from {origin}"
+            )
+        return PseudoLabels(torch.arange(len(dataset))[:, None], target[:, None], (K,))
+
     def run_epoch(self) -> None:
         """Train one epoch, or what is left of it after a resume."""
         model = unwrap(self.runner.model)
@@ -186,13 +250,14 @@ class ClusterTrainLoop(BaseLoop):
             if plan.refresh and not self._refreshed:
                 self._refresh(plan, chunks[self._chunk])
             self._refreshed = True
+            cache = self._cache(plan)
             while self._repeat < plan.repeats:
-                self._pass(plan, len(chunks))
+                self._pass(plan, len(chunks), cache)
                 self._repeat, self._step, self._order = self._repeat + 1, 0, {}
             self._chunk, self._repeat, self._refreshed = self._chunk + 1, 0, False
         if plan.select:
             with torch.no_grad():
-                model.head.select(self._extract(plan, None), self.comm)
+                model.head.select(self._extract(None, None), self.comm)
         self._chunk, self._begun = 0, False
         self.progress = (self._epoch + 1) / self.max_epochs
         self.runner.call_hook("after_train_epoch")
@@ -214,9 +279,16 @@ class ClusterTrainLoop(BaseLoop):
                     f"stream '{stream.name}' has {stream.size} rows a step, which {self.comm.world} ranks cannot "
                     f"share equally: use a multiple of {self.comm.world}"
                 )
-            for view in stream.views:
-                if view not in self.data.views:
-                    raise InputError(f"the head wants the view '{view}'{nearest(view, self.data.views)} (data.views)")
+            labels = self.labels_now
+            if stream.rows == "labelled" and not plan.refresh and not bool((labels.target[:, 0] >= 0).any()):
+                raise InputError(
+                    f"stream '{stream.name}' trains on labelled rows, but all {len(labels.target):,} are unlabelled: "
+                    "set train_cfg.label_file, or, for low-shot and full fine-tuning, train_cfg.label_fraction"
+                )
+        wanted = [view for stream in plan.streams for view in stream.views] + ([plan.logits] if plan.logits else [])
+        for view in wanted:
+            if view not in self.data.views:
+                raise InputError(f"the head wants the view '{view}'{nearest(view, self.data.views)} (data.views)")
 
     def _chunks(self, plan: Plan) -> list[Tensor | None]:
         N = len(self.data.dataset)
@@ -227,8 +299,11 @@ class ClusterTrainLoop(BaseLoop):
         parts = [order[i * plan.chunk : (i + 1) * plan.chunk if i + 1 < full else N] for i in range(full)]
         return [part.sort().values for part in parts]
 
-    def _extract(self, plan: Plan, index: Tensor | None) -> Any:
+    def _extract(self, index: Tensor | None, logits_view: str | None) -> FeatureTable:
+        """Extract features of some images, or of all, and where a view is given, the head's logits through it."""
         model = unwrap(self.runner.model)
+        if _features_are_fixed(model):
+            return self._extract_fixed(model, index, logits_view)
         with self.runner.optim_wrapper.optim_context(self.runner.model):
             return extract(
                 model,
@@ -236,16 +311,60 @@ class ClusterTrainLoop(BaseLoop):
                 self.comm,
                 batch_size=self.data.extract_batch_size,
                 index=index,
-                logits=model.head.logits if plan.logits is not None else None,
-                logits_view=plan.logits,
+                logits=None if logits_view is None else model.head.logits,
+                logits_view=logits_view,
                 seed=derive_seed(self.seed, "logits", self._epoch, self._chunk),
+                averaged=False,
             )
+
+    @torch.no_grad()
+    def _extract_fixed(self, model: ClusterModel, index: Tensor | None, logits_view: str | None) -> FeatureTable:
+        """As :meth:`_extract`, where the features without augmentation have to be computed only once."""
+        everything = torch.arange(len(self.data.dataset))
+        if self._fixed is None:
+            self._fixed = self._encode(model, everything, torch.zeros_like(everything), [EXTRACT_VIEW])[EXTRACT_VIEW]
+        index = everything if index is None else index
+        mine = torch.tensor_split(index, self.comm.world)[self.comm.rank].to(self._fixed.device)
+        logits, training = None, model.head.training
+        if logits_view is not None:
+            model.head.eval()
+            z = self._encode(model, index, torch.zeros_like(index), [logits_view], "logits")[logits_view]
+            z = torch.tensor_split(z, self.comm.world)[self.comm.rank]
+            logits = torch.cat([model.head.logits(part).float() for part in z.split(self.data.extract_batch_size)])
+            model.head.train(training)
+        return FeatureTable(mine, self._fixed[mine], logits, total=len(index))
+
+    def _encode(
+        self, model: ClusterModel, index: Tensor, variant: Tensor, views: list[str], purpose: str = ""
+    ) -> dict[str, Tensor]:
+        with self.runner.optim_wrapper.optim_context(self.runner.model):
+            return encode_views(
+                model,
+                self.data.train,
+                self.comm,
+                batch_size=self.data.extract_batch_size,
+                index=index,
+                variant=variant,
+                views=views,
+                seed=derive_seed(self.seed, purpose, self._epoch, self._chunk),
+            )
+
+    def _cache(self, plan: Plan) -> FeatureCache | None:
+        """Compute the features of the training views, where these stay what they are until the next refresh."""
+        model = unwrap(self.runner.model)
+        if not plan.refresh or not _features_are_fixed(model):
+            return None
+        store = model.labels
+        variants = int(store.variant.max()) + 1
+        images, slot = (store.index * variants + store.variant[:, None]).unique(return_inverse=True)
+        views = sorted({view for stream in plan.streams for view in stream.views})
+        return FeatureCache(slot, self._encode(model, images // variants, images % variants, views, "train"))
 
     @torch.no_grad()
     def _refresh(self, plan: Plan, index: Tensor | None) -> None:
         model = unwrap(self.runner.model)
         rng = make_generator(self.seed, "refresh", self._epoch, self._chunk)
-        labels = model.head.refresh(self._extract(plan, index), rng, self.comm)
+        labels = model.head.refresh(self._extract(index, plan.logits), rng, self.comm)
         optimizer = self.runner.optim_wrapper.optimizer
         for name, parameter in model.named_parameters():
             if name.startswith(plan.reset):
@@ -268,7 +387,7 @@ class ClusterTrainLoop(BaseLoop):
         if self.comm.gather(number).unique().numel() > 1:
             raise RuntimeError("the ranks disagree about labels or head after a refresh")
 
-    def _pass(self, plan: Plan, num_chunks: int) -> None:
+    def _pass(self, plan: Plan, num_chunks: int, cache: FeatureCache | None) -> None:
         """One pass over the rows of a refresh: draw their order, then a step for each batch."""
         model = unwrap(self.runner.model)
         target = model.labels.target.cpu()
@@ -280,14 +399,19 @@ class ClusterTrainLoop(BaseLoop):
                 steps = self._order[stream.name].shape[0]  # the first stream sets the number of steps
         steps = self._order[plan.streams[0].name].shape[0]
         self.data.steps = steps * plan.repeats * num_chunks
-        for images in self.data.train.loader.run(self._requests(plan, model, steps)):
+        loaded: Iterable[dict[tuple[str, str], Tensor]]
+        if cache is None:
+            loaded = self.data.train.loader.run(self._requests(plan, model, steps))
+        else:
+            loaded = itertools.repeat({}, steps - self._step)
+        for images in loaded:
             passes = self._chunk * plan.repeats + self._repeat
             share = (passes + self._step / steps) / (plan.repeats * num_chunks)
             self.progress = (self._epoch + share) / self.max_epochs
             self._set_rate()
             batch_idx = passes * steps + self._step
             self.runner.call_hook("before_train_iter", batch_idx=batch_idx, data_batch=None)
-            logged = self._train_step(plan, images)
+            logged = self._train_step(plan, images, cache)
             self._step += 1
             for name, value in logged.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
@@ -316,10 +440,14 @@ class ClusterTrainLoop(BaseLoop):
                     ]
             yield requests
 
-    def _train_step(self, plan: Plan, images: dict[tuple[str, str], Tensor]) -> dict[str, float]:
+    def _train_step(
+        self, plan: Plan, images: dict[tuple[str, str], Tensor], cache: FeatureCache | None
+    ) -> dict[str, float]:
         runner, model = self.runner, unwrap(self.runner.model)
         device = next(model.parameters()).device
         store = model.labels
+        if cache is None:
+            self._fixed = None  # this step may change the features
         rows = {}
         for stream in plan.streams:
             row = self._my_rows(stream, self._step).to(store.target.device)
@@ -327,12 +455,14 @@ class ClusterTrainLoop(BaseLoop):
         images = {key: x.to(device, non_blocking=True) for key, x in images.items()}
         # Dropout and the like draw from the global generator: seeded by the position, a resume finds the same draws.
         torch.manual_seed(mix(self.seed, self._epoch, self._chunk, self._repeat, self._step, self.comm.rank))
+        z = None if cache is None else cache.lookup(plan.streams, rows)
         with runner.optim_wrapper.optim_context(runner.model):
-            losses, batches = runner.model(images, rows, self.comm)
+            losses, batches = runner.model(images, rows, self.comm, z)
         loss = torch.stack([value for name, value in losses.items() if "loss" in name]).sum()
         runner.optim_wrapper.update_params(loss)
         with torch.no_grad():
             self._average_statistics(model)
+            model.update_average()
             key = derive_seed(self.seed, "update", self._epoch, self._chunk, self._repeat, self._step)
             delta = model.head.update(batches, store.view(), torch.Generator().manual_seed(key), self.comm)
             if delta is not None:
@@ -388,6 +518,16 @@ class ClusterTrainLoop(BaseLoop):
         mark_last(self.runner.work_dir, Path(self.runner.work_dir) / name)
         self.runner.logger.warning(f"stopped by {signal.Signals(number).name}: saved {name}; continue with --resume")
         raise SystemExit(128 + number)
+
+
+def _features_are_fixed(model: ClusterModel) -> bool:
+    """Return whether an image's features change neither with a step nor with the batch that the image is in.
+
+    So it is where nothing in backbone and neck trains or is in training mode, and nothing else encodes the images.
+    """
+    encoder = (*model.backbone.modules(), *model.neck.modules())
+    trains = any(p.requires_grad for module in encoder for p in module.parameters(recurse=False))
+    return not trains and not any(module.training for module in encoder) and type(model).encode is ClusterModel.encode
 
 
 @LOOPS.register_module()

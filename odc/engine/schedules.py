@@ -51,6 +51,26 @@ class Cosine(Schedule):
 
 
 @SCHEDULES.register_module()
+class CosineArc(Schedule):
+    """The first part of a cosine, cos(arc·π·progress), as FixMatch's (arXiv:2001.07685, section 2.4).
+
+    Args:
+        warmup: as in :class:`Schedule`.
+        arc: in (0, 0.5]; FixMatch's 7/16 ends at 0.195 of the rate.
+    """
+
+    def __init__(self, warmup: float = 0.0, arc: float = 7 / 16) -> None:
+        super().__init__(warmup)
+        if not 0.0 < arc <= 0.5:
+            raise InputError(f"a CosineArc's arc is a share of π in (0, 0.5], not {arc}")
+        self.arc = arc
+
+    def after_warmup(self, progress: float) -> float:
+        """Return cos(arc·π·progress)."""
+        return math.cos(self.arc * math.pi * progress)
+
+
+@SCHEDULES.register_module()
 class Step(Schedule):
     """The rate is multiplied by ``gamma`` at each of ``milestones``, shares of the training."""
 

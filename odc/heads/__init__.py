@@ -1,8 +1,23 @@
 """Clustering heads: one file a method, its paper on top."""
 
 from odc.heads.base import ClusterHead, reset_linear, weighted_mean
+from odc.heads.classifier import ClassifierHead
 from odc.heads.deepcluster import DeepClusterHead
+from odc.heads.deepercluster import DeeperClusterHead
 from odc.heads.moco import MoCoHead
 from odc.heads.odc import ODCHead
+from odc.heads.spice import SpiceSelfHead
+from odc.heads.spice_semi import SpiceSemiHead
 
-__all__ = ["ClusterHead", "DeepClusterHead", "MoCoHead", "ODCHead", "reset_linear", "weighted_mean"]
+__all__ = [
+    "ClassifierHead",
+    "ClusterHead",
+    "DeepClusterHead",
+    "DeeperClusterHead",
+    "MoCoHead",
+    "ODCHead",
+    "SpiceSelfHead",
+    "SpiceSemiHead",
+    "reset_linear",
+    "weighted_mean",
+]

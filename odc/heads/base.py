@@ -48,7 +48,7 @@ class ClusterHead(nn.Module, ABC):
         return None
 
     def select(self, table: FeatureTable, comm: Comm) -> None:
-        """Choose among candidates at the end of an epoch; writes buffers only."""
+        """Choose among candidates at the end of an epoch; ``table`` has features, no logits; writes buffers only."""
         return
 
 
@@ -76,7 +76,7 @@ def weighted_mean(losses: Tensor, weights: Tensor, comm: Comm) -> Tensor:
 
 
 def kmeans_over_ranks(
-    features: Tensor, n_clusters: int, *, n_iter: int, rng: torch.Generator, comm: Comm
+    features: Tensor, n_clusters: int, *, n_iter: int, rng: torch.Generator, comm: Comm, n_redo: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Cluster the features of all ranks: gathered, clustered by the first rank, and the result sent to the others.
 
@@ -88,6 +88,7 @@ def kmeans_over_ranks(
         n_iter: k-means iterations.
         rng: the same state on every rank.
         comm: the other ranks.
+        n_redo: runs from different starts (k-means++ where it is more than one), of which the best is kept.
 
     Returns:
         Labels (N,) int64 in the order of the gathered shards, and centroids (K, D) float32; on ``features``' device.
@@ -97,7 +98,7 @@ def kmeans_over_ranks(
     """
     everything = comm.gather(features)
     if comm.rank == 0:
-        result = kmeans(everything, n_clusters, n_iter=n_iter, generator=rng)
+        result = kmeans(everything, n_clusters, n_iter=n_iter, n_redo=n_redo, plus_plus=n_redo > 1, generator=rng)
         labels, centroids = result.labels.to(features.device), result.centroids.to(features.device)
     else:
         labels = torch.empty(everything.shape[0], dtype=torch.int64, device=features.device)

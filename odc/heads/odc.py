@@ -40,6 +40,8 @@ class ODCHead(ClusterHead):
         min_cluster: t, the size below which a cluster is dissolved; K·t must not exceed N.
         centroid_interval: k, iterations between two updates of the centroids.
         kmeans_iter: iterations of the k-means that fills the memory.
+        kmeans_redo: its starts, of which the best is kept. Labels later move by small steps, so with few clusters a bad
+            start is never made good; the paper has one, of thousands of clusters.
         replace: draw samples with replacement, as the paper's ImageNet setting does.
         assign: ``"l2"`` (the paper's rule) or ``"dot"`` (the public code's).
         renormalize: normalise F_m after the momentum step, as the public code does.
@@ -57,6 +59,7 @@ class ODCHead(ClusterHead):
         min_cluster: int = 20,
         centroid_interval: int = 10,
         kmeans_iter: int = 20,
+        kmeans_redo: int = 1,
         replace: bool = True,
         assign: str = "l2",
         renormalize: bool = False,
@@ -68,6 +71,7 @@ class ODCHead(ClusterHead):
         self.num_clusters = num_clusters
         self.centroid_interval = centroid_interval
         self.kmeans_iter = kmeans_iter
+        self.kmeans_redo = kmeans_redo
         self.replace = replace
         self.classifier = linear_classifier(in_channels, num_clusters)
         self.memory = SampleMemory(
@@ -91,7 +95,9 @@ class ODCHead(ClusterHead):
         """Fill the memory from one k-means over the normalised features."""
         x, _ = l2_normalize(table.features)
         self.memory.check(table.total)
-        labels, _ = kmeans_over_ranks(x, self.num_clusters, n_iter=self.kmeans_iter, rng=rng, comm=comm)
+        labels, _ = kmeans_over_ranks(
+            x, self.num_clusters, n_iter=self.kmeans_iter, n_redo=self.kmeans_redo, rng=rng, comm=comm
+        )
         self.memory.fill(comm.gather(x), labels)
         self.iteration.zero_()
         reset_linear(self.classifier, rng)

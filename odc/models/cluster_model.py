@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from odc.compat import read_checkpoint
-from odc.errors import InputError
+from odc.errors import InputError, nearest
 from odc.heads.base import ClusterHead
 from odc.memory.labels import LabelStore
 from odc.models.convert import load_backbone
+from odc.models.ema import MovingAverage
 from odc.registry import BACKBONES, HEADS, MODELS, NECKS, build
 from odc.structures import Batch, Comm
 
 Images = dict[tuple[str, str], Tensor]
+_FREEZABLE = ("backbone", "neck")
 
 
 @MODELS.register_module()
@@ -31,6 +35,12 @@ class ClusterModel(BaseModel):
         neck: config of a neck; ``in_channels`` is filled in from the backbone.
         pretrained: checkpoint that :meth:`init_weights`, called before training, loads the backbone from: a path, or
             an ``http(s)://`` or ``torchvision://`` address, of any layout in :data:`odc.models.convert.LAYOUTS`.
+        frozen: parts whose parameters do not train, of ``"backbone"`` and ``"neck"``. Where it is both, the loop
+            computes features once instead of at every step.
+        norm_eval: keep the frozen parts in evaluation mode: no dropout, and batch norm's statistics stay. ``False``
+            lets these drift with the batches, as SPICE's public code does.
+        ema: decay of an exponential moving average of the trained parameters and of batch norm's statistics, which
+            then takes their place whenever images are evaluated; ``None``: no average.
 
     Raises:
         InputError: for a part that is configured wrongly.
@@ -42,8 +52,16 @@ class ClusterModel(BaseModel):
         head: dict[str, Any],
         neck: dict[str, Any] | None = None,
         pretrained: str | None = None,
+        frozen: Sequence[str] = (),
+        norm_eval: bool = True,
+        ema: float | None = None,
     ) -> None:
         super().__init__()
+        for part in frozen:
+            if part not in _FREEZABLE:
+                raise InputError(f"model.frozen cannot name '{part}'{nearest(part, _FREEZABLE)}")
+        if ema is not None and not 0.0 <= ema < 1.0:
+            raise InputError(f"model.ema is a decay in [0, 1), not {ema}")
         self.pretrained = pretrained
         # Convolutions are faster so, by a third on a CPU; networks without any take no notice.
         self.backbone = build(BACKBONES, backbone).to(memory_format=torch.channels_last)
@@ -52,6 +70,31 @@ class ClusterModel(BaseModel):
         if not isinstance(self.head, ClusterHead):
             raise InputError(f"head '{type(self.head).__name__}' must inherit from odc.heads.ClusterHead")
         self.labels = LabelStore(0)
+        self.frozen = tuple(frozen)
+        self.norm_eval = norm_eval
+        for part in self.frozen:
+            self.get_submodule(part).requires_grad_(False)
+        self.average = None if ema is None else MovingAverage(self._parts(), ema)
+
+    def train(self, mode: bool = True) -> ClusterModel:
+        """Set the mode, training or evaluation; frozen parts stay in evaluation mode unless ``norm_eval`` is False."""
+        super().train(mode)
+        if self.norm_eval:
+            for part in self.frozen:
+                self.get_submodule(part).eval()
+        return self
+
+    def _parts(self) -> dict[str, nn.Module]:
+        return {"backbone": self.backbone, "neck": self.neck, "head": self.head}
+
+    def update_average(self) -> None:
+        """Let the moving average, where there is one, follow a step of the optimiser."""
+        if self.average is not None:
+            self.average.update(self._parts())
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a context in which the parts hold their moving averages, where there are any."""
+        return nullcontext() if self.average is None else self.average.applied(self._parts())
 
     def init_weights(self) -> None:
         """Initialise the parts by their own rules, then the backbone from ``pretrained``, where that is given.
@@ -70,18 +113,22 @@ class ClusterModel(BaseModel):
         z: Tensor = self.neck(self.backbone(images.contiguous(memory_format=torch.channels_last)))
         return z.float()
 
-    def forward(self, images: Images, rows: dict[str, Batch], comm: Comm) -> tuple[dict[str, Tensor], dict[str, Batch]]:
+    def forward(
+        self, images: Images, rows: dict[str, Batch], comm: Comm, z: Images | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Batch]]:
         """Compute the losses of one step; all views of all streams pass the backbone in one forward.
 
         Args:
             images: ``{(stream, view): (B, P, C, H, W) float32}``.
             rows: the rows of each stream, their ``z`` still empty.
             comm: the other ranks.
+            z: ``{(stream, view): (B, P, D) float32}``, where the features are known already; no images are then needed.
 
         Returns:
             The head's losses, and the batches with ``z`` detached, for ``ClusterHead.update``.
         """
-        z = self.encode(images, comm)
+        if z is None:
+            z = self.encode(images, comm)
         with torch.autocast(next(iter(z.values())).device.type, enabled=False):
             batches = {name: _with_features(batch, name, z) for name, batch in rows.items()}
             losses = self.head.loss(batches, self.labels.view(), comm)

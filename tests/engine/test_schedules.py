@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from odc.engine.schedules import Constant, Cosine, Step
+from odc.engine.schedules import Constant, Cosine, CosineArc, Step
 from odc.errors import InputError
 from odc.registry import SCHEDULES, build
 
@@ -37,6 +37,13 @@ def test_cosine_by_hand() -> None:
     assert Cosine().factor(0.1) == pytest.approx((1 + math.cos(0.1 * math.pi)) / 2)
 
 
+def test_cosine_arc_by_hand() -> None:
+    schedule = CosineArc()
+    assert [schedule.factor(p) for p in (0.0, 4 / 7, 1.0)] == pytest.approx([1.0, math.sqrt(0.5), 0.19509], abs=1e-5)
+    assert CosineArc(arc=0.5).factor(1.0) == pytest.approx(0.0, abs=1e-12)
+    assert CosineArc(warmup=0.5, arc=1 / 3).factor(1.0) == pytest.approx(0.5)
+
+
 def test_step_by_hand() -> None:
     schedule = Step([0.5, 0.75], gamma=0.1)
     assert [schedule.factor(p) for p in (0.0, 0.49, 0.5, 0.74, 0.75, 1.0)] == pytest.approx(
@@ -59,6 +66,7 @@ def test_step_by_hand() -> None:
         (dict(type="Step", milestones=[400, 420]), ["(0, 1)", "400"]),
         (dict(type="Step", milestones=[0.0]), ["(0, 1)", "0.0"]),
         (dict(type="Step"), ["needs the option 'milestones'"]),
+        (dict(type="CosineArc", arc=0.6), ["(0, 0.5]", "0.6"]),
         (dict(type="Cosin"), ["'Cosin'", "did you mean 'Cosine'"]),
         (dict(type="Cosine", finl=0.1), ["'finl'", "did you mean 'final'"]),
     ],

@@ -102,6 +102,27 @@ def test_vgg_keeps_nothing_of_its_classifier() -> None:
     assert model.out_channels == 512 * 7 * 7
 
 
+def test_vgg_of_deeper_cluster() -> None:
+    """Two channels of gradients, and two of the classifier's linear layers; the features are before the last ReLU."""
+    with torch.device("meta"):
+        model = TorchvisionBackbone("vgg16_bn", in_channels=2, linear_layers=2)
+        assert model.eval()(torch.empty(1, 2, 64, 64)).shape == (1, 4096)
+        assert model.out_channels == 4096
+        assert TorchvisionBackbone("vgg16_bn", linear_layers=1).out_channels == 4096
+        assert [type(m).__name__ for m in model.model.classifier] == ["Linear", "ReLU", "Dropout", "Linear"]
+
+
+def test_torchvision_models_take_other_channels() -> None:
+    model = TorchvisionBackbone("resnet18", in_channels=2).eval()
+    with torch.no_grad():
+        assert model(torch.randn(2, 2, 32, 32)).shape == (2, 512)
+    weight = model.model.conv1.weight
+    assert weight.shape == (64, 2, 7, 7)
+    assert float(weight.detach().std()) == pytest.approx((2 / (64 * 49)) ** 0.5, rel=0.1)
+    with pytest.raises(InputError, match="images have 3 channels, but the backbone takes 2"):
+        model(torch.randn(2, 3, 32, 32))
+
+
 def test_timm_models() -> None:
     pytest.importorskip("timm")
     model = TimmBackbone("resnet10t", in_channels=1).eval()
@@ -133,6 +154,7 @@ def test_timm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         (dict(type="RestNet"), ["unknown backbone 'RestNet'", "did you mean 'ResNet'"]),
         (dict(type="ConvNet", widths=[]), ["widths", "at least one"]),
         (dict(type="TorchvisionBackbone", name="resnet19"), ["'resnet19'", "list_models"]),
+        (dict(type="TorchvisionBackbone", name="resnet18", linear_layers=1), ["1 linear layers", "0 to 0", "not 1"]),
         (dict(type="TorchvisionBackbone"), ["needs the option 'name'"]),
         (dict(type="TimmBackbone", name="resnet1o"), ["'resnet1o'", "list_models"]),
         (dict(depth=18), ["'type'"]),
@@ -144,3 +166,40 @@ def test_wrong_backbones_are_told_in_one_line(cfg: dict[str, Any], words: list[s
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "smallest", "remedy"),
+    [
+        (lambda: ResNet(18, "imagenet", width=8), 32, r"or take stem 'stl' \(16\) or 'cifar' \(8\)"),
+        (lambda: ResNet(18, "stl", width=8), 16, r"or take stem 'cifar' \(8\)"),
+        (lambda: ResNet(18, "cifar", width=8), 8, r"enlarge them in data\.views$"),
+        (lambda: ConvNet(3, (4, 8, 8)), 4, r"fewer model\.backbone\.widths"),
+        (lambda: ConvNet(3, (4,)), 1, None),
+    ],
+)
+def test_images_below_the_stride_are_refused(model: Any, smallest: int, remedy: str | None) -> None:
+    net = model().eval()
+    with torch.no_grad():
+        assert net(torch.randn(2, 3, smallest, smallest + 1)).shape[2:].numel() >= 1
+        if remedy:
+            message = f"have {smallest + 1}×{smallest - 1} pixels, .* at least {smallest}×{smallest}: .*{remedy}"
+            with pytest.raises(InputError, match=message):
+                net(torch.randn(2, 3, smallest + 1, smallest - 1))
+
+
+def test_images_that_a_library_does_not_take_are_told_in_one_line() -> None:
+    net = TorchvisionBackbone("densenet121")
+    with torch.no_grad(), pytest.raises(InputError, match=r"'densenet121' does not take images of 16×16") as error:
+        net.eval()(torch.randn(2, 3, 16, 16))
+    assert "\n" not in str(error.value)
+    with torch.device("meta"):
+        vit = TorchvisionBackbone("vit_b_16")
+        with pytest.raises(InputError, match=r"of 64×64 pixels: resize them in data\.views \(Wrong image height"):
+            vit.eval()(torch.empty(1, 3, 64, 64))
+
+
+def test_other_errors_of_a_library_stay_what_they_are() -> None:
+    net = TorchvisionBackbone("densenet121").double()
+    with pytest.raises(RuntimeError, match=r"type|dtype"):
+        net.eval()(torch.randn(1, 3, 32, 32))

@@ -1,0 +1,6 @@
+# SPICE from scratch on scikit-learn's digits: odc spice configs/pipelines/spice_digits.py
+pipeline = dict(
+    moco='../moco/moco_convnet_1xb64-100e_digits.py',
+    self='../spice/spice-self_convnet_1xb128-30e_digits.py',
+    reliable=dict(neighbours=100, threshold=0.99),
+    semi='../spice/spice-semi_convnet_1xb256-20e_digits.py')

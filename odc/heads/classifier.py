@@ -1,0 +1,65 @@
+"""A linear classifier on given labels: low-shot and full fine-tuning of a pre-trained backbone.
+
+The protocol of Chen, Kornblith, Norouzi, Hinton, *A Simple Framework for Contrastive Learning of Visual
+Representations*, ICML 2020 (arXiv:2002.05709), section 6 and appendix B.8: backbone and a new linear layer are trained
+together by cross-entropy on all labels, or on 1 % or 10 % of them, the same number of each class.
+
+The labels are there before training starts (``train_cfg.label_fraction``, or ``train_cfg.label_file`` for those of
+another run); nothing here changes them.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from odc.errors import InputError
+from odc.heads.base import ClusterHead, linear_classifier
+from odc.registry import HEADS
+from odc.structures import Batch, Comm, Labels, Plan, Stream
+
+
+@HEADS.register_module()
+class ClassifierHead(ClusterHead):
+    """Cross-entropy on the labelled rows.
+
+    Args:
+        in_channels: D.
+        num_classes: K, at least as many as the labels have.
+        batch_size: rows a step, over all ranks.
+
+    Raises:
+        InputError: at the first step, when the labels have more classes than K.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, batch_size: int = 256) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise InputError(f"ClassifierHead needs at least 2 classes, not num_classes={num_classes}")
+        self.num_classes = num_classes
+        self.batch_size = batch_size
+        self.classifier = linear_classifier(in_channels, num_classes)
+
+    def plan(self, epoch: int) -> Plan:
+        """One pass over the labelled rows."""
+        return Plan((Stream("train", self.batch_size, rows="labelled"),))
+
+    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+        """Mean cross-entropy, and ``accuracy``, the share of the rows that are right."""
+        if len(labels.counts) > self.num_classes:
+            raise InputError(
+                f"the labels have {len(labels.counts)} classes, but model.head.num_classes is {self.num_classes}: "
+                f"set it to {len(labels.counts)}"
+            )
+        batch = batches["train"]
+        target = batch.target[:, 0]
+        logits = self.predict(batch.z["train"][:, 0])
+        return {
+            "loss": F.cross_entropy(logits, target),
+            "accuracy": (logits.argmax(1) == target).float().mean(),
+        }
+
+    def predict(self, z: Tensor) -> Tensor:
+        """Map features (B, D) to logits (B, K)."""
+        logits: Tensor = self.classifier(z)
+        return logits

@@ -1,0 +1,265 @@
+"""SPICE-Self: clustering heads on a frozen network, trained on the samples around the most confident ones.
+
+Niu, Shan, Wang. *SPICE: Semantic Pseudo-Labeling for Image Clustering.* IEEE Transactions on Image Processing 2022
+(arXiv:2103.09382), "prototype pseudo-labeling". The backbone is a pre-trained one (MoCo) and does not change. For every
+M images, and for each of H heads on its own:
+
+1. z of the images, L2-normalised, are their embeddings; their weakly augmented views give the probabilities of the K
+   clusters. The most confident samples of a cluster, a part of its share M/K, are averaged to its prototype; the M/K
+   samples nearest to that get its label. So the clusters are equally large, and a sample can get several labels or
+   none.
+2. The heads are trained on strongly augmented views of the labelled samples by the cross-entropy of softmax(p), where p
+   already is a softmax. That is meant: no loss falls below ln(e + K - 1) - 1, so no sample is ever fitted with full
+   confidence.
+
+After every epoch the same labels are made of all images without augmentation; the head with the lowest loss on them is
+kept, over heads and epochs. Ground truth takes no part in that.
+
+The telemetry tells a collapse: a loss near ln K, far above its floor, while all clusters are populated.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from odc.clustering.preprocess import l2_normalize
+from odc.errors import InputError
+from odc.heads.base import ClusterHead, weighted_mean
+from odc.registry import HEADS
+from odc.structures import Batch, Comm, FeatureTable, Labels, Plan, PseudoLabels, Stream
+
+
+def double_softmax_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the cross-entropy of softmax(softmax(logits)): (B, K) and (B,) int64 to (B,)."""
+    return F.cross_entropy(logits.softmax(-1), target, reduction="none")
+
+
+def double_softmax_floor(num_clusters: int) -> float:
+    """Return the least that :func:`double_softmax_loss` can be, at p one-hot: ln(e + K - 1) - 1; 1.461 for K = 10."""
+    return math.log(math.e + num_clusters - 1) - 1.0
+
+
+def label_around_prototypes(embedding: Tensor, confidence: Tensor, center_ratio: float) -> Tensor:
+    """Choose the samples of every cluster: the nearest to the mean of its most confident ones.
+
+    Args:
+        embedding: (N, D) float32, rows of unit length.
+        confidence: (N, K) floating, probabilities of the clusters.
+        center_ratio: share of a cluster's n = ⌊N/K⌋ samples that its prototype is the mean of, at least one.
+
+    Returns:
+        (n, K) int64 positions in ``embedding``, nearest (by cosine) first; of equals the first come first.
+
+    Raises:
+        InputError: K > N.
+    """
+    N, K = confidence.shape
+    n = N // K
+    if n < 1:
+        raise InputError(f"{K} clusters cannot share {N} samples: lower model.head.num_clusters, or raise its chunk")
+    sure = confidence.sort(dim=0, descending=True, stable=True).indices[: max(1, int(center_ratio * n))]  # (k, K)
+    prototype, _ = l2_normalize(embedding[sure].mean(0))
+    return (embedding @ prototype.T).sort(dim=0, descending=True, stable=True).indices[:n]
+
+
+def mean_pairwise_nmi(labels: Tensor, num_clusters: int) -> float:
+    """Return the mean NMI (arithmetic) over all pairs of the columns of ``labels`` (N, H) int64; 1 for one column."""
+    N, H = labels.shape
+    pairs = [1.0]
+    if H > 1:
+        pairs = []
+        sizes = [torch.bincount(column, minlength=num_clusters) for column in labels.unbind(1)]
+        for a, b in itertools.combinations(range(H), 2):
+            joint = torch.bincount(labels[:, a] * num_clusters + labels[:, b])
+            entropies = _entropy(sizes[a], N) + _entropy(sizes[b], N)
+            # Two heads that each put everything into one cluster agree.
+            pairs.append(2 * (entropies - _entropy(joint, N)) / entropies if entropies > 0 else 1.0)
+    return sum(pairs) / len(pairs)
+
+
+def _entropy(counts: Tensor, total: int) -> float:
+    p = counts[counts > 0].double() / total
+    return float(-(p * p.log()).sum())
+
+
+class ParallelMLPs(nn.Module):
+    """H perceptrons D-hidden-K with ReLU, computed together.
+
+    Initialised like ``nn.Linear``, each on its own.
+    """
+
+    def __init__(self, num_heads: int, in_channels: int, hidden_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.weight1 = nn.Parameter(torch.empty(num_heads, hidden_channels, in_channels))
+        self.bias1 = nn.Parameter(torch.empty(num_heads, 1, hidden_channels))
+        self.weight2 = nn.Parameter(torch.empty(num_heads, out_channels, hidden_channels))
+        self.bias2 = nn.Parameter(torch.empty(num_heads, 1, out_channels))
+        for parameter, width in zip(self.parameters(), (in_channels,) * 2 + (hidden_channels,) * 2, strict=True):
+            nn.init.uniform_(parameter, -(width**-0.5), width**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (H, B, D), or (1, B, D) that all heads share, to logits (H, B, K)."""
+        return mlp(x, *self.parameters())
+
+
+def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+    """Map (H or 1, B, D) to (H, B, K) by the weights of :class:`ParallelMLPs`."""
+    hidden = (torch.matmul(x, weight1.mT) + bias1).relu()
+    return torch.matmul(hidden, weight2.mT) + bias2
+
+
+@HEADS.register_module()
+class SpiceSelfHead(ClusterHead):
+    """SPICE-Self's heads; views ``"weak"`` and ``"strong"``.
+
+    Args:
+        in_channels: D.
+        num_clusters: K.
+        num_heads: H.
+        hidden_channels: width of each head's hidden layer.
+        batch_size: rows of each head a step, over all ranks.
+        chunk: M, images a refresh. ``None``: 500·K, at least 5,000, so that a prototype is the mean of 250 samples:
+            the public code's 5,000 for CIFAR-10 and 10,000 for CIFAR-100-20. All images where there are fewer.
+        repeats: passes over the rows of a refresh.
+        center_ratio: share of a cluster's samples that make its prototype, in (0, 1].
+        overlap: what becomes of a sample that several clusters of a head choose: ``"keep"`` all its labels, or the
+            ``"first"``, of the cluster in whose order of nearness it comes first (clusters then differ in size).
+
+    Raises:
+        InputError: for an option out of its range; at a refresh of fewer than K images.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_clusters: int,
+        num_heads: int = 10,
+        hidden_channels: int = 512,
+        batch_size: int = 128,
+        chunk: int | None = None,
+        repeats: int = 8,
+        center_ratio: float = 0.5,
+        overlap: str = "keep",
+    ) -> None:
+        super().__init__()
+        if overlap not in ("keep", "first"):
+            raise InputError(f"SpiceSelfHead's overlap is 'keep' or 'first', not '{overlap}'")
+        if not 0.0 < center_ratio <= 1.0:
+            raise InputError(f"SpiceSelfHead's center_ratio is in (0, 1], not {center_ratio}")
+        if num_heads < 1 or num_clusters < 2:
+            raise InputError(f"SpiceSelfHead needs 1 head and 2 clusters or more, not {num_heads} and {num_clusters}")
+        if repeats < 1 or (chunk is not None and chunk < num_clusters):
+            raise InputError(
+                f"SpiceSelfHead needs repeats >= 1 and chunk >= num_clusters, not repeats={repeats} and chunk={chunk} "
+                f"for {num_clusters} clusters"
+            )
+        self.num_clusters = num_clusters
+        self.num_heads = num_heads
+        self.batch_size = batch_size
+        self.chunk = max(5000, 500 * num_clusters) if chunk is None else chunk
+        self.repeats = repeats
+        self.center_ratio = center_ratio
+        self.overlap = overlap
+        self.mlps = ParallelMLPs(num_heads, in_channels, hidden_channels, num_clusters)
+        self.best_loss: Tensor
+        self.register_buffer("best_loss", torch.tensor(torch.inf))
+        for name, parameter in self.mlps.named_parameters():
+            self.register_buffer(f"best_{name}", parameter.detach()[:1].clone())
+        # Of the last refresh: unique samples among the rows, clusters that a head predicts, agreement of the heads.
+        self.health: Tensor
+        self.register_buffer("health", torch.zeros(3))
+
+    def plan(self, epoch: int) -> Plan:
+        """Label every chunk anew, train on it ``repeats`` times, and choose a head at the end."""
+        stream = Stream("train", self.batch_size * self.num_heads, views=("strong",), balance=(0,))
+        return Plan((stream,), refresh=True, chunk=self.chunk, repeats=self.repeats, logits="weak", select=True)
+
+    def refresh(self, table: FeatureTable, rng: torch.Generator, comm: Comm) -> PseudoLabels:
+        """Label the samples of each head; rows have two target columns, head and cluster."""
+        assert table.logits is not None
+        index, embedding = comm.gather(table.index), l2_normalize(comm.gather(table.features))[0]
+        logits = comm.gather(table.logits)
+        rows = [self._rows(embedding, logits[:, h]) for h in range(self.num_heads)]
+        position, cluster = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        head = torch.cat([torch.full_like(p, h) for h, (p, _) in enumerate(rows)])
+        # One rank decides: two that each sorted could break a tie differently.
+        own = slice(None) if comm.rank == 0 else slice(0)
+        position, head, cluster = (comm.gather(x[own]) for x in (position, head, cluster))
+        self._note_health(position, head, logits.argmax(2))
+        targets = torch.stack([head, cluster], dim=1)
+        return PseudoLabels(index[position][:, None], targets, (self.num_heads, self.num_clusters))
+
+    def _rows(self, embedding: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return positions (M,) and clusters (M,) that one head gives, from its logits (N, K)."""
+        # In double precision: in single, a trained head's probabilities round to 1 and their order would be lost.
+        chosen = label_around_prototypes(embedding, logits.double().softmax(1), self.center_ratio)
+        position = chosen.flatten()
+        cluster = torch.arange(self.num_clusters, device=position.device).expand_as(chosen).flatten()
+        if self.overlap == "first":
+            order = position.argsort(stable=True)
+            again = position[order].diff(prepend=position.new_tensor([-1])) == 0
+            first = order[~again].sort().values
+            position, cluster = position[first], cluster[first]
+        return position, cluster
+
+    def _note_health(self, position: Tensor, head: Tensor, predicted: Tensor) -> None:
+        """Write ``health`` from the rows and the predicted clusters (N, H)."""
+        unique = torch.unique(torch.stack([head, position]), dim=1).shape[1] / len(position)
+        clusters = sum(len(column.unique()) for column in predicted.unbind(1)) / self.num_heads
+        agreement = mean_pairwise_nmi(predicted, self.num_clusters)
+        self.health.copy_(torch.tensor([unique, clusters, agreement]))
+
+    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+        """Mean over the heads of the mean of :func:`double_softmax_loss` over their rows.
+
+        Logged besides: ``above_floor``, the loss minus its least value, and of the last refresh ``unique``, the share
+        of its rows that are different samples of a head, ``clusters``, how many the heads predict on average, and
+        ``agreement``, the mean NMI between two heads.
+        """
+        batch = batches["train"]
+        head, cluster = batch.target.unbind(1)
+        counts = torch.bincount(head, minlength=self.num_heads)
+        order = head.argsort(stable=True)
+        head, cluster = head[order], cluster[order]
+        place = torch.arange(len(head), device=head.device) - (counts.cumsum(0) - counts)[head]
+        z = batch.z["strong"][:, 0]
+        x = z.new_zeros(self.num_heads, int(counts.max()), z.shape[1])
+        x[head, place] = z[order]
+        losses = double_softmax_loss(self.mlps(x)[head, place], cluster)
+        loss = weighted_mean(losses, 1.0 / comm.sum(counts)[head], comm)
+        names = ("unique", "clusters", "agreement")
+        return {
+            "loss": loss,
+            "above_floor": loss.detach() - double_softmax_floor(self.num_clusters),
+            **dict(zip(names, self.health.unbind(), strict=True)),
+        }
+
+    def select(self, table: FeatureTable, comm: Comm) -> None:
+        """Keep the head with the lowest loss on labels made anew of all samples, if it is the lowest of all epochs."""
+        embedding, logits = l2_normalize(comm.gather(table.features))[0], comm.gather(self.logits(table.features))
+        losses = []
+        for h in range(self.num_heads):
+            position, cluster = self._rows(embedding, logits[:, h])
+            losses.append(double_softmax_loss(logits[position, h], cluster).mean())
+        lowest, head = comm.broadcast(torch.stack(losses)).min(0)
+        if lowest < self.best_loss:
+            self.best_loss.copy_(lowest)
+            for name, parameter in self.mlps.named_parameters():
+                self.get_buffer(f"best_{name}").copy_(parameter[int(head)][None])
+            above = float(lowest) - double_softmax_floor(self.num_clusters)
+            print_log(f"head {int(head)} has the lowest loss so far, {above:.4f} above the floor", "current")
+
+    def predict(self, z: Tensor) -> Tensor:
+        """Map features (B, D) to the chosen head's logits (B, K); before the first choice, head 0's at the start."""
+        return mlp(z[None], *(self.get_buffer(f"best_{name}") for name, _ in self.mlps.named_parameters()))[0]
+
+    def logits(self, z: Tensor) -> Tensor:
+        """Map features (B, D) to the logits of all heads (B, H, K)."""
+        logits: Tensor = self.mlps(z[None]).transpose(0, 1)
+        return logits

@@ -1,0 +1,76 @@
+"""The exponential moving average of a model in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class MovingAverage(nn.Module):
+    """Averages θ' ← decay·θ' + (1 - decay)·θ of trained parameters and of batch norms' running statistics.
+
+    Nothing else is averaged: memories and labels are states, whose mean would be no state. The first :meth:`update`
+    copies, so the average starts from whatever was loaded. All state is in persistent buffers.
+
+    Args:
+        parts: names to modules; parameters that do not train are left out.
+        decay: in [0, 1).
+
+    Attributes:
+        steps: () int64, updates so far.
+    """
+
+    steps: Tensor
+
+    def __init__(self, parts: Mapping[str, nn.Module], decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        for name, tensor in _averaged(parts):
+            self.register_buffer(name, tensor.detach().clone())
+
+    @torch.no_grad()
+    def update(self, parts: Mapping[str, nn.Module]) -> None:
+        """Follow the present values; called after each step of the optimiser."""
+        first = int(self.steps) == 0
+        for name, tensor in _averaged(parts):
+            mine = self.get_buffer(name)
+            if first:
+                mine.copy_(tensor)
+            else:
+                mine.lerp_(tensor, 1.0 - self.decay)
+        self.steps += 1
+
+    @contextmanager
+    def applied(self, parts: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Let the parts hold the averages meanwhile; before the first update they stay as they are."""
+        swap = int(self.steps) > 0
+        try:
+            if swap:
+                self._swap(parts)
+            yield
+        finally:
+            if swap:
+                self._swap(parts)
+
+    def _swap(self, parts: Mapping[str, nn.Module]) -> None:
+        for name, tensor in _averaged(parts):
+            mine = self.get_buffer(name)
+            tensor.data, mine.data = mine.data, tensor.data
+
+
+def _averaged(parts: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    """Yield what is averaged; a buffer's name cannot hold the dots."""
+    for part, module in parts.items():
+        for name, parameter in module.named_parameters(part):
+            if parameter.requires_grad:
+                yield name.replace(".", "/"), parameter
+        for prefix, norm in module.named_modules(prefix=part):
+            if isinstance(norm, _BatchNorm):
+                for name, buffer in norm.named_buffers(prefix):
+                    if buffer.is_floating_point():
+                        yield name.replace(".", "/"), buffer

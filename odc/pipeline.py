@@ -1,0 +1,434 @@
+"""SPICE from pictures to clusters: MoCo → embeddings → Self → reliable labels → Semi, each stage kept on disk.
+
+Every stage has a folder of its own and leaves a ``done.json`` there with a key: a hash of its config, of its data and
+of the stages before it. A stage whose key is there already is skipped; one that was interrupted goes on from its last
+checkpoint; one that is there with another key stops the pipeline, so nothing is ever overwritten by something else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine import Config
+from mmengine.logging import MMLogger, print_log
+
+from odc.apis import convert, extract_features, load_runner, prepare_config, train, writable
+from odc.clustering.consistency import local_consistency, reliable_samples
+from odc.compat import load_config
+from odc.data.datasets import ImageDataset
+from odc.data.embeddings import Embeddings
+from odc.data.label_file import LabelFile
+from odc.engine.comm import get_comm
+from odc.engine.extract import extract
+from odc.engine.loops import unwrap
+from odc.errors import InputError, nearest
+from odc.evaluation.align import Alignment, align, match_paths, read_table
+from odc.evaluation.metrics import clustering_accuracy
+from odc.registry import DATASETS, build
+from odc.structures import UNLABELLED
+
+TRAINED = ("moco", "self", "semi")
+STAGES = ("moco", "embeddings", "self", "reliable", "semi")
+METRICS = ("acc", "nmi", "ari", "knn", "kmeans_acc")
+
+
+@dataclass(frozen=True)
+class Reliable:
+    """What the reliable step found.
+
+    Attributes:
+        count: images whose label is trusted, of ``total``.
+        per_cluster: (K,) of them in each cluster.
+        purity: share of them that are right under the best one-to-one map of clusters to classes; ``None`` without
+            ground truth. For evaluation only.
+        labelled: how many of the labels a user gave.
+    """
+
+    count: int
+    total: int
+    per_cluster: tuple[int, ...]
+    purity: float | None
+    labelled: int
+
+    def __str__(self) -> str:
+        low, high = min(self.per_cluster), max(self.per_cluster)
+        text = f"{self.count:,} of {self.total:,} images have a reliable label, {low:,} to {high:,} a cluster"
+        if self.labelled:
+            text += f", {self.labelled:,} of them given by hand"
+        if self.purity is not None:
+            text += f"; {self.purity:.1%} of them are right (for evaluation only)"
+        return text + "; their number says nothing of their quality"
+
+
+def reliable(
+    cfg: Config,
+    checkpoint: str,
+    out: str | Path,
+    *,
+    features: str | Path | None = None,
+    neighbours: int = 100,
+    threshold: float = 0.99,
+    score_threshold: float | None = None,
+    balance: Any = None,
+    quota: int | None = None,
+    include_self: bool = False,
+    labelled: str | Path | None = None,
+    alignment: str | Path | None = None,
+) -> Reliable:
+    """Keep the predicted clusters of images whose neighbours are in the same one; write ``labels.npz``, ``beta.png``.
+
+    Args:
+        cfg: a prepared config of a trained clustering, SPICE-Self say.
+        checkpoint: of it.
+        out: folder to write to.
+        features: file of :func:`odc.apis.extract_features` to take neighbours in; by default the model's features.
+        neighbours, threshold, score_threshold, balance, quota, include_self: see :mod:`odc.clustering.consistency`.
+        labelled: CSV file with the columns ``path`` and ``label``: these images join the reliable ones and win over
+            what was predicted for them; needs
+        alignment: map of clusters to classes that ``odc align`` wrote.
+
+    Raises:
+        InputError: nothing is reliable, files of other images, or options that do not go together.
+    """
+    if (labelled is None) != (alignment is None):
+        raise InputError("labels by hand need to know which cluster is which class: give --labels and --align together")
+    folder = writable(out)
+    runner, data = load_runner(cfg, checkpoint)
+    try:
+        model, comm, dataset = unwrap(runner.model), get_comm(), data.train.dataset
+        table = extract(model, data.train, comm, batch_size=data.extract_batch_size, logits=model.head.predict)
+    finally:
+        data.close()
+    if table.logits is None or table.logits.shape[1] < 2:
+        raise InputError(f"{cfg.filename}: its head predicts no clusters that could be reliable")
+    scores, clusters = table.logits.softmax(1).max(1)
+    K = table.logits.shape[1]
+    x = table.features if features is None else Embeddings.load(features).for_dataset(dataset)
+    beta = local_consistency(x, clusters.cpu(), min(neighbours, len(x) - 1), include_self)
+    if neighbours > len(x) - 1:
+        print_log(f"{neighbours} neighbours are more than there are: taking {len(x) - 1}", "current")
+    draw_beta(beta.numpy(), threshold, folder / "beta.png")
+    mask = reliable_samples(
+        beta, clusters.cpu(), K, threshold, scores.cpu(), score_threshold, balance=balance, quota=quota
+    )
+    target = np.where(mask.numpy(), clusters.cpu().numpy(), UNLABELLED)
+    given = 0
+    if labelled is not None and alignment is not None:
+        given = _join(target, clusters.cpu().numpy(), dataset, labelled, Alignment.load(alignment))
+    meta = {"config": str(cfg.filename), "checkpoint": str(checkpoint), "threshold": str(threshold)}
+    LabelFile(target, K, dataset.fingerprint, meta).save(folder / "labels.npz")
+    found = Reliable(
+        int((target >= 0).sum()),
+        len(target),
+        tuple(np.bincount(target[target >= 0], minlength=K).tolist()),
+        _purity(target, dataset),
+        given,
+    )
+    print_log(f"{found}; {folder / 'labels.npz'}, histogram in {folder / 'beta.png'}", "current")
+    return found
+
+
+def _join(target: Any, clusters: Any, dataset: ImageDataset, labelled: str | Path, alignment: Alignment) -> int:
+    """Write a user's labels over ``target`` (N,), as clusters; return how many."""
+    rows = read_table(labelled, "path", "label")
+    index = match_paths(rows, dataset.paths, labelled)
+    for row in rows:
+        if row["label"] not in alignment.classes:
+            raise InputError(
+                f"'{labelled}': the map has no class '{row['label']}'{nearest(row['label'], alignment.classes)}"
+            )
+    label = np.array([alignment.classes.index(row["label"]) for row in rows], dtype=np.int64)
+    cluster = alignment.clusters_of(label, clusters[index])
+    without = sorted({rows[i]["label"] for i in np.flatnonzero(cluster < 0)})
+    if without:
+        print_log(f"no cluster is of class {', '.join(without)}: its labelled images are left out", "current")
+    target[index] = cluster
+    return int((cluster >= 0).sum())
+
+
+def _purity(target: Any, dataset: ImageDataset) -> float | None:
+    if dataset.targets is None:
+        return None
+    both = (target >= 0) & (dataset.targets >= 0)
+    return clustering_accuracy(target[both], dataset.targets[both])[0] if both.any() else None
+
+
+def draw_beta(beta: Any, threshold: float, path: Path) -> None:
+    """Draw the histogram of the local consistency (N,) with its threshold."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(beta, bins=50, range=(0, 1), color="#4477aa")
+    axes.axvline(threshold, color="#cc3311", linestyle="--", label=f"reliable above {threshold:g}")
+    axes.set_xlabel("local consistency β: share of the nearest images that are in the same cluster")
+    axes.set_ylabel("images")
+    axes.legend(frameon=False, loc="upper left")
+    axes.spines[["top", "right"]].set_visible(False)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, format="png")
+
+
+def align_clusters(
+    clusters: str | Path,
+    labels: str | Path,
+    out: str | Path,
+    *,
+    features: str | Path | None = None,
+    test: str | Path | None = None,
+    min_margin: float = 0.0,
+) -> str:
+    """Name the clusters of a ``clusters.csv`` by a few labelled images; write the map as JSON.
+
+    Args:
+        clusters: table with the columns ``path`` and ``cluster``.
+        labels: table with the columns ``path`` and ``label``.
+        out: JSON file to write.
+        features: file of :func:`odc.apis.extract_features`, needed where a class has fewer than three labels.
+        test: table of other labelled images to measure the map's accuracy on; none may be among ``labels``.
+        min_margin: see :func:`odc.evaluation.align.align`.
+
+    Returns:
+        What was found, a line for each cluster.
+    """
+    rows = read_table(clusters, "path", "cluster")
+    paths = [row["path"] for row in rows]
+    try:
+        of = np.array([int(row["cluster"]) for row in rows], dtype=np.int64)
+    except ValueError as error:
+        raise InputError(f"'{clusters}': the column cluster must hold numbers: {error}") from error
+    known = read_table(labels, "path", "label")
+    classes = tuple(sorted({row["label"] for row in known}))
+    index = match_paths(known, paths, labels)
+    label = np.array([classes.index(row["label"]) for row in known], dtype=np.int64)
+    x = None
+    if features is not None:
+        table = Embeddings.load(features)
+        place = {path: i for i, path in enumerate(table.paths)}
+        missing = [path for path in paths if path not in place]
+        if missing:
+            raise InputError(
+                f"'{features}' has no features of {len(missing)} of the {len(paths)} images in '{clusters}', the first "
+                f"is '{missing[0]}': extract them from the same data set"
+            )
+        x = table.features[[place[path] for path in paths]].numpy()
+    found = align(of, int(of.max()) + 1, index, label, classes, x, min_margin)
+    found.save(Path(out))
+    lines = [f"cluster {m.cluster}: {_told(m, found.rule)}" for m in found.matches]
+    if found.unmatched:
+        lines.append(f"no cluster is of class {', '.join(found.unmatched)}")
+    if test is not None:
+        lines.append(_accuracy(found, of, paths, set(index.tolist()), test))
+    lines.append(f"{len(found.matches)} clusters, {len(classes)} classes, by {found.rule}: {out}")
+    return "\n".join(lines)
+
+
+def _told(match: Any, rule: str) -> str:
+    votes = f"{match.support} of its {match.labelled} labelled images, margin {match.margin:.2f}"
+    return f"{match.label} ({votes})" if match.label is not None else f"no class stands out ({votes})"
+
+
+def _accuracy(found: Alignment, clusters: Any, paths: list[str], used: set[int], test: str | Path) -> str:
+    rows = read_table(test, "path", "label")
+    index = match_paths(rows, paths, test)
+    again = sorted(used & set(index.tolist()))
+    if again:
+        raise InputError(
+            f"'{test}': {len(again)} of {len(rows)} images took part in the alignment, the first is "
+            f"'{paths[again[0]]}': measure on others"
+        )
+    named = found.labels(clusters[index])
+    right = sum(c >= 0 and found.classes[c] == row["label"] for c, row in zip(named.tolist(), rows, strict=True))
+    silent = int((named < 0).sum())
+    return f"{right} of {len(rows)} other labelled images are right ({right / len(rows):.1%}); {silent} have no class"
+
+
+# -- the pipeline ----------------------------------------------------------------------------------------------------
+
+
+class Pipeline:
+    """SPICE's stages in one work directory.
+
+    Args:
+        config: file whose ``pipeline`` is a dict of ``moco``, ``self`` and ``semi``, paths of configs relative to it,
+            and ``reliable``, arguments of :func:`reliable`.
+        work_dir: where a folder for each stage goes; by default ``work_dirs/<name of the config>``.
+        cfg_options: ``{"dotted.key": value}``; a key that starts with ``moco.``, ``self.``, ``semi.`` or ``reliable.``
+            goes to that stage, any other to all three configs.
+        clusters: K of Self and Semi; by default the configs'.
+        seed: of all stages; by default the configs'.
+        amp: bfloat16 autocast.
+        strict: unreadable images are an error instead of being skipped.
+
+    Raises:
+        InputError: for a config that is no pipeline, or stages of different images.
+    """
+
+    def __init__(
+        self,
+        config: str | Path,
+        *,
+        work_dir: str | Path | None = None,
+        cfg_options: Mapping[str, Any] | None = None,
+        clusters: int | None = None,
+        seed: int | None = None,
+        amp: bool = False,
+        strict: bool = False,
+    ) -> None:
+        path = Path(config)
+        stages = load_config(str(config), None).get("pipeline")
+        expected = {*TRAINED, "reliable"}
+        if not isinstance(stages, Mapping) or set(stages) != expected:
+            raise InputError(f"{config}: a pipeline is a dict of {', '.join(sorted(expected))}")
+        self.folder = Path(work_dir) if work_dir is not None else Path("work_dirs") / path.stem
+        options: dict[str, dict[str, Any]] = {stage: {} for stage in expected}
+        for key, value in (cfg_options or {}).items():
+            stage, _, rest = key.partition(".")
+            if stage in expected and rest:
+                options[stage][rest] = value
+            else:
+                for name in TRAINED:
+                    options[name][key] = value
+        if clusters is not None:
+            for name in ("self", "semi"):
+                options[name]["model.head.num_clusters"] = clusters
+        backbone = str(self.folder / "moco" / "backbone.pth")
+        options["self"]["model.pretrained"] = options["semi"]["model.pretrained"] = backbone
+        options["semi"]["train_cfg.label_file"] = str(self.folder / "reliable" / "labels.npz")
+        self.configs = {
+            name: prepare_config(
+                path.parent / stages[name],
+                work_dir=self.folder / name,
+                cfg_options=options[name],
+                seed=seed,
+                amp=amp,
+                strict=strict,
+            )
+            for name in TRAINED
+        }
+        self.reliable_options = {**stages["reliable"], **options["reliable"]}
+        self.dataset: ImageDataset = build(DATASETS, self.configs["moco"].data.dataset)
+        for name in TRAINED:
+            if self.configs[name].data.dataset != self.configs["moco"].data.dataset:
+                raise InputError(
+                    f"the stages must see the same images: data.dataset is {self.configs['moco'].data.dataset} for "
+                    f"moco but {self.configs[name].data.dataset} for {name}"
+                )
+            if self.configs[name].model.backbone != self.configs["moco"].model.backbone:
+                raise InputError(
+                    f"the stages must have the same backbone: it is {self.configs['moco'].model.backbone} for moco "
+                    f"but {self.configs[name].model.backbone} for {name}"
+                )
+
+    def run(self) -> str:
+        """Run what is not there yet; return the summary, which is also in ``summary.md``."""
+        writable(self.folder)
+        # What is said before the first stage's own log exists.
+        self.logger = MMLogger("pipeline", logger_name="mmengine")
+        last = {name: self.folder / name / f"epoch_{self.configs[name].train_cfg.max_epochs}.pth" for name in TRAINED}
+        embeddings = self.folder / "embeddings" / "features.npz"
+
+        def moco() -> dict[str, Any]:
+            values = self._train("moco")
+            convert(last["moco"], self.folder / "moco" / "backbone.pth")
+            return values
+
+        def embed() -> dict[str, Any]:
+            cfg = self._config("moco", "embeddings")
+            return {"images": len(extract_features(cfg, str(last["moco"]), embeddings).index)}
+
+        def choose() -> dict[str, Any]:
+            cfg = self._config("self", "reliable")
+            found = reliable(
+                cfg, str(last["self"]), self.folder / "reliable", features=embeddings, **self.reliable_options
+            )
+            return {**found.__dict__, "told": str(found)}
+
+        work: dict[str, Callable[[], dict[str, Any]]] = {
+            "moco": moco,
+            "embeddings": embed,
+            "self": lambda: self._train("self"),
+            "reliable": choose,
+            "semi": lambda: self._train("semi"),
+        }
+        key, results = "", {}
+        for number, name in enumerate(STAGES):
+            key = self._key(name, key)
+            results[name] = self._stage(name, key, work[name], f"stage {number + 1}/{len(STAGES)}, {name}")
+        text = summary(results)
+        (self.folder / "summary.md").write_text(text + "\n", encoding="utf-8")
+        return f"{text}\n\n{self.folder / 'semi' / 'clusters.csv'}, {self.folder / 'summary.md'}"
+
+    def _key(self, name: str, before: str) -> str:
+        parts: list[Any] = [name, before, self.dataset.fingerprint]
+        if name in TRAINED:
+            cfg = self.configs[name]
+            told = {k: v for k, v in cfg.to_dict().items() if k not in ("work_dir", "resume", "load_from")}
+            parts.append({k: v for k, v in told.items() if not k.startswith("_")})
+        elif name == "reliable":
+            parts.append(self.reliable_options)
+        # Where the folder lies does not change what is in it.
+        text = json.dumps(parts, sort_keys=True, default=str).replace(str(self.folder), "")
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _stage(self, name: str, key: str, work: Callable[[], dict[str, Any]], title: str) -> dict[str, Any]:
+        folder = writable(self.folder / name)
+        begun, done = folder / "begun.json", folder / "done.json"
+        for file in (done, begun):
+            if file.exists() and json.loads(file.read_text(encoding="utf-8"))["key"] != key:
+                raise InputError(
+                    f"{folder} holds a stage of another config, other data or other stages before it: delete "
+                    f"{folder}, or choose another --work-dir"
+                )
+        if done.exists():
+            self.logger.info(f"{title}: there already, from the same config and data")
+            result: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+            return result
+        self.logger.info(f"{title}: begins")
+        earlier = json.loads(begun.read_text(encoding="utf-8"))["seconds"] if begun.exists() else 0.0
+        started = time.monotonic()
+
+        def seconds() -> float:
+            return float(round(earlier + time.monotonic() - started, 1))
+
+        begun.write_text(json.dumps({"key": key, "seconds": earlier}) + "\n", encoding="utf-8")
+        try:
+            values = work()
+        finally:
+            begun.write_text(json.dumps({"key": key, "seconds": seconds()}) + "\n", encoding="utf-8")
+        result = {"key": key, "seconds": seconds(), **values}
+        done.write_text(json.dumps(result, indent=2, default=float) + "\n", encoding="utf-8")
+        return result
+
+    def _config(self, name: str, folder: str) -> Config:
+        """Return a stage's config for another stage that only reads its checkpoint."""
+        cfg: Config = self.configs[name].copy()
+        cfg.work_dir = str(self.folder / folder)
+        return cfg
+
+    def _train(self, name: str) -> dict[str, Any]:
+        cfg = self.configs[name]
+        cfg.resume = True  # from its own folder, where an earlier run was interrupted
+        return train(cfg)
+
+
+def summary(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of the stages in Markdown, and what the reliable step found."""
+    names = ("stage", "ACC", "NMI", "ARI", "kNN", "k-means ACC", "seconds")
+    rows = [list(names)]
+    for stage, values in results.items():
+        cells = ["" if values.get(m) is None else f"{values[m]:.3f}" for m in METRICS]
+        rows.append([stage, *cells, f"{values['seconds']:.1f}"])
+    rows.append(["all", *[""] * len(METRICS), f"{sum(values['seconds'] for values in results.values()):.1f}"])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(names))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join([*lines, "", results["reliable"]["told"]])

@@ -1,0 +1,149 @@
+"""Features that cannot change are computed once for every labelling."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_heads import config
+from torch import Tensor
+
+from odc.apis import build_runner
+from odc.data.views import BatchedLoader, Request
+from odc.engine.extract import extract
+from odc.engine.loops import ClusterTrainLoop, FeatureCache, _features_are_fixed
+from odc.structures import Batch, LocalComm, Plan, PseudoLabels, Stream
+
+FROZEN: dict[str, Any] = {"model.frozen": ["backbone", "neck"]}
+
+
+class Seen:
+    """What was asked of the loader, and what the steps got."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.requests: list[Request] = []
+        self.caches: list[FeatureCache | None] = []
+        self.images: list[int] = []
+        run, step = BatchedLoader.run, ClusterTrainLoop._train_step
+
+        def counted_run(loader: BatchedLoader, batches: Any) -> Any:
+            batches = [list(batch) for batch in batches]
+            self.requests += [request for batch in batches for request in batch]
+            return run(loader, batches)
+
+        def counted_step(loop: ClusterTrainLoop, plan: Any, images: dict[Any, Tensor], cache: Any) -> dict[str, float]:
+            self.caches.append(cache)
+            self.images.append(sum(len(x) for x in images.values()))
+            return step(loop, plan, images, cache)
+
+        monkeypatch.setattr(BatchedLoader, "run", counted_run)
+        monkeypatch.setattr(ClusterTrainLoop, "_train_step", counted_step)
+
+
+def train(name: str, work_dir: Path, **options: Any) -> Any:
+    runner = build_runner(config(name, str(work_dir), val_evaluator=None, **options))
+    runner.train()
+    return runner
+
+
+def test_each_image_is_augmented_once_for_every_labelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(monkeypatch)
+    runner = train("spice-self", tmp_path)
+    assert runner.iter == 12
+    assert sum(seen.images) == 0, "a step loaded images"
+    strong = Counter(request.ids for request in seen.requests if request.view == "strong")
+    assert set(strong.values()) <= {1, 2}, "at most once in each of two epochs"
+    keys = {request.key for request in seen.requests if request.view == "strong"}
+    assert len(keys) == sum(strong.values()), "each epoch augments anew"
+    # The heads' weak views are needed to label the chunks, not to select.
+    assert sum(request.view == "weak" for request in seen.requests) == 2 * 48
+    # Without augmentation they are encoded once for the whole run (and some by what looks at the features before it).
+    assert sum(request.view == "extract" for request in seen.requests) <= 2 * 48
+    loop, model = runner.train_loop, runner.model
+    table = extract(model, loop.data.train, LocalComm(), batch_size=48)
+    assert torch.allclose(loop._fixed, table.features, atol=1e-6)
+    chunk = torch.tensor([4, 7, 31])
+    part = loop._extract(chunk, "weak")
+    assert torch.equal(part.index, chunk)
+    assert torch.equal(part.features, loop._fixed[chunk])
+    assert part.logits.shape == (3, 2, 3)
+    assert not torch.allclose(part.logits, model.head.logits(part.features), atol=1e-3), "not through the weak view"
+    plain = loop._extract(chunk, "extract")
+    assert torch.allclose(plain.logits, model.head.logits(part.features), atol=1e-5)
+    assert (part.total, loop._extract(None, None).logits) == (3, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("spice-self", {"model.frozen": ["backbone"]}),
+        ("spice-self", {"model.frozen": []}),
+        ("spice-self", {"model.norm_eval": False}),
+        ("spice-semi", FROZEN),  # no labelling: an image is augmented anew every time it is drawn
+    ],
+)
+def test_otherwise_every_step_loads_images(
+    name: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Seen(monkeypatch)
+    train(name, tmp_path, **options)
+    assert set(seen.caches) == {None}
+    assert min(seen.images) > 0
+
+
+def test_the_loop_looks_for_itself(tmp_path: Path) -> None:
+    model = build_runner(config("spice-self", str(tmp_path))).model.train()
+    assert _features_are_fixed(model)
+    model.neck.layers[3].train()  # the dropout
+    assert not _features_are_fixed(model)
+    model.train()
+    next(model.backbone.parameters()).requires_grad_(True)
+    assert not _features_are_fixed(model)
+
+
+def test_a_step_gets_the_features_of_its_images(tmp_path: Path) -> None:
+    """Pairs of images, variants, and two streams of two views without chance: as if the images were encoded there."""
+    cfg = config("spice-self", str(tmp_path), val_evaluator=None)
+    cfg.data.views.strong = [dict(type="Rotate90"), *cfg.data.views.extract]
+    cfg.data.views.weak = cfg.data.views.extract
+    runner = build_runner(cfg)
+    runner.train()
+    loop, model = runner.train_loop, runner.model
+    index, variant = torch.tensor([[3, 5], [5, 3], [3, 3], [7, 5]]), torch.tensor([0, 1, 3, 0])
+    model.labels.replace(PseudoLabels(index, torch.zeros(4, 1).long(), (1,), variant))
+    streams = (Stream("s", 2, views=("weak", "strong")), Stream("t", 1, views=("strong",)))
+    cache = loop._cache(Plan(streams, refresh=True))
+    assert cache is not None
+    assert cache.z["strong"].shape[0] == 6, "3 and 5 plain, turned once, 3 turned thrice, and 7"
+    chosen = {"s": torch.tensor([3, 1]), "t": torch.tensor([2])}
+    out = cache.lookup(streams, {name: Batch(row, index, variant, index, {}) for name, row in chosen.items()})
+    assert set(out) == {("s", "weak"), ("s", "strong"), ("t", "strong")}
+    finish = loop.data.views["extract"]
+    for (name, view), z in out.items():
+        assert z.shape == (len(chosen[name]), 2, 8)
+        for row, features in zip(chosen[name].tolist(), z, strict=True):
+            for i, got in zip(index[row].tolist(), features, strict=True):
+                turns = int(variant[row]) if view == "strong" else 0
+                image = finish(loop.data.dataset.image(i).rot90(turns, (1, 2)))
+                with torch.no_grad():
+                    assert torch.allclose(got, model.features(image[None])[0], atol=1e-5)
+
+
+def test_the_optimiser_holds_the_head_alone_and_the_rest_stays(tmp_path: Path) -> None:
+    adam = {"optim_wrapper": dict(constructor="ByName", optimizer=dict(type="Adam", lr=0.05, weight_decay=0.1))}
+    cfg = config("spice-self", str(tmp_path), val_evaluator=None)
+    cfg.optim_wrapper = adam["optim_wrapper"]
+    runner = build_runner(cfg)
+    before = {name: tensor.clone() for name, tensor in runner.model.state_dict().items()}
+    runner.train()
+    held = [p for group in runner.optim_wrapper.optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in runner.model.head.parameters()}
+    after = runner.model.state_dict()
+    for name in before:
+        if name.startswith(("backbone", "neck")):
+            assert torch.equal(before[name], after[name]), name
+        elif name.startswith("head.mlps"):
+            assert not torch.equal(before[name], after[name]), name

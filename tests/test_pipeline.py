@@ -1,0 +1,140 @@
+"""SPICE's pipeline, the reliable step and the naming of clusters, on digits, for as few steps as show what they do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from odc.cli import main
+from odc.data.datasets import Digits
+from odc.data.label_file import LabelFile
+from odc.evaluation.align import read_table
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = str(ROOT / "configs/pipelines/spice_digits.py")
+SHORT = [
+    "moco.train_cfg.max_epochs=2",
+    "self.train_cfg.max_epochs=1",
+    "self.model.head.repeats=1",
+    "reliable.threshold=0.3",
+    "semi.train_cfg.max_epochs=1",
+    "semi.model.head.steps=3",
+]
+
+
+def spice(folder: Path, *options: str) -> int:
+    return main(["spice", CONFIG, "--work-dir", str(folder), "--cfg-options", *SHORT, *options])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("spice") / "run"
+    assert spice(folder) == 0
+    return folder
+
+
+def test_every_stage_leaves_its_result(done: Path) -> None:
+    for file in ("moco/backbone.pth", "embeddings/features.npz", "reliable/labels.npz", "reliable/beta.png"):
+        assert (done / file).is_file(), file
+    rows = read_table(done / "semi/clusters.csv", "path", "cluster")
+    assert len(rows) == 1797
+    lines = (done / "summary.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines if line.startswith("|")] == [
+        "stage", "-" * len(lines[1].split("|")[1].strip()), "moco", "embeddings", "self", "reliable", "semi", "all"
+    ]  # fmt: skip
+    assert "have a reliable label" in lines[-1]
+    assert "their number says nothing of their quality" in lines[-1]
+    labels = LabelFile.load(done / "reliable/labels.npz")
+    found = json.loads((done / "reliable/done.json").read_text())
+    assert found["count"] == int((labels.target >= 0).sum()) == sum(found["per_cluster"])
+    assert 0 < found["count"] < 1797
+
+
+def test_what_is_there_is_not_done_again(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {file: file.stat().st_mtime_ns for file in done.rglob("*") if file.is_file() and file.name != "summary.md"}
+    assert spice(done) == 0
+    out = capsys.readouterr().out
+    assert out.count("there already, from the same config and data") == 5
+    assert "begins" not in out
+    after = {file: file.stat().st_mtime_ns for file in done.rglob("*") if file.is_file() and file.name != "summary.md"}
+    assert before == after
+
+
+def test_another_config_does_not_overwrite_it(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert spice(done, "self.model.head.num_heads=3") == 2
+    err = capsys.readouterr().err
+    assert f"{done / 'self'} holds a stage of another config" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_an_interrupted_stage_goes_on(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    (folder / "moco").mkdir(parents=True)
+    for name in ("begun.json", "epoch_1.pth"):
+        (folder / "moco" / name).write_bytes((done / "moco" / name).read_bytes())
+    (folder / "moco/last_checkpoint").write_text("epoch_1.pth")
+    assert spice(folder) == 0
+    assert "epoch 1/2" not in capsys.readouterr().out, "the first epoch of MoCo is there already"
+    for file in ("moco/metrics.json", "self/metrics.json", "semi/metrics.json"):
+        if (done / file).exists():
+            assert json.loads((folder / file).read_text()) == json.loads((done / file).read_text()), file
+    ours, theirs = (LabelFile.load(f / "reliable/labels.npz") for f in (folder, done))
+    assert np.array_equal(ours.target, theirs.target)
+
+
+def test_stages_of_different_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert spice(tmp_path, "self.data.dataset.size=8") == 2
+    assert "the stages must see the same images" in capsys.readouterr().err
+    config = tmp_path / "config.py"
+    config.write_text("pipeline = dict(moco='a.py')")
+    assert main(["spice", str(config)]) == 2
+    assert "a pipeline is a dict of moco, reliable, self, semi" in capsys.readouterr().err
+
+
+def test_nothing_reliable_proposes_a_threshold(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(next((done / "self").glob("*.py")))
+    arguments = ["reliable", config, str(done / "self/epoch_1.pth"), "--out", str(tmp_path)]
+    assert main([*arguments, "--threshold", "1"]) == 2
+    err = capsys.readouterr().err
+    assert "no sample is reliable" in err
+    assert "ten bins" in err
+    assert (tmp_path / "beta.png").is_file(), "the picture shows what there is"
+    assert main([*arguments, "--labels", "x.csv"]) == 2
+    assert "--labels and --align together" in capsys.readouterr().err
+
+
+def test_labels_by_hand_name_the_clusters_and_win(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = Digits(size=16)
+    assert dataset.targets is not None
+    clusters = [int(row["cluster"]) for row in read_table(done / "self/clusters.csv", "cluster")]
+    mine, others = tmp_path / "mine.csv", tmp_path / "others.csv"
+    for file, ids in ((mine, range(60)), (others, range(100, 160))):
+        rows = [f"{dataset.paths[i]},digit {dataset.targets[i]}" for i in ids]
+        file.write_text("\n".join(["path,label", *rows]) + "\n")
+    table, found = str(done / "self/clusters.csv"), str(tmp_path / "map.json")
+    assert main(["align", table, str(mine), "--out", found, "--test", str(others), "--min-margin", "-1"]) == 0
+    out = capsys.readouterr().out
+    assert "of 60 other labelled images are right" in out
+    assert "classes, by votes" in out
+    assert main(["align", table, str(mine), "--out", found, "--test", str(mine)]) == 2
+    assert "60 of 60 images took part in the alignment" in capsys.readouterr().err
+
+    assert main(["align", table, str(mine), "--out", found, "--min-margin", "-1"]) == 0
+    names = {m["cluster"]: m["label"] for m in json.loads(Path(found).read_text())["clusters"]}
+    config = str(next((done / "self").glob("*.py")))
+    arguments = ["reliable", config, str(done / "self/epoch_1.pth"), "--out", str(tmp_path / "joined")]
+    assert main([*arguments, "--threshold", "0.3", "--labels", str(mine), "--align", found]) == 0
+    target = LabelFile.load(tmp_path / "joined/labels.npz").target
+    for i in range(60):
+        label = f"digit {dataset.targets[i]}"
+        if label in names.values():
+            assert names[int(target[i])] == label
+            if names[clusters[i]] == label:
+                assert target[i] == clusters[i], "an image that is right already stays where it is"
+        else:
+            assert target[i] == -1
