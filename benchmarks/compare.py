@@ -2,11 +2,11 @@
 
     python benchmarks/compare.py --methods kmeans-pixels dc odc --dataset digits --seeds 0 1 2 --out work_dirs/demo
 
-A method is one of the names below or the path of a config of your own. Methods whose name ends in ``-moco`` start from
-a backbone that MoCo trains once for each seed, the same for all of them (or from ``--pretrained FILE``); its time is
-told apart from theirs. Every cell (method x seed) runs in a process of its own, so that its peak memory is its own and
-its failure loses nothing else. ``results.json`` is a list with a record for every cell and is written after each;
-``table.md`` is the table that the terminal shows.
+A method is one of the names below or the path of a config of your own. SPICE, and the methods whose name ends in
+``-moco``, start from a backbone that MoCo trains once for each seed, the same for all of them (or from ``--pretrained
+FILE``); its time is told apart from theirs. Every cell (method x seed) runs in a process of its own, so that its peak
+memory is its own and its failure loses nothing else. ``results.json`` is a list with a record for every cell and is
+written after each; ``table.md`` is the table that the terminal shows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,9 @@ CONFIGS = {
     "digits": {
         "dc": "configs/deepcluster/deepcluster_convnet_1xb64-30e_digits.py",
         "odc": "configs/odc/odc_convnet_1xb64-30e_digits.py",
+        "deepercluster": "configs/deepercluster/deepercluster_convnet_1xb64-30e_digits.py",
+        "spice-self": "configs/pipelines/spice_digits.py",
+        "spice": "configs/pipelines/spice_digits.py",
         "moco": "configs/moco/moco_convnet_1xb64-100e_digits.py",
         "dc-moco": "configs/deepcluster/deepcluster_convnet_1xb64-30e_digits.py",
         "odc-moco": "configs/odc/odc_convnet_1xb64-30e_digits.py",
@@ -47,6 +50,9 @@ CONFIGS = {
     "folder32": {
         "dc": "configs/deepcluster/deepcluster_resnet18-w16_1xb128-20e_folder32.py",
         "odc": "configs/odc/odc_resnet18-w16_1xb128-20e_folder32.py",
+        "deepercluster": "configs/deepercluster/deepercluster_resnet18-w16_1xb128-20e_folder32.py",
+        "spice-self": "configs/pipelines/spice_folder32.py",
+        "spice": "configs/pipelines/spice_folder32.py",
         "moco": "configs/moco/moco_resnet18-w16_1xb128-40e_folder32.py",
         "dc-moco": "configs/deepcluster/deepcluster_resnet18-w16_1xb128-20e_folder32.py",
         "odc-moco": "configs/odc/odc_resnet18-w16_1xb128-20e_folder32.py",
@@ -54,7 +60,8 @@ CONFIGS = {
 }
 PRETRAINING = "moco"  # its cells come before those of the methods that start from them, and are no row of the table
 BASELINES = ("kmeans-pixels", "kmeans-backbone", "kmeans-moco")
-METHODS_HELP = f"{', '.join(BASELINES)}, dc, odc, dc-moco, odc-moco, or paths of configs"
+PIPELINES = {"spice-self": "self", "spice": "semi"}  # and the stage whose result is the row
+METHODS_HELP = f"{', '.join(BASELINES)}, dc, odc, deepercluster, dc-moco, odc-moco, spice-self, spice, or configs"
 METRICS = ("acc", "nmi", "ari", "knn")
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "onedl-mmengine", "mmengine", "faiss-cpu", "faiss-gpu")
 
@@ -118,6 +125,26 @@ def run_method(cfg: Any, report: Report) -> dict[str, float]:
     return values
 
 
+def run_pipeline(cell: dict[str, Any], report: Report) -> dict[str, float]:
+    """Run SPICE from the shared backbone up to the row's stage; the stages before it may be there already."""
+    from odc.pipeline import Pipeline
+
+    until = PIPELINES[cell["method"]]
+    report(0.0, until)
+    pipeline = Pipeline(
+        cell["config"],
+        work_dir=cell["work_dir"],
+        cfg_options=cell["cfg_options"],
+        pretrained=cell["pretrained"],
+        seed=cell["seed"],
+    )
+    results = pipeline.run(until)
+    values = {k: v for k, v in results[until].items() if isinstance(v, float) and k != "seconds"}
+    if "reliable" in results:
+        values |= {"reliable": float(results["reliable"]["count"]), "purity": results["reliable"]["purity"]}
+    return {**values, "stage_seconds": sum(result["seconds"] for result in results.values())}
+
+
 def run_cell(cell: dict[str, Any], pipe: Connection) -> None:
     """Run one cell and send its record; everything it prints goes into a file."""
     folder = Path(cell["work_dir"])
@@ -136,13 +163,18 @@ def run_cell(cell: dict[str, Any], pipe: Connection) -> None:
     started = time.perf_counter()
     try:
         set_threads(cell["threads"])
-        cfg = prepare(cell)
-        values = run_baseline(cfg, cell["method"], report) if cell["method"] in BASELINES else run_method(cfg, report)
+        if cell["method"] in PIPELINES:
+            values = run_pipeline(cell, report)
+        elif cell["method"] in BASELINES:
+            values = run_baseline(prepare(cell), cell["method"], report)
+        else:
+            values = run_method(prepare(cell), report)
         record: dict[str, Any] = {name: values.get(name) for name in (*METRICS, *sorted(set(values) - set(METRICS)))}
     except Exception as e:  # whatever it is, it becomes this cell's record
         traceback.print_exc()
         record = {"error": " ".join(f"{type(e).__name__}: {e}".split()), "log": str(folder / "output.txt")}
-    record["seconds"] = round(time.perf_counter() - started, 2)
+    # A stage that was there already took its time earlier.
+    record["seconds"] = record.pop("stage_seconds", None) or round(time.perf_counter() - started, 2)
     usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     record["peak_rss_mb"] = round(usage / 1024, 1)
     pipe.send(("record", record))
@@ -207,10 +239,11 @@ def plan_cells(args: argparse.Namespace) -> list[dict[str, Any]]:
             names = [*BASELINES, *(name for name in known if name != PRETRAINING)]
             raise InputError(f"unknown method '{method}'{nearest(method, names)}, or the path of a config")
     # The baselines take data and backbone from the first method that is trained.
-    first = next((path for path in configs.values() if path), str(ROOT / known["odc"]))
-    follow = [method for method in configs if method.endswith("-" + PRETRAINING)]
+    trained = (path for method, path in configs.items() if path and method not in PIPELINES)
+    first = next(trained, str(ROOT / known["odc"]))
+    follow = [method for method in configs if method.endswith("-" + PRETRAINING) or method in PIPELINES]
     if args.pretrained is not None and not follow:
-        raise InputError(f"--pretrained is for the methods whose name ends in -{PRETRAINING}: there is none")
+        raise InputError(f"--pretrained is for SPICE and methods whose name ends in -{PRETRAINING}: there is none")
     if args.pretrained is not None and not Path(args.pretrained).is_file():
         raise InputError(f"--pretrained: there is no file '{args.pretrained}'")
     if follow and args.pretrained is None:
@@ -224,13 +257,22 @@ def plan_cells(args: argparse.Namespace) -> list[dict[str, Any]]:
             "pretrained": pretrained(args, seed) if method in follow else None,
             "cfg_options": args.cfg_options or {},
             "threads": max(1, (os.cpu_count() or 1) // args.jobs),
-            "work_dir": str(Path(args.out) / f"{method}-{seed}"),
+            # SPICE's two rows share their folder: what the first has done, the second finds.
+            "work_dir": str(Path(args.out) / f"{'spice' if method in PIPELINES else method}-{seed}"),
+            "after": before(method, seed, configs),
         }
         for method, path in configs.items()
         for seed in args.seeds
     ]
     check_fair(cells)
     return cells
+
+
+def before(method: str, seed: int, methods: Container[str]) -> list[tuple[str, int]]:
+    """Return the cells that have to end before this one begins."""
+    first = [PRETRAINING] if method.endswith("-" + PRETRAINING) or method in PIPELINES else []
+    first += ["spice-self"] if method == "spice" else []
+    return [(name, seed) for name in first if name in methods]
 
 
 def pretrained(args: argparse.Namespace, seed: int) -> str:
@@ -247,6 +289,8 @@ def check_fair(cells: Sequence[dict[str, Any]]) -> None:
     reference: dict[str, tuple[str, Any]] = {}
     for config in dict.fromkeys(cell["config"] for cell in cells):
         cell = next(c for c in cells if c["config"] == config)
+        if cell["method"] in PIPELINES:  # a schedule of its own; it checks itself that its stages fit together
+            continue
         cfg = prepare(cell)
         terms = {} if cell["method"] == PRETRAINING else {"train_cfg.max_epochs": cfg.train_cfg.max_epochs}
         terms |= {
@@ -324,19 +368,16 @@ def run_all(cells: Sequence[dict[str, Any]], out: Path, jobs: int) -> list[dict[
 def next_cell(
     waiting: Sequence[tuple[int, dict[str, Any]]], cells: Sequence[dict[str, Any]], records: dict[int, dict[str, Any]]
 ) -> tuple[int, dict[str, Any]] | None:
-    """Return the first cell whose pre-training, where it has one here, has ended."""
-    ended = {cells[n]["seed"] for n in records if cells[n]["method"] == PRETRAINING}
-    has_pretraining = any(cell["method"] == PRETRAINING for cell in cells)
-    for number, cell in waiting:
-        if cell["pretrained"] is None or not has_pretraining or cell["seed"] in ended:
-            return number, cell
-    return None
+    """Return the first cell for which everything has ended that has to come before it."""
+    ended = {(cells[n]["method"], cells[n]["seed"]) for n in records}
+    return next((cell for cell in waiting if ended.issuperset(cell[1]["after"])), None)
 
 
 def describe(r: Running, facts: dict[str, Any]) -> dict[str, Any]:
     """Return the record of a cell that has ended, with all that is needed to repeat it."""
     cell, record = r.cell, r.record or {}
-    epochs = 0 if cell["method"] in BASELINES else int(prepare(cell).train_cfg.max_epochs)
+    untold = cell["method"] in BASELINES or cell["method"] in PIPELINES
+    epochs = 0 if untold else int(prepare(cell).train_cfg.max_epochs)
     return {
         "method": cell["method"],
         "seed": cell["seed"],
@@ -445,12 +486,12 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    before = [r for r in records if r["method"] == PRETRAINING and "error" not in r]
-    if before:
-        took = f"{spread([r['seconds'] for r in before], 1)} s and {spread([r['peak_rss_mb'] for r in before], 0)} MB"
+    shared = [r for r in records if r["method"] == PRETRAINING and "error" not in r]
+    if shared:
+        took = f"{spread([r['seconds'] for r in shared], 1)} s and {spread([r['peak_rss_mb'] for r in shared], 0)} MB"
         lines.append(
-            f"\nBefore the rows of -{PRETRAINING}, once a seed and shared by them: {before[0]['epochs']} epochs of "
-            f"pre-training by {before[0]['config']}, {took}."
+            f"\nBefore SPICE and the rows of -{PRETRAINING}, once a seed and shared by them: {shared[0]['epochs']} "
+            f"epochs of pre-training by {shared[0]['config']}, {took}."
         )
     lines += [f"\n{r['method']} seed {r['seed']} failed: {r['error']}" for r in records if "error" in r]
     return "\n".join(lines)

@@ -213,23 +213,25 @@ def _align(args: argparse.Namespace) -> None:
 def _add_spice(parser: argparse.ArgumentParser) -> None:
     _add_work(parser)
     parser.add_argument("--clusters", type=int, help="number of clusters (default: the configs')")
+    parser.add_argument("--pretrained", metavar="FILE", help="start from this backbone instead of training MoCo")
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where it is safe")
     parser.add_argument("--seed", type=int, help="of all stages (default: the configs')")
 
 
 def _spice(args: argparse.Namespace) -> None:
-    from odc.pipeline import Pipeline
+    from odc.pipeline import Pipeline, summary
 
     pipeline = Pipeline(
         args.config,
         work_dir=args.work_dir,
         cfg_options=args.cfg_options,
         clusters=args.clusters,
+        pretrained=args.pretrained,
         seed=args.seed,
         amp=args.amp,
         strict=args.strict,
     )
-    print(pipeline.run())
+    print(f"\n{summary(pipeline.run())}\n\n{pipeline.folder / 'semi' / 'clusters.csv'}")
 
 
 def _print_config(args: argparse.Namespace) -> None:

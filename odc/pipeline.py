@@ -264,6 +264,7 @@ class Pipeline:
         cfg_options: ``{"dotted.key": value}``; a key that starts with ``moco.``, ``self.``, ``semi.`` or ``reliable.``
             goes to that stage, any other to all three configs.
         clusters: K of Self and Semi; by default the configs'.
+        pretrained: backbone to start from instead of training MoCo.
         seed: of all stages; by default the configs'.
         amp: bfloat16 autocast.
         strict: unreadable images are an error instead of being skipped.
@@ -279,6 +280,7 @@ class Pipeline:
         work_dir: str | Path | None = None,
         cfg_options: Mapping[str, Any] | None = None,
         clusters: int | None = None,
+        pretrained: str | Path | None = None,
         seed: int | None = None,
         amp: bool = False,
         strict: bool = False,
@@ -300,8 +302,11 @@ class Pipeline:
         if clusters is not None:
             for name in ("self", "semi"):
                 options[name]["model.head.num_clusters"] = clusters
-        backbone = str(self.folder / "moco" / "backbone.pth")
-        options["self"]["model.pretrained"] = options["semi"]["model.pretrained"] = backbone
+        if pretrained is not None and not Path(pretrained).is_file():
+            raise InputError(f"there is no backbone '{pretrained}' to start from")
+        self.pretrained = None if pretrained is None else Path(pretrained)
+        backbone = self.pretrained or self.folder / "moco" / "backbone.pth"
+        options["self"]["model.pretrained"] = options["semi"]["model.pretrained"] = str(backbone)
         options["semi"]["train_cfg.label_file"] = str(self.folder / "reliable" / "labels.npz")
         self.configs = {
             name: prepare_config(
@@ -328,8 +333,8 @@ class Pipeline:
                     f"but {self.configs[name].model.backbone} for {name}"
                 )
 
-    def run(self) -> str:
-        """Run what is not there yet; return the summary, which is also in ``summary.md``."""
+    def run(self, until: str = "semi") -> dict[str, dict[str, Any]]:
+        """Run what is not there yet, up to the stage ``until``; return each stage's result and write ``summary.md``."""
         writable(self.folder)
         # What is said before the first stage's own log exists.
         self.logger = MMLogger("pipeline", logger_name="mmengine")
@@ -347,8 +352,10 @@ class Pipeline:
 
         def choose() -> dict[str, Any]:
             cfg = self._config("self", "reliable")
+            # Self's own features are the same, its backbone being frozen; without MoCo's stage there are no others.
+            features = None if self.pretrained else embeddings
             found = reliable(
-                cfg, str(last["self"]), self.folder / "reliable", features=embeddings, **self.reliable_options
+                cfg, str(last["self"]), self.folder / "reliable", features=features, **self.reliable_options
             )
             return {**found.__dict__, "told": str(found)}
 
@@ -359,13 +366,15 @@ class Pipeline:
             "reliable": choose,
             "semi": lambda: self._train("semi"),
         }
-        key, results = "", {}
-        for number, name in enumerate(STAGES):
+        stages = list(STAGES if self.pretrained is None else STAGES[2:])
+        stages = stages[: stages.index(until) + 1]
+        key = "" if self.pretrained is None else hashlib.sha256(self.pretrained.read_bytes()).hexdigest()
+        results: dict[str, dict[str, Any]] = {}
+        for number, name in enumerate(stages):
             key = self._key(name, key)
-            results[name] = self._stage(name, key, work[name], f"stage {number + 1}/{len(STAGES)}, {name}")
-        text = summary(results)
-        (self.folder / "summary.md").write_text(text + "\n", encoding="utf-8")
-        return f"{text}\n\n{self.folder / 'semi' / 'clusters.csv'}, {self.folder / 'summary.md'}"
+            results[name] = self._stage(name, key, work[name], f"stage {number + 1}/{len(stages)}, {name}")
+        (self.folder / "summary.md").write_text(summary(results) + "\n", encoding="utf-8")
+        return results
 
     def _key(self, name: str, before: str) -> str:
         parts: list[Any] = [name, before, self.dataset.fingerprint]
@@ -377,6 +386,8 @@ class Pipeline:
             parts.append(self.reliable_options)
         # Where the folder lies does not change what is in it.
         text = json.dumps(parts, sort_keys=True, default=str).replace(str(self.folder), "")
+        if self.pretrained is not None:
+            text = text.replace(str(self.pretrained), "")
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _stage(self, name: str, key: str, work: Callable[[], dict[str, Any]], title: str) -> dict[str, Any]:
@@ -431,4 +442,4 @@ def summary(results: Mapping[str, Mapping[str, Any]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(names))]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    return "\n".join([*lines, "", results["reliable"]["told"]])
+    return "\n".join([*lines, "", *(values["told"] for values in results.values() if "told" in values)])

@@ -59,6 +59,15 @@ def test_a_cell_waits_for_the_pretraining_of_its_own_seed(compare: Any, tmp_path
     assert compare.next_cell(only, cells, {}) is None
 
 
+def test_spice_waits_for_the_row_whose_stage_it_takes_over(compare: Any, tmp_path: Path) -> None:
+    cells = compare.plan_cells(arguments(tmp_path, "spice", "spice-self", seeds=[4]))
+    after = {cell["method"]: cell["after"] for cell in cells}
+    assert after == {"moco": [], "spice-self": [("moco", 4)], "spice": [("moco", 4), ("spice-self", 4)]}
+    assert len({cell["work_dir"] for cell in cells}) == 2, "both rows share a folder"
+    alone = compare.plan_cells(arguments(tmp_path, "spice", seeds=[4]))[-1]
+    assert alone["after"] == [("moco", 4)]
+
+
 def test_without_such_methods_nothing_is_pretrained(compare: Any, tmp_path: Path) -> None:
     assert titles(compare.plan_cells(arguments(tmp_path, "odc", seeds=[3]))) == [("odc", 3)]
 
@@ -78,7 +87,7 @@ def test_wrong_methods_are_named(compare: Any, tmp_path: Path) -> None:
         compare.plan_cells(arguments(tmp_path, "moco"))
     with pytest.raises(InputError, match=r"unknown data set 'digit'.*'digits'"):
         compare.plan_cells(arguments(tmp_path, "odc", dataset="digit"))
-    with pytest.raises(InputError, match="name ends in -moco: there is none"):
+    with pytest.raises(InputError, match="SPICE and methods whose name ends in -moco: there is none"):
         compare.plan_cells(arguments(tmp_path, "odc", pretrained="x.pth"))
     with pytest.raises(InputError, match=r"no file 'x.pth'"):
         compare.plan_cells(arguments(tmp_path, "odc-moco", pretrained="x.pth"))

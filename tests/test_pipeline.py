@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from odc.cli import main
 from odc.data.datasets import Digits
 from odc.data.label_file import LabelFile
 from odc.evaluation.align import read_table
+from odc.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = str(ROOT / "configs/pipelines/spice_digits.py")
@@ -83,6 +85,20 @@ def test_an_interrupted_stage_goes_on(done: Path, tmp_path: Path, capsys: pytest
             assert json.loads((folder / file).read_text()) == json.loads((done / file).read_text()), file
     ours, theirs = (LabelFile.load(f / "reliable/labels.npz") for f in (folder, done))
     assert np.array_equal(ours.target, theirs.target)
+
+
+def test_a_given_backbone_takes_the_place_of_moco(done: Path, tmp_path: Path) -> None:
+    found = Pipeline(
+        CONFIG,
+        work_dir=tmp_path,
+        cfg_options={key: ast.literal_eval(value) for key, _, value in (option.partition("=") for option in SHORT)},
+        pretrained=done / "moco/backbone.pth",
+    ).run(until="self")
+    assert list(found) == ["self"]
+    whole = json.loads((done / "self/done.json").read_text())
+    assert {k: v for k, v in found["self"].items() if k not in ("key", "seconds")} == {
+        k: v for k, v in whole.items() if k not in ("key", "seconds")
+    }
 
 
 def test_stages_of_different_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
