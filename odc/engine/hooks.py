@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.hooks import Hook
 
+from odc.engine.loops import unwrap
 from odc.engine.preflight import PreflightHook
 from odc.errors import InputError
 from odc.evaluation.evaluator import label_statistics
@@ -57,6 +58,16 @@ class ProgressHook(Hook):
         done = runner.epoch + 1
         runner.visualizer.add_scalars({f"train/{k}": v for k, v in stats.items()}, step=done)
         self._line(runner, f"epoch {done}/{runner.max_epochs}", stats)
+
+    def after_train(self, runner: Any) -> None:
+        """Warn where the head says that nothing was learnt, next to what was known of the features before."""
+        means = runner.train_loop.epoch_means()
+        found = unwrap(runner.model).head.diagnosis(means) if means else None
+        if found is None:
+            return
+        known = runner.message_hub.get_info("preflight") if "preflight" in runner.message_hub.runtime_info else None
+        before = f"; before the training the features had {_numbers(known)}" if known else ""
+        runner.logger.warning(f"{found}{before}: pre-train longer or on more images, or see whether the features fit")
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Log the evaluation."""

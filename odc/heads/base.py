@@ -51,6 +51,10 @@ class ClusterHead(nn.Module, ABC):
         """Choose among candidates at the end of an epoch; ``table`` has features, no logits; writes buffers only."""
         return
 
+    def diagnosis(self, means: dict[str, float]) -> str | None:
+        """Return one line if the last epoch's means of what :meth:`loss` names say that nothing is learnt."""
+        return None
+
 
 def linear_classifier(in_channels: int, num_clusters: int, std: float = 0.01) -> nn.Linear:
     """Return a linear layer with weights from N(0, std²) and bias 0, as DeepCluster and ODC start it."""

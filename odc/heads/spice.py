@@ -34,6 +34,8 @@ from odc.heads.base import ClusterHead, weighted_mean
 from odc.registry import HEADS
 from odc.structures import Batch, Comm, FeatureTable, Labels, Plan, PseudoLabels, Stream
 
+_NOT_LEARNING = 0.75  # of the way from the floor to ln K
+
 
 def double_softmax_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Return the cross-entropy of softmax(softmax(logits)): (B, K) and (B,) int64 to (B,)."""
@@ -254,6 +256,17 @@ class SpiceSelfHead(ClusterHead):
                 self.get_buffer(f"best_{name}").copy_(parameter[int(head)][None])
             above = float(lowest) - double_softmax_floor(self.num_clusters)
             print_log(f"head {int(head)} has the lowest loss so far, {above:.4f} above the floor", "current")
+
+    def diagnosis(self, means: dict[str, float]) -> str | None:
+        """Call it no learning where the loss stays near ln K, that of a guess, however many clusters are in use."""
+        above, guess = means["above_floor"], math.log(self.num_clusters) - double_softmax_floor(self.num_clusters)
+        if above < _NOT_LEARNING * guess:
+            return None
+        return (
+            f"the heads do not learn: their loss is {above:.3f} above its floor, where a guess among "
+            f"{self.num_clusters} clusters is {guess:.3f} above it; that {means['clusters']:.1f} clusters are in use "
+            "says nothing of this"
+        )
 
     def predict(self, z: Tensor) -> Tensor:
         """Map features (B, D) to the chosen head's logits (B, K); before the first choice, head 0's at the start."""

@@ -347,3 +347,22 @@ def test_more_clusters_than_images(K: int, tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=f"{K} clusters cannot share 48 samples"):
         runner.train()
+
+
+def test_a_training_that_does_not_learn_is_called_that(tmp_path: Path) -> None:
+    options = {"optim_wrapper.optimizer.lr": 0.0, "train_cfg.max_epochs": 1}
+    build_runner(config("spice-self", str(tmp_path), **options)).train()
+    warning = [line for line in next(tmp_path.rglob("*.log")).read_text().splitlines() if "do not learn" in line]
+    assert len(warning) == 1
+    assert "WARNING" in warning[0]
+    assert "before the training the features had" in warning[0]
+    assert " consistency 0." in warning[0]
+
+
+def test_a_loss_near_its_floor_is_no_complaint() -> None:
+    head = SpiceSelfHead(4, num_clusters=10)
+    guess = math.log(10) - double_softmax_floor(10)
+    assert head.diagnosis({"above_floor": 0.7 * guess, "clusters": 10.0}) is None
+    told = head.diagnosis({"above_floor": 0.9 * guess, "clusters": 10.0})
+    assert told is not None
+    assert f"{0.9 * guess:.3f} above its floor, where a guess among 10 clusters is {guess:.3f}" in told
