@@ -44,8 +44,8 @@ CONFIGS = {
         "spice-self": "configs/pipelines/spice_digits.py",
         "spice": "configs/pipelines/spice_digits.py",
         "moco": "configs/moco/moco_convnet_1xb64-100e_digits.py",
-        "dc-moco": "configs/deepcluster/deepcluster_convnet_1xb64-30e_digits.py",
-        "odc-moco": "configs/odc/odc_convnet_1xb64-30e_digits.py",
+        "dc-moco": "configs/deepcluster/deepcluster_convnet_1xb64-30e_digits-moco.py",
+        "odc-moco": "configs/odc/odc_convnet_1xb64-30e_digits-moco.py",
     },
     "folder32": {
         "dc": "configs/deepcluster/deepcluster_resnet18-w16_1xb128-20e_folder32.py",

@@ -2,5 +2,6 @@
 pipeline = dict(
     moco='../moco/moco_convnet_1xb64-100e_digits.py',
     self='../spice/spice-self_convnet_1xb128-30e_digits.py',
-    reliable=dict(neighbours=100, threshold=0.99),
+    # A digit has some 180 images, so 100 neighbours would reach beyond it.
+    reliable=dict(neighbours=50, threshold=0.99),
     semi='../spice/spice-semi_convnet_1xb256-20e_digits.py')

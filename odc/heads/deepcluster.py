@@ -37,6 +37,7 @@ class DeepClusterHead(ClusterHead):
         batch_size: rows a step, over all ranks.
         pca_dim: width after PCA-whitening; reduced to what N and D allow.
         kmeans_iter: k-means iterations a clustering.
+        kmeans_redo: starts of it, of which the best is kept: with few clusters one start often is a bad one.
         balance: ``"sampling"``: rows uniform over clusters; ``"weights"``: rows uniform, losses weighted by N_c^-½.
 
     Raises:
@@ -50,6 +51,7 @@ class DeepClusterHead(ClusterHead):
         batch_size: int = 256,
         pca_dim: int = 256,
         kmeans_iter: int = 20,
+        kmeans_redo: int = 1,
         balance: str = "sampling",
     ) -> None:
         super().__init__()
@@ -61,6 +63,7 @@ class DeepClusterHead(ClusterHead):
         self.batch_size = batch_size
         self.pca_dim = pca_dim
         self.kmeans_iter = kmeans_iter
+        self.kmeans_redo = kmeans_redo
         self.balance = balance
         self.classifier = linear_classifier(in_channels, num_clusters)
         # The last clustering. With fewer samples than dimensions the last columns stay zero.
@@ -82,7 +85,9 @@ class DeepClusterHead(ClusterHead):
         """PCA-whiten, L2-normalise and cluster the features; draw the classifier anew."""
         whitening = fit_whitening(table.features, self.pca_dim, comm)
         x, _ = l2_normalize(whitening.apply(table.features))
-        labels, centroids = kmeans_over_ranks(x, self.num_clusters, n_iter=self.kmeans_iter, rng=rng, comm=comm)
+        labels, centroids = kmeans_over_ranks(
+            x, self.num_clusters, n_iter=self.kmeans_iter, n_redo=self.kmeans_redo, rng=rng, comm=comm
+        )
         d = whitening.projection.shape[1]
         self.mean.copy_(whitening.mean)
         self.projection.zero_()[:, :d] = whitening.projection
