@@ -20,7 +20,7 @@ from mmengine import Config
 from mmengine.logging import MMLogger, print_log
 
 from odc.apis import convert, extract_features, load_runner, prepare_config, train, writable
-from odc.clustering.consistency import local_consistency, reliable_samples
+from odc.clustering.consistency import beta_histogram, local_consistency, reliable_samples
 from odc.compat import load_config
 from odc.data.datasets import ImageDataset
 from odc.data.embeddings import Embeddings
@@ -115,6 +115,7 @@ def reliable(
     if neighbours > len(x) - 1:
         print_log(f"{neighbours} neighbours are more than there are: taking {len(x) - 1}", "current")
     draw_beta(beta.numpy(), threshold, folder / "beta.png")
+    print_log(f"local consistency of {len(x):,} images: {beta_histogram(beta)}", "current")
     mask = reliable_samples(
         beta, clusters.cpu(), K, threshold, scores.cpu(), score_threshold, balance=balance, quota=quota
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torchvision.transforms.v2.functional import to_pil_image
 
 from odc.cli import main
 from odc.data.datasets import Digits
@@ -154,3 +155,40 @@ def test_labels_by_hand_name_the_clusters_and_win(
                 assert target[i] == clusters[i], "an image that is right already stays where it is"
         else:
             assert target[i] == -1
+
+
+def test_a_long_tail_with_duplicates_and_more_clusters_than_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = Digits(size=16)
+    assert dataset.targets is not None
+    for digit in range(10):
+        folder = tmp_path / "images" / str(digit)
+        folder.mkdir(parents=True)
+        members = np.flatnonzero(dataset.targets == digit)[: int(120 * 0.7**digit) + 1]
+        for number, i in enumerate(members.tolist()):
+            image = to_pil_image(dataset.image(i))
+            image.save(folder / f"{number:03d}.png")
+            if number % 5 == 0:
+                image.save(folder / f"{number:03d}-again.png")
+    source = f"dict(_delete_=True, type='ImageFolder', root='{tmp_path / 'images'}', grey=True)"
+    stages = {}
+    for name, base in (
+        ("moco", "moco/moco_convnet_1xb64-100e_digits.py"),
+        ("self", "spice/spice-self_convnet_1xb128-30e_digits.py"),
+        ("semi", "spice/spice-semi_convnet_1xb256-20e_digits.py"),
+    ):
+        stages[name] = f"{name}.py"
+        (tmp_path / f"{name}.py").write_text(f"_base_ = '{ROOT}/configs/{base}'\ndata = dict(dataset={source})\n")
+    (tmp_path / "all.py").write_text(f"pipeline = dict(**{stages}, reliable=dict(neighbours=10, threshold=0.2))\n")
+    arguments = ["spice", str(tmp_path / "all.py"), "--work-dir", str(tmp_path / "run"), "--clusters", "15"]
+    options = [o for o in SHORT if "reliable" not in o] + ["moco.model.head.queue_size=192"]
+    assert main([*arguments, "--cfg-options", *options]) == 0
+    out = capsys.readouterr().out
+    count = len(list((tmp_path / "images").rglob("*.png")))
+    assert f"local consistency of {count} images: β from 0 to 1 in ten bins" in out
+    found = json.loads((tmp_path / "run/reliable/done.json").read_text())
+    assert len(found["per_cluster"]) == 15
+    assert sum(found["per_cluster"]) == found["count"] > 0
+    if 0 in found["per_cluster"]:
+        assert "of 15 clusters have no reliable sample" in out

@@ -96,7 +96,7 @@ def reliable_samples(
     if not bool(mask.any()):
         raise InputError(
             f"no sample is reliable: none of {len(beta):,} has a local consistency above {threshold}; "
-            f"{_histogram(beta)}; {_proposal(beta)}"
+            f"{beta_histogram(beta)}; {_proposal(beta)}"
         )
     if score_threshold is not None and scores is not None:
         consistent = int(mask.sum())
@@ -131,7 +131,8 @@ def _rank_in_cluster(mask: Tensor, labels: Tensor, beta: Tensor, scores: Tensor 
     return rank
 
 
-def _histogram(beta: Tensor) -> str:
+def beta_histogram(beta: Tensor) -> str:
+    """Return a line with the histogram of β (N,)."""
     counts, _ = np.histogram(beta.cpu().numpy(), bins=10, range=(0.0, 1.0))
     return "β from 0 to 1 in ten bins: " + " ".join(map(str, counts.tolist()))
 
