@@ -170,7 +170,7 @@ def draw_beta(beta: Any, threshold: float, path: Path) -> None:
     axes = figure.subplots()
     axes.hist(beta, bins=50, range=(0, 1), color="#4477aa")
     axes.axvline(threshold, color="#cc3311", linestyle="--", label=f"reliable above {threshold:g}")
-    axes.set_xlabel("local consistency β: share of the nearest images that are in the same cluster")
+    axes.set_xlabel("local consistency β (share of the nearest images in the same cluster)")
     axes.set_ylabel("images")
     axes.legend(frameon=False, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)

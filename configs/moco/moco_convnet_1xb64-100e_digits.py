@@ -23,6 +23,6 @@ model = dict(
     symmetric=True,
     head=dict(type='MoCoHead', batch_size=64, queue_size=256, temperature=0.5, out_channels=64))
 data = dict(views=dict(query=_view, key=_view))
-train_cfg = dict(max_epochs=100, val_interval=25, schedule=dict(type='Cosine', warmup=0.3))
+train_cfg = dict(max_epochs=100, val_interval=50, schedule=dict(type='Cosine', warmup=0.3))
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4))
 val_evaluator = [dict(type='KNNMetric', k=10), dict(type='KMeansMetric', num_clusters=10)]

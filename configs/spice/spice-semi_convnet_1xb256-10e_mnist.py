@@ -1,4 +1,4 @@
-# SPICE-Semi on MNIST, from the reliable labels of spice-self_convnet_1xb128-8e_mnist.py.
+# SPICE-Semi on MNIST, from the reliable labels of spice-self_convnet_1xb128-3e_mnist.py.
 _base_ = ['../_base_/default_runtime.py', '../_base_/datasets/mnist.py']
 
 model = dict(
@@ -11,7 +11,7 @@ train_cfg = dict(
     max_epochs=10,
     val_interval=5,
     schedule=dict(type='CosineArc', arc=7 / 16),
-    label_file='work_dirs/spice-self_convnet_1xb128-8e_mnist/reliable.npz')
+    label_file='work_dirs/spice-self_convnet_1xb128-3e_mnist/reliable.npz')
 optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=0.03, momentum=0.9, nesterov=True, weight_decay=5e-4),
     paramwise_cfg=dict(norm_decay_mult=0.0))

@@ -8,6 +8,6 @@ model = dict(
     # Only the heads are trained, so features are computed once for every labelling.
     frozen=['backbone', 'neck'],
     head=dict(type='SpiceSelfHead', num_clusters=10))
-train_cfg = dict(max_epochs=8, val_interval=2)
+train_cfg = dict(max_epochs=3)
 optim_wrapper = dict(constructor='ByName', optimizer=dict(type='Adam', lr=0.005))
 val_evaluator = [dict(type='ClusterMetrics'), dict(type='KMeansMetric')]
