@@ -55,6 +55,8 @@ test-slow: $(READY)
 benchmark-speed: $(READY)
 	@$(BIN)/python benchmarks/speed/odc_memory.py
 	@$(BIN)/python benchmarks/speed/augmentation.py
+	@$(BIN)/python benchmarks/speed/two_level.py
+	@$(BIN)/python benchmarks/speed/spice.py
 
 lock:
 	@uv pip compile --universal --python-version 3.10 --no-emit-index-url --no-annotate --all-extras \
