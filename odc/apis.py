@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine import Config
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from odc.engine.optim import check_clipping, check_optimizer
 from odc.errors import InputError, nearest
 from odc.evaluation.gallery import write_clusters
 from odc.evaluation.probes import HELD_OUT, ProbeReport, run_probes, stratified_split
+from odc.files import write_text
 from odc.models.convert import MARK, describe, extract, rename, suggest
 from odc.models.necks import AvgPool
 from odc.registry import (
@@ -234,11 +236,21 @@ def build_runner(cfg: Config) -> Runner:
     return runner
 
 
-def train(cfg: Config) -> dict[str, float]:
-    """Train by a prepared config; return the last evaluation, and leave the clusters in the work directory."""
+def train(cfg: Config, hooks: Sequence[Hook] = ()) -> dict[str, float]:
+    """Train by a prepared config; leave the clusters in the work directory.
+
+    Args:
+        cfg: of :func:`prepare_config`.
+        hooks: more of them than the config names.
+
+    Returns:
+        The last evaluation, and ``images_seen``: views of images that the training put through the network.
+    """
     runner = build_runner(cfg)
+    for hook in hooks:
+        runner.register_hook(hook)
     runner.train()
-    return finish(runner, Path(cfg.work_dir))
+    return {**finish(runner, Path(cfg.work_dir)), "images_seen": float(runner.train_loop.images_seen)}
 
 
 def evaluate(cfg: Config, checkpoint: str, out: str | Path | None = None) -> dict[str, float]:
@@ -411,7 +423,7 @@ def probe(
     }
     report = ProbeReport(provenance, run_probes(x, y, queries, wanted, generator=rng))
     if out is not None:
-        Path(out).write_text(report.to_json(), encoding="utf-8")
+        write_text(out, report.to_json())
     return report
 
 
@@ -476,5 +488,5 @@ def finish(runner: Runner, out: Path | None) -> dict[str, float]:
     if out is not None and runner.rank == 0 and loop.evaluation.scores.shape[1]:
         table, picture = write_clusters(loop.data.eval.dataset, loop.evaluation, out)
         print_log(f"clusters of {len(loop.evaluation.scores):,} images: {table} and {picture}", "current")
-        (out / "metrics.json").write_text(json.dumps(loop.values, indent=2) + "\n", encoding="utf-8")
+        write_text(out / "metrics.json", json.dumps(loop.values, indent=2) + "\n")
     return dict(loop.values)

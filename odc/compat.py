@@ -59,6 +59,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .errors import InputError, nearest
+from .files import write_text, written_whole
 from .registry import HOOKS, OPTIM_WRAPPERS
 
 MAX_HISTORY = 1000
@@ -359,26 +360,6 @@ def to_plain(value: Any, path: str = "checkpoint") -> Any:
     raise TypeError(f"{path} is a {type(value).__name__}; a checkpoint holds only tensors and plain Python values")
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` holds, after a crash at any moment, either what it held before or all of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.tmp")  # the same directory: a rename is atomic only within a file system
-    try:
-        with unfinished.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
 def write_tensors(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write tensors and plain Python values to ``path``, completely or not at all.
 
@@ -392,7 +373,8 @@ def write_tensors(path: str | Path, content: Mapping[str, Any]) -> None:
         buffer = io.BytesIO()
         torch.save(dict(content), buffer)
         data = buffer.getvalue()
-    _write_atomically(Path(path), data)
+    with written_whole(path) as file:
+        file.write(data)
 
 
 @register_backend("local", force=True, prefixes="")
@@ -401,18 +383,19 @@ class AtomicLocalBackend(LocalBackend):
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes to ``filepath``, creating its directory where there is none."""
-        _write_atomically(Path(filepath), obj)
+        with written_whole(filepath) as file:
+            file.write(obj)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
         """Write text to ``filepath``, creating its directory where there is none."""
-        _write_atomically(Path(filepath), obj.encode(encoding))
+        self.put(obj.encode(encoding), filepath)
 
 
 def mark_last(work_dir: str | Path, checkpoint: str | Path) -> None:
     """Record in ``work_dir/last_checkpoint`` what to resume from: the bare name of a file that lies in ``work_dir``."""
     inside = Path(checkpoint).absolute().parent == Path(work_dir).absolute()
     text = Path(checkpoint).name if inside else str(checkpoint)
-    _write_atomically(Path(work_dir) / "last_checkpoint", text.encode())
+    write_text(Path(work_dir) / "last_checkpoint", text)
 
 
 def find_resume(work_dir: str | Path) -> str | None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine import Config
+from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 
 from odc.apis import convert, extract_features, load_runner, prepare_config, train, writable
@@ -30,7 +31,9 @@ from odc.engine.extract import extract
 from odc.engine.loops import unwrap
 from odc.errors import InputError, nearest
 from odc.evaluation.align import Alignment, align, match_paths, read_table
+from odc.evaluation.markdown import markdown_table
 from odc.evaluation.metrics import clustering_accuracy
+from odc.files import write_text
 from odc.registry import DATASETS, build
 from odc.structures import UNLABELLED
 
@@ -269,6 +272,7 @@ class Pipeline:
         seed: of all stages; by default the configs'.
         amp: bfloat16 autocast.
         strict: unreadable images are an error instead of being skipped.
+        hooks: more of them for every training.
 
     Raises:
         InputError: for a config that is no pipeline, or stages of different images.
@@ -285,8 +289,10 @@ class Pipeline:
         seed: int | None = None,
         amp: bool = False,
         strict: bool = False,
+        hooks: Sequence[Hook] = (),
     ) -> None:
         path = Path(config)
+        self.hooks = hooks
         stages = load_config(str(config), None).get("pipeline")
         expected = {*TRAINED, "reliable"}
         if not isinstance(stages, Mapping) or set(stages) != expected:
@@ -374,7 +380,7 @@ class Pipeline:
         for number, name in enumerate(stages):
             key = self._key(name, key)
             results[name] = self._stage(name, key, work[name], f"stage {number + 1}/{len(stages)}, {name}")
-        (self.folder / "summary.md").write_text(summary(results) + "\n", encoding="utf-8")
+        write_text(self.folder / "summary.md", summary(results) + "\n")
         return results
 
     def _key(self, name: str, before: str) -> str:
@@ -411,13 +417,13 @@ class Pipeline:
         def seconds() -> float:
             return float(round(earlier + time.monotonic() - started, 1))
 
-        begun.write_text(json.dumps({"key": key, "seconds": earlier}) + "\n", encoding="utf-8")
+        write_text(begun, json.dumps({"key": key, "seconds": earlier}) + "\n")
         try:
             values = work()
         finally:
-            begun.write_text(json.dumps({"key": key, "seconds": seconds()}) + "\n", encoding="utf-8")
+            write_text(begun, json.dumps({"key": key, "seconds": seconds()}) + "\n")
         result = {"key": key, "seconds": seconds(), **values}
-        done.write_text(json.dumps(result, indent=2, default=float) + "\n", encoding="utf-8")
+        write_text(done, json.dumps(result, indent=2, default=float) + "\n")
         return result
 
     def _config(self, name: str, folder: str) -> Config:
@@ -429,7 +435,7 @@ class Pipeline:
     def _train(self, name: str) -> dict[str, Any]:
         cfg = self.configs[name]
         cfg.resume = True  # from its own folder, where an earlier run was interrupted
-        return train(cfg)
+        return train(cfg, self.hooks)
 
 
 def summary(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -440,7 +446,5 @@ def summary(results: Mapping[str, Mapping[str, Any]]) -> str:
         cells = ["" if values.get(m) is None else f"{values[m]:.3f}" for m in METRICS]
         rows.append([stage, *cells, f"{values['seconds']:.1f}"])
     rows.append(["all", *[""] * len(METRICS), f"{sum(values['seconds'] for values in results.values()):.1f}"])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(names))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    return "\n".join([*lines, "", *(values["told"] for values in results.values() if "told" in values)])
+    found = [values["told"] for values in results.values() if "told" in values]
+    return "\n".join([markdown_table(rows), "", *found])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from odc.data.datasets import ImageDataset
 from odc.errors import InputError
+from odc.files import written_whole
 
 _FINGERPRINT, _META = b"odc.fingerprint", b"odc.meta"
 _ROWS = 16_384  # of a group in a Parquet file: what a reader must hold at once
@@ -68,17 +68,11 @@ class Embeddings:
         path = Path(path)
         writers: dict[str, Callable[[IO[bytes]], None]] = {".npz": self._write_npz, ".parquet": self._write_parquet}
         write = writers[check_ending(path)]
-        unfinished = path.with_name(f"{path.name}.tmp")  # the same folder: only there does a rename replace at once
         try:
-            with unfinished.open("wb") as file:
+            with written_whole(path) as file:
                 write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-        finally:
-            unfinished.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Embeddings:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from odc.data.datasets import ImageDataset, Targets
 from odc.errors import InputError
+from odc.files import written_whole
 from odc.structures import UNLABELLED
 
 _NAMES = ("target", "num_classes", "fingerprint", "meta")
@@ -67,10 +66,8 @@ class LabelFile:
         path = Path(path)
         if path.suffix != ".npz":
             raise InputError(f"'{path}' does not end in .npz: labels are written as NumPy arrays")
-        unfinished = path.with_name(f"{path.name}.tmp")  # the same directory, so that replacing is atomic
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
+            with written_whole(path) as file:
                 np.savez_compressed(
                     file,
                     target=self.target,
@@ -78,12 +75,7 @@ class LabelFile:
                     fingerprint=np.str_(self.fingerprint),
                     meta=np.array(list(self.meta.items()), dtype=np.str_).reshape(-1, 2),
                 )
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
             raise InputError(f"cannot write labels to '{path}': {error.strerror or error}") from error
 
     @classmethod

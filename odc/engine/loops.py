@@ -123,6 +123,7 @@ class ClusterTrainLoop(BaseLoop):
         self._fixed: Tensor | None = None  # (N, D) of all images without augmentation, while these cannot change
         self.index_before = self.labels_before = torch.zeros(0, 1, dtype=torch.int64)
         self.progress = 0.0  # share of the training that is done
+        self.images_seen = 0  # views of images that the training has put through the network, over all ranks
         self._sums: dict[str, float] = {}
         self._count = 0
         self._signal: int | None = None
@@ -166,6 +167,7 @@ class ClusterTrainLoop(BaseLoop):
             "order": dict(self._order),
             "index_before": self.index_before,
             "labels_before": self.labels_before,
+            "images_seen": self.images_seen,
             "seed": self.seed,
             "threads": torch.get_num_threads(),
         }
@@ -182,6 +184,7 @@ class ClusterTrainLoop(BaseLoop):
         self._begun, self._refreshed = state["begun"], state["refreshed"]
         self._order = dict(state["order"])
         self.index_before, self.labels_before = state["index_before"], state["labels_before"]
+        self.images_seen = state["images_seen"]
 
     # -- the phases ----------------------------------------------------------------------------------------------
 
@@ -358,6 +361,7 @@ class ClusterTrainLoop(BaseLoop):
         variants = int(store.variant.max()) + 1
         images, slot = (store.index * variants + store.variant[:, None]).unique(return_inverse=True)
         views = sorted({view for stream in plan.streams for view in stream.views})
+        self.images_seen += len(images) * len(views)
         return FeatureCache(slot, self._encode(model, images // variants, images % variants, views, "train"))
 
     @torch.no_grad()
@@ -448,6 +452,7 @@ class ClusterTrainLoop(BaseLoop):
         store = model.labels
         if cache is None:
             self._fixed = None  # this step may change the features
+            self.images_seen += store.index.shape[1] * sum(stream.size * len(stream.views) for stream in plan.streams)
         rows = {}
         for stream in plan.streams:
             row = self._my_rows(stream, self._step).to(store.target.device)

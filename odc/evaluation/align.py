@@ -19,6 +19,7 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from odc.errors import InputError, nearest
+from odc.files import write_text
 
 ENOUGH_VOTES = 3
 IntArray = npt.NDArray[np.int64]
@@ -88,7 +89,7 @@ class Alignment:
         value = {"rule": self.rule, "classes": self.classes, "unmatched": self.unmatched}
         text = json.dumps({**value, "clusters": [asdict(m) for m in self.matches]}, indent=2, ensure_ascii=False)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
+        write_text(path, text + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Alignment:
