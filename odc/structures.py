@@ -208,3 +208,13 @@ def derive_seed(seed: int, *key: int | str) -> int:
 def make_generator(seed: int, *key: int | str) -> torch.Generator:
     """Return a CPU generator seeded from ``(seed, *key)``: everything random takes one of these."""
     return torch.Generator().manual_seed(derive_seed(seed, *key))
+
+
+def place_in_group(group: Tensor, counts: Tensor) -> Tensor:
+    """Return the place of each row among those of its group: 0, 1, ... from the start of the group.
+
+    Args:
+        group: (N,) int64 ascending.
+        counts: (G,) int64 rows of each group.
+    """
+    return torch.arange(len(group), device=group.device) - (counts.cumsum(0) - counts)[group]

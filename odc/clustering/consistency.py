@@ -17,6 +17,7 @@ from torch import Tensor
 
 from odc.clustering.knn import knn_search
 from odc.errors import InputError
+from odc.structures import place_in_group
 
 _SENSIBLE = 0.2  # share of the samples that a proposed threshold keeps
 
@@ -125,9 +126,8 @@ def _rank_in_cluster(mask: Tensor, labels: Tensor, beta: Tensor, scores: Tensor 
         if key is not None:
             order = order[key[order].argsort(descending=True, stable=True)]
     order = order[labels[order].argsort(stable=True)]
-    sizes = torch.bincount(labels[order])
     rank = torch.full_like(labels, -1)
-    rank[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[labels[order]]
+    rank[order] = place_in_group(labels[order], torch.bincount(labels[order]))
     return rank
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from odc.data.datasets import ImageDataset, Targets
 from odc.errors import InputError
 from odc.files import written_whole
-from odc.structures import UNLABELLED
+from odc.structures import UNLABELLED, place_in_group
 
 _NAMES = ("target", "num_classes", "fingerprint", "meta")
 
@@ -146,7 +146,7 @@ def low_shot(target: Targets, fraction: float, generator: torch.Generator) -> Te
     by_class = labels[rows].argsort(stable=True)
     size = torch.bincount(labels[rows])
     turn = torch.empty_like(rows)  # of each row within its class
-    turn[by_class] = torch.arange(len(rows)) - (size.cumsum(0) - size)[labels[rows[by_class]]]
+    turn[by_class] = place_in_group(labels[rows[by_class]], size)
     taken = rows[turn.argsort(stable=True)[: max(round(fraction * len(rows)), int((size > 0).sum()))]]
     out = torch.full_like(labels, UNLABELLED)
     out[taken] = labels[taken]

@@ -106,20 +106,24 @@ def knn_accuracy(features: Tensor, targets: Tensor, k: int = 10) -> float:
     N = len(unit)
     if not 1 <= k < N:
         raise InputError(f"k={k}, but with {N} samples of known class it must be between 1 and {N - 1}")
-    rank_bonus = torch.arange(k, 0, -1, device=unit.device, dtype=torch.int64)
     correct = 0
     for start in range(0, N, 1024):
         similarity = unit[start : start + 1024] @ unit.T
         rows = torch.arange(len(similarity), device=unit.device)
         similarity[rows, rows + start] = -torch.inf
-        voted = column[similarity.topk(k, dim=1).indices]
-        votes = torch.zeros(len(rows), len(classes), dtype=torch.int64, device=unit.device)
-        nearest = votes.clone()
-        votes.scatter_add_(1, voted, torch.ones_like(voted))
-        nearest.scatter_reduce_(1, voted, rank_bonus.expand_as(voted), "amax")
-        winner = (votes * (k + 1) + nearest).argmax(dim=1)  # nearest <= k: it decides between equal votes only
+        winner = majority(column[similarity.topk(k, dim=1).indices], len(classes))
         correct += int((winner == column[start : start + 1024]).sum())
     return correct / N
+
+
+def majority(voted: Tensor, n_classes: int) -> Tensor:
+    """Return the class (Q,) that most of the votes (Q, k) int64 are for, nearest first; of equals that of the first."""
+    k = voted.shape[1]
+    votes = torch.zeros(len(voted), n_classes, dtype=torch.int64, device=voted.device)
+    first = votes.clone()
+    votes.scatter_add_(1, voted, torch.ones_like(voted))
+    first.scatter_reduce_(1, voted, torch.arange(k, 0, -1, device=voted.device).expand_as(voted), "amax")
+    return (votes * (k + 1) + first).argmax(1)  # first <= k: it decides between equal votes only
 
 
 def evaluate_clustering(pred: Ids, target: Ids, n_clusters: int) -> dict[str, float]:

@@ -40,6 +40,7 @@ from torch import Tensor
 from odc.clustering import knn_search
 from odc.data.label_file import low_shot
 from odc.errors import InputError
+from odc.evaluation.metrics import majority
 
 STRENGTHS = (1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # λ of the penalty λ/2 ‖W‖² on the mean loss
 _FEW = 5  # images a class, of which a fifth is less than one: nothing is held out then,
@@ -111,7 +112,7 @@ def knn_probe(
     for ids, target in zip(nearest.split(1024), wanted.split(1024), strict=True):
         voted = column[ids]
         for k in correct:
-            correct[k] += int((classes[_vote(voted[:, :k], len(classes))] == target).sum())
+            correct[k] += int((classes[majority(voted[:, :k], len(classes))] == target).sum())
     return {k: n / len(wanted) for k, n in correct.items()}
 
 
@@ -317,16 +318,6 @@ def _known(features: Tensor, targets: Tensor, name: str) -> tuple[Tensor, Tensor
 def _check_widths(x: Tensor, queries: Tensor) -> None:
     if x.shape[1] != queries.shape[1]:
         raise InputError(f"training features have width {x.shape[1]}, but test features {queries.shape[1]}")
-
-
-def _vote(voted: Tensor, n_classes: int) -> Tensor:
-    """Return the winning column (Q,) of the votes (Q, k), nearest first."""
-    k = voted.shape[1]
-    votes = torch.zeros(len(voted), n_classes, dtype=torch.int64)
-    first = votes.clone()
-    votes.scatter_add_(1, voted, torch.ones_like(voted))
-    first.scatter_reduce_(1, voted, torch.arange(k, 0, -1).expand_as(voted), "amax")
-    return (votes * (k + 1) + first).argmax(1)  # first <= k: it decides between equal votes only
 
 
 def _shuffled(ids: Tensor, generator: torch.Generator) -> Tensor:

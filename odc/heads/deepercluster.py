@@ -34,7 +34,7 @@ from odc.clustering import TwoLevelResult, fit_whitening, l2_normalize, l2_norma
 from odc.errors import InputError
 from odc.heads.base import ClusterHead, linear_classifier, reset_linear
 from odc.registry import HEADS
-from odc.structures import Batch, Comm, FeatureTable, Labels, Plan, PseudoLabels, Stream
+from odc.structures import Batch, Comm, FeatureTable, Labels, Plan, PseudoLabels, Stream, place_in_group
 
 _ROTATIONS = 4
 _GIB = 2**30
@@ -89,7 +89,7 @@ class SubClassifiers(nn.Module):
         count = torch.bincount(group, minlength=len(weight))
         order = group.argsort(stable=True)
         group = group[order]
-        place = torch.arange(len(x), device=x.device) - (count.cumsum(0) - count)[group]
+        place = place_in_group(group, count)
         shape = (len(weight), int(count.max()))
         rows = x.new_zeros(*shape, x.shape[1]).index_put((group, place), x[order])
         targets = target.new_full(shape, -100).index_put((group, place), target[order])

@@ -32,7 +32,7 @@ from odc.clustering.preprocess import l2_normalize
 from odc.errors import InputError
 from odc.heads.base import ClusterHead, weighted_mean
 from odc.registry import HEADS
-from odc.structures import Batch, Comm, FeatureTable, Labels, Plan, PseudoLabels, Stream
+from odc.structures import Batch, Comm, FeatureTable, Labels, Plan, PseudoLabels, Stream, place_in_group
 
 _NOT_LEARNING = 0.75  # of the way from the floor to ln K
 
@@ -229,7 +229,7 @@ class SpiceSelfHead(ClusterHead):
         counts = torch.bincount(head, minlength=self.num_heads)
         order = head.argsort(stable=True)
         head, cluster = head[order], cluster[order]
-        place = torch.arange(len(head), device=head.device) - (counts.cumsum(0) - counts)[head]
+        place = place_in_group(head, counts)
         z = batch.z["strong"][:, 0]
         x = z.new_zeros(self.num_heads, int(counts.max()), z.shape[1])
         x[head, place] = z[order]
