@@ -13,7 +13,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.findall(r'__version__ = "(.+)"', (ROOT / "odc" / "__init__.py").read_text(encoding="utf-8"))[0]
 
-TEST = ["pytest>=8", "hypothesis>=6.100"]
+TEST = ["pytest>=8", "hypothesis>=6.100", "selenium>=4.20"]
 TIMM = ["timm>=1.0.9"]
 PARQUET = ["pyarrow>=16"]
 
@@ -25,7 +25,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["odc", "odc.*"]),
-    package_data={"odc": ["py.typed"]},
+    package_data={"odc": ["py.typed"], "odc.comparison": ["templates/*.html"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",
@@ -34,6 +34,9 @@ setup(
         "scipy>=1.11",
         "scikit-learn>=1.4",
         "pillow>=10",
+        "jinja2>=3.1",
+        "matplotlib>=3.6",
+        "threadpoolctl>=3",
         "safetensors>=0.4",
         "onedl-mmengine>=0.10.12",
         "opencv-python-headless>=4.8",

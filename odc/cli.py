@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from odc.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; return the exit code: 0, or 2 for wrong input, told in one line."""
+    """Run a subcommand; return the exit code: 0, 1 where a compared method failed, or 2 for wrong input."""
     parser = argparse.ArgumentParser(prog="odc", description="Deep clustering of images.")
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, help_, add, run in _COMMANDS:
@@ -21,14 +22,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.set_defaults(run=run)
     args = parser.parse_args(argv)
     try:
-        args.run(args)
+        code = args.run(args) or 0
         sys.stdout.flush()
     except InputError as e:
         print(f"odc: error: {e}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, head say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
+    return int(code)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +44,24 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change settings of the config, e.g. model.head.num_clusters=20",
     )
+
+
+def _add_log(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--log", nargs="+", choices=list(_LOGS), default=[], help="show the curves there, too")
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of the command line for the config, with the visualizers that ``--log`` asks for."""
+    options = dict(args.cfg_options or {})
+    backends = [{"type": "LocalVisBackend"}]
+    for name in args.log:
+        module, kind = _LOGS[name]
+        if importlib.util.find_spec(module) is None:
+            raise InputError(f"--log {name} needs the package {module}: pip install {module}")
+        backends.append({"type": kind})
+    if args.log:
+        options["visualizer"] = {"type": "Visualizer", "vis_backends": backends}
+    return options
 
 
 def _add_work(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +87,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where it is safe")
     parser.add_argument("--seed", type=int, help="instead of the config's randomness.seed")
+    _add_log(parser)
 
 
 def _add_test(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +143,7 @@ def _prepare(args: argparse.Namespace, **more: Any) -> Any:
 def _train(args: argparse.Namespace) -> None:
     from odc.apis import train
 
+    args.cfg_options = _options(args)
     cfg = _prepare(args, seed=args.seed, amp=args.amp)
     if args.resume is not None:
         cfg.resume = True
@@ -216,6 +238,7 @@ def _add_spice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pretrained", metavar="FILE", help="start from this backbone instead of training MoCo")
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where it is safe")
     parser.add_argument("--seed", type=int, help="of all stages (default: the configs')")
+    _add_log(parser)
 
 
 def _spice(args: argparse.Namespace) -> None:
@@ -224,7 +247,7 @@ def _spice(args: argparse.Namespace) -> None:
     pipeline = Pipeline(
         args.config,
         work_dir=args.work_dir,
-        cfg_options=args.cfg_options,
+        cfg_options=_options(args),
         clusters=args.clusters,
         pretrained=args.pretrained,
         seed=args.seed,
@@ -232,6 +255,67 @@ def _spice(args: argparse.Namespace) -> None:
         strict=args.strict,
     )
     print(f"\n{summary(pipeline.run())}\n\n{pipeline.folder / 'semi' / 'clusters.csv'}")
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    from odc.compat import Overrides
+
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder for results, table.md and report.html")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        help="names in the data set's comparison config (dc, odc, deepercluster, spice), paths of configs, or "
+        "<estimator>-<features>: kmeans, gmm, spectral, agglomerative, hdbscan or the dotted path of a class with "
+        "fit_predict, on pixels, backbone or moco. With -moco at its end a method starts from shared pre-training, "
+        "with -self SPICE stops after that stage",
+    )
+    parser.add_argument(
+        "--dataset",
+        default="digits",
+        help="name in configs/comparisons, path of such a config, or a folder of pictures (default: digits)",
+    )
+    parser.add_argument("--clusters", type=int, help="number of clusters (default: the configs')")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--jobs", type=int, help="cells at a time (default: one a core; with a GPU, one)")
+    parser.add_argument("--epochs", type=int, help="the same number of epochs for every method")
+    parser.add_argument("--minutes", type=float, help="the same time for every method, instead of the same epochs")
+    parser.add_argument("--pretrained", metavar="FILE", help="start from this backbone instead of training MoCo")
+    parser.add_argument("--pretrain-epochs", type=int, help="epochs of MoCo (default: its config's)")
+    parser.add_argument("--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="for every config")
+    _add_log(parser)
+    parser.add_argument("--report-only", action="store_true", help="write table and report again, run nothing")
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from odc.comparison.plan import Request
+    from odc.comparison.run import compare, default_jobs, report_only
+    from odc.comparison.table import table
+
+    out = Path(args.out)
+    if args.report_only:
+        records = report_only(out)
+    elif not args.methods:
+        raise InputError("--methods: name at least one")
+    else:
+        request = Request(
+            methods=args.methods,
+            out=out,
+            dataset=args.dataset,
+            seeds=args.seeds,
+            jobs=args.jobs or default_jobs(),
+            epochs=args.epochs,
+            minutes=args.minutes,
+            pretrain_epochs=args.pretrain_epochs,
+            pretrained=args.pretrained,
+            clusters=args.clusters,
+            options=_options(args),
+        )
+        records = compare(request, sys.stdout)
+    print(f"\n{table(records)}\n\n{out / 'report.html'}")
+    return int(any("error" in r for r in records))
 
 
 def _print_config(args: argparse.Namespace) -> None:
@@ -256,12 +340,16 @@ def _convert(args: argparse.Namespace) -> None:
     print(convert(args.src, args.dst, layout=args.layout, to=args.to))
 
 
-_COMMANDS: list[tuple[str, str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = [
+# name: (package, mmengine's visualizer of it)
+_LOGS = {"tensorboard": ("tensorboard", "TensorboardVisBackend"), "wandb": ("wandb", "WandbVisBackend")}
+_Run = Callable[[argparse.Namespace], int | None]  # the exit code, None for 0
+_COMMANDS: list[tuple[str, str, Callable[[argparse.ArgumentParser], None], _Run]] = [
     ("train", "Train by a config.", _add_train, _train),
     ("test", "Evaluate a checkpoint; --out writes its clusters.", _add_test, _test),
     ("extract", "Write the features of all images to a file.", _add_extract, _extract),
     ("probe", "Measure features by nearest neighbours and linear classifiers.", _add_probe, _probe),
     ("spice", "Cluster images from scratch: MoCo, SPICE-Self, reliable labels, SPICE-Semi.", _add_spice, _spice),
+    ("compare", "Compare methods: table, results, and a report with pictures.", _add_compare, _compare),
     ("reliable", "Keep the labels that an image's neighbours share.", _add_reliable, _reliable),
     ("align", "Find out which cluster is which class, from a few labelled images.", _add_align, _align),
     ("convert", "Take the backbone out of a checkpoint of any known layout.", _add_convert, _convert),

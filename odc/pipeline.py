@@ -387,7 +387,8 @@ class Pipeline:
         parts: list[Any] = [name, before, self.dataset.fingerprint]
         if name in TRAINED:
             cfg = self.configs[name]
-            told = {k: v for k, v in cfg.to_dict().items() if k not in ("work_dir", "resume", "load_from")}
+            apart = ("work_dir", "resume", "load_from", "visualizer")
+            told = {k: v for k, v in cfg.to_dict().items() if k not in apart}
             parts.append({k: v for k, v in told.items() if not k.startswith("_")})
         elif name == "reliable":
             parts.append(self.reliable_options)

@@ -12,7 +12,7 @@ from odc.data.transforms import Pipeline
 from odc.registry import MODELS, build
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = sorted(p for p in (ROOT / "configs").glob("*/*.py") if p.parent.name not in ("_base_", "pipelines"))
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*/*.py") if p.parent.name not in ("_base_", "pipelines", "comparisons"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

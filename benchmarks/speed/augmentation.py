@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ import torchvision
 from mmengine.logging import MMLogger
 from torch import Tensor
 
+from odc.comparison.provenance import cpu_model
 from odc.compat import load_config
 from odc.data import ArrayDataset, BatchedLoader, BatchLoader, Pipeline, Request, ViewDataset, mix_array
 from odc.models.backbones import ConvNet, ResNet
@@ -36,18 +36,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "_base_" / "datasets
 # name: (config of the data, view, channels, side, backbone)
 CASES: dict[str, tuple[str, str, int, int, Callable[[], torch.nn.Module]]] = {
     "digits": ("digits.py", "train", 1, 16, lambda: ConvNet(1, (16, 32, 64))),
-    "moco32": ("folder32.py", "moco", 3, 32, lambda: ResNet(18, "cifar", width=16)),
+    "moco32": ("folder32.py", "query", 3, 32, lambda: ResNet(18, "cifar", width=16)),
 }
-
-
-def cpu_model() -> str:
-    """Return the name of the processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def smooth_images(n: int, channels: int, side: int, generator: torch.Generator) -> Tensor:

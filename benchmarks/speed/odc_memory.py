@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import time
@@ -27,19 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from odc.comparison.provenance import cpu_model
 from odc.memory import SampleMemory
 
 EVERY = 10  # iterations between two recomputations of the centroids
-
-
-def cpu_model() -> str:
-    """Return the name of the processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def around(centres: Tensor, clusters: Tensor, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import time
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from odc.clustering import local_consistency
 from odc.clustering.kmeans import load_faiss
+from odc.comparison.provenance import cpu_model
 from odc.heads import SpiceSelfHead
 from odc.models import ResNet
 from odc.structures import Batch, FeatureTable, LocalComm, make_generator
@@ -136,7 +136,7 @@ def main() -> None:
         network.to(memory_format=torch.channels_last)(images[:2])
         record["images_per_s"] = args.images / timed(lambda: network(images))
     record["features_s"] = 2 * args.samples / record["images_per_s"]
-    record["torch"], record["machine"] = torch.__version__, platform.machine()
+    record["torch"], record["machine"] = torch.__version__, cpu_model()
 
     print(f"N = {args.samples:,}, K = {args.clusters}, D = {args.dim}, {args.threads} thread(s), 10 heads")
     print(f"  labels of a refresh     {record['labels_s']:8.1f} s   {M:,} rows")

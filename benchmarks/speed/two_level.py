@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import time
@@ -30,17 +29,8 @@ from torch import Tensor
 
 from odc.clustering import l2_normalize_, two_level_kmeans
 from odc.clustering.kmeans import load_faiss
+from odc.comparison.provenance import cpu_model
 from odc.structures import LocalComm, make_generator
-
-
-def cpu_model() -> str:
-    """Return the name of the processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def make_points(args: argparse.Namespace) -> Tensor:

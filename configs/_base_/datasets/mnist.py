@@ -24,6 +24,11 @@ data = dict(
         train=_small + [
             dict(type='RandomAffine', degrees=10, translate=[0.1, 0.1], scale=[0.9, 1.1], interpolation='bilinear'),
         ] + _finish,
+        # The row's variant turns the image by 90 degrees, after what else moves it.
+        rotated=_small + [
+            dict(type='RandomAffine', degrees=10, translate=[0.1, 0.1], scale=[0.9, 1.1], interpolation='bilinear'),
+            dict(type='Rotate90'),
+        ] + _finish,
         weak=_small + [
             dict(type='RandomAffine', degrees=5, translate=[0.07, 0.07], interpolation='bilinear'),
         ] + _finish,

@@ -1,13 +1,13 @@
-# SPICE-Self on MNIST, on the features of configs/moco/moco_convnet_1xb64-12e_mnist.py.
+# SPICE-Self on MNIST, on the features of configs/moco/moco_convnet_1xb64-24e_mnist.py.
 _base_ = ['../_base_/default_runtime.py', '../_base_/datasets/mnist.py']
 
 model = dict(
     type='ClusterModel',
-    pretrained='work_dirs/moco_convnet_1xb64-12e_mnist/epoch_12.pth',
+    pretrained='work_dirs/moco_convnet_1xb64-24e_mnist/epoch_24.pth',
     backbone=dict(type='ConvNet', in_channels=1, widths=[16, 32, 64]),
     # Only the heads are trained, so features are computed once for every labelling.
     frozen=['backbone', 'neck'],
     head=dict(type='SpiceSelfHead', num_clusters=10))
-train_cfg = dict(max_epochs=3)
+train_cfg = dict(max_epochs=1)
 optim_wrapper = dict(constructor='ByName', optimizer=dict(type='Adam', lr=0.005))
 val_evaluator = [dict(type='ClusterMetrics'), dict(type='KMeansMetric')]

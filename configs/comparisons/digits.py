@@ -1,0 +1,11 @@
+# The methods on scikit-learn's digits: odc compare --dataset digits
+comparison = dict(
+    moco='../moco/moco_convnet_1xb64-100e_digits.py',
+    methods={
+        'dc': '../deepcluster/deepcluster_convnet_1xb64-30e_digits.py',
+        'odc': '../odc/odc_convnet_1xb64-30e_digits.py',
+        'deepercluster': '../deepercluster/deepercluster_convnet_1xb64-30e_digits.py',
+        'dc-moco': '../deepcluster/deepcluster_convnet_1xb64-30e_digits-moco.py',
+        'odc-moco': '../odc/odc_convnet_1xb64-30e_digits-moco.py',
+        'spice': '../pipelines/spice_digits.py',
+    })

@@ -1,0 +1,11 @@
+# The methods on MNIST's 60,000 training images: odc compare --dataset mnist
+comparison = dict(
+    moco='../moco/moco_convnet_1xb64-24e_mnist.py',
+    methods={
+        'dc': '../deepcluster/deepcluster_convnet_1xb256-10e_mnist.py',
+        'odc': '../odc/odc_convnet_1xb256-10e_mnist.py',
+        'deepercluster': '../deepercluster/deepercluster_convnet_1xb256-10e_mnist.py',
+        'dc-moco': '../deepcluster/deepcluster_convnet_1xb256-10e_mnist-moco.py',
+        'odc-moco': '../odc/odc_convnet_1xb256-10e_mnist-moco.py',
+        'spice': '../pipelines/spice_mnist.py',
+    })

@@ -1,0 +1,1 @@
+"""Methods side by side: the cells, their table and their report."""

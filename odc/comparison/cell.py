@@ -1,0 +1,270 @@
+"""One cell of a comparison, in a process of its own: run it, and leave on disk what the report shows of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import set_random_seed
+from torch import Tensor
+
+from odc.apis import build_runner, convert, finish, load_runner
+from odc.clustering import l2_normalize
+from odc.clustering.kmeans import load_faiss
+from odc.comparison.plan import Cell
+from odc.engine.data import ClusterData
+from odc.engine.extract import extract
+from odc.engine.loops import ClusterValLoop
+from odc.errors import InputError
+from odc.evaluation.evaluator import ClusterMetrics, Evaluation, KNNMetric
+from odc.files import write_text
+from odc.models import AvgPool, ClusterModel, MoCo
+from odc.pipeline import Pipeline
+from odc.registry import MODELS, build
+from odc.structures import LocalComm
+
+METRICS = ("acc", "nmi", "ari", "knn")
+OUTCOME, CURVES, LOG = "outcome.npz", "curves.json", "output.txt"
+
+Report = Callable[[float, str], None]  # the share that is done, and where it is
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a cell found.
+
+    Attributes:
+        values: metrics and costs by name.
+        clustering: ``None`` where there was no evaluation, or it had no clusters, as MoCo's.
+        logs: folder with the log of the training behind the row, if there was one.
+    """
+
+    values: dict[str, float]
+    clustering: Clustering | None
+    logs: Path | None = None
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """The clusters of N images, and what they are seen by.
+
+    Attributes:
+        features: (N, D) floating, what was clustered.
+        cluster: (N,) int64, negative: in none.
+        confidence: (N,) floating, higher is more central.
+        margin: (N,) floating, of the best cluster before the second; small is at the border.
+    """
+
+    features: Tensor
+    cluster: Tensor
+    confidence: Tensor
+    margin: Tensor
+
+    @classmethod
+    def from_scores(cls, evaluation: Evaluation) -> Clustering | None:
+        """Return what the scores of a head say; confidence and margin are probabilities."""
+        if not evaluation.scores.shape[1]:
+            return None
+        p, order = evaluation.scores.softmax(1).topk(min(2, evaluation.scores.shape[1]), dim=1)
+        return cls(evaluation.features, order[:, 0], p[:, 0], p[:, 0] - p[:, -1])
+
+    @classmethod
+    def from_clusters(cls, features: Tensor, cluster: Tensor) -> Clustering:
+        """Judge clusters (N,) by the distances of features (N, D) to the clusters' means."""
+        ids = cluster[cluster >= 0].unique()
+        if not len(ids):
+            nothing = torch.zeros(len(features))
+            return cls(features, cluster, nothing, nothing)
+        means = torch.stack([features[cluster == i].mean(0) for i in ids])
+        distance = torch.cdist(features, means)
+        own = torch.searchsorted(ids, cluster).clamp(0, len(ids) - 1)[:, None]
+        mine = distance.gather(1, own)[:, 0]
+        other = distance.scatter(1, own, torch.inf).min(1).values if len(ids) > 1 else mine
+        return cls(features, cluster, -mine, other - mine)
+
+    def save(self, file: Path) -> None:
+        """Write it as a compressed .npz of plain arrays."""
+        np.savez_compressed(
+            file,
+            features=self.features.numpy().astype(np.float16),
+            cluster=self.cluster.numpy().astype(np.int32),
+            confidence=self.confidence.numpy().astype(np.float32),
+            margin=self.margin.numpy().astype(np.float32),
+        )
+
+
+class _Watch(Hook):
+    """Report the progress of a training, and stop it after the epoch in which its time is up."""
+
+    def __init__(self, report: Report, minutes: float | None) -> None:
+        self.report = report
+        self.minutes = minutes
+        self.started = time.monotonic()
+
+    def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+        """Report."""
+        used = 0.0 if self.minutes is None else (time.monotonic() - self.started) / (60 * self.minutes)
+        self.report(max(used, runner.train_loop.progress), f"epoch {runner.epoch + 1}/{runner.max_epochs}")
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Stop."""
+        if self.minutes is not None and time.monotonic() - self.started > 60 * self.minutes:
+            runner.train_loop.max_epochs = runner.train_loop.epoch + 1
+
+
+def run_method(cell: Cell, report: Report) -> Outcome:
+    """Train by a config."""
+    cfg = cell.prepare()
+    runner = build_runner(cfg)
+    runner.register_hook(_Watch(report, cell.minutes))
+    runner.train()
+    folder, loop = Path(cell.folder), runner.train_loop
+    costs = {"images_seen": float(loop.images_seen), "epochs": float(loop.epoch)}
+    values = finish(runner, folder) | costs
+    if isinstance(runner.model, MoCo):
+        convert(folder / f"epoch_{loop.epoch}.pth", folder / "backbone.pth")
+    evaluation = runner.val_loop.evaluation if isinstance(runner.val_loop, ClusterValLoop) else None
+    return Outcome(values, None if evaluation is None else Clustering.from_scores(evaluation), folder)
+
+
+def run_pipeline(cell: Cell, report: Report) -> Outcome:
+    """Run SPICE from the shared backbone up to the row's stage; the stages before it may be there already."""
+    stage = cell.stage or "semi"
+    pipeline = Pipeline(
+        cell.config,
+        work_dir=cell.folder,
+        cfg_options=cell.options,
+        pretrained=cell.pretrained,
+        seed=cell.seed,
+        hooks=[_Watch(report, None)],
+    )
+    results = pipeline.run(stage)
+    values = {k: v for k, v in results[stage].items() if isinstance(v, float)}
+    if "reliable" in results:
+        values |= {"reliable": float(results["reliable"]["count"])}
+        if results["reliable"]["purity"] is not None:
+            values["purity"] = results["reliable"]["purity"]
+    for cost in ("seconds", "images_seen"):
+        values[cost] = float(sum(result.get(cost, 0.0) for result in results.values()))
+    # The features behind the result: evaluated again, since the stage may have been there already.
+    cfg = pipeline.configs[stage].copy()
+    epochs = cfg.train_cfg.max_epochs
+    cfg.work_dir = str(Path(cell.folder) / "evaluation")
+    runner, _ = load_runner(cfg, str(Path(cell.folder) / stage / f"epoch_{epochs}.pth"))
+    val = runner.val_loop
+    clustering = Clustering.from_scores(val.evaluate()) if isinstance(val, ClusterValLoop) else None
+    return Outcome(values | {"epochs": float(epochs)}, clustering, Path(cell.folder) / stage)
+
+
+def run_estimator(cell: Cell, report: Report) -> Outcome:
+    """Cluster the pixels of the extraction view, or the features of the backbone, untrained or pre-trained."""
+    estimator, cfg = cell.estimator, cell.prepare()
+    assert estimator is not None
+    set_random_seed(cfg.randomness.seed)
+    data = ClusterData(**cfg.data)
+    try:
+        model: ClusterModel = build(MODELS, cfg.model)
+        if estimator.features == "pixels":
+            model.backbone = model.neck = torch.nn.Flatten()
+        else:
+            model.neck = AvgPool(model.backbone.out_channels)
+            model.init_weights()
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        table = extract(model, data.eval, LocalComm(), batch_size=data.extract_batch_size)
+        targets = data.eval.dataset.targets
+    finally:
+        data.close()
+    report(0.5, estimator.path.rpartition(".")[2])
+    features = table.features.cpu()
+    x = features if estimator.features == "pixels" else l2_normalize(features)[0]
+    clusters = torch.from_numpy(estimator.fit_predict(x.numpy(), num_clusters(cfg), cell.seed))
+    # Those in no cluster, HDBSCAN's noise, are a cluster of their own for the metrics.
+    found = clusters.unique(return_inverse=True)[1]
+    scores = torch.nn.functional.one_hot(found, max(int(found.max()) + 1, num_clusters(cfg))).float()
+    evaluation = Evaluation(features, scores, targets)
+    values = ClusterMetrics()(evaluation) | KNNMetric()(evaluation)
+    noise = int((clusters < 0).sum())
+    values |= {"clusters": float(len(clusters[clusters >= 0].unique())), "epochs": 0.0, "images_seen": 0.0}
+    if noise:
+        values["noise"] = float(noise)
+    return Outcome(values, Clustering.from_clusters(x, clusters))
+
+
+def num_clusters(cfg: Any) -> int:
+    """Return K of the config's head."""
+    K = cfg.model.head.get("num_clusters")
+    if K is None:
+        raise InputError("an estimator needs to know K: the head of the first config has no num_clusters")
+    return int(K)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when another is its parent: the comparison was killed, and nobody waits for the result."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def run_cell(cell: Cell, pipe: Connection) -> None:
+    """Run one cell and send its record; everything it prints goes into a file."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    folder = cell.home
+    folder.mkdir(parents=True, exist_ok=True)
+    number = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(number, stream)
+    last = 0.0
+
+    def report(share: float, where: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.5:
+            last = time.monotonic()
+            pipe.send(("progress", share, where))
+
+    started = time.perf_counter()
+    record: dict[str, Any]
+    try:
+        torch.set_num_threads(cell.threads)
+        load_faiss().omp_set_num_threads(cell.threads)
+        run = run_estimator if cell.estimator is not None else run_pipeline if cell.stage is not None else run_method
+        outcome = run(cell, report)
+        values = {"seconds": round(time.perf_counter() - started, 2), **outcome.values}
+        record = {name: values.get(name) for name in (*METRICS, *sorted(set(values) - set(METRICS)))}
+        if outcome.clustering is not None:
+            outcome.clustering.save(folder / OUTCOME)
+        if outcome.logs is not None:
+            write_text(folder / CURVES, json.dumps(read_curves(outcome.logs)) + "\n")
+    except Exception as e:  # whatever it is, it becomes this cell's record
+        traceback.print_exc()
+        record = {
+            "error": " ".join(f"{type(e).__name__}: {e}".split()),
+            "log": str(folder / LOG),
+            "seconds": round(time.perf_counter() - started, 2),
+        }
+    usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    record["peak_rss_mb"] = round(usage / 1024, 1)
+    pipe.send(("record", record))
+
+
+def read_curves(logs: Path) -> list[dict[str, float]]:
+    """Return what was logged of each epoch, ascending: ``{"epoch": 1, "loss": ..., "nmi_prev": ...}``."""
+    epochs: dict[int, dict[str, float]] = {}
+    for file in sorted(logs.glob("*/vis_data/scalars.json")):  # one for each start; a resumed run goes on
+        for line in file.read_text(encoding="utf-8").splitlines():
+            logged = json.loads(line)
+            step = int(logged.pop("step"))
+            values = {name.partition("/")[2]: value for name, value in logged.items()}
+            epochs.setdefault(step, {"epoch": step}).update(values)
+    return [epochs[step] for step in sorted(epochs)]

@@ -1,0 +1,108 @@
+"""Small pictures inside a page: thumbnails of a data set side by side in one file, as a data: URI."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
+
+from odc.data.datasets import ImageDataset
+
+_SMALLEST, _LARGEST, _ROW = 48, 64, 300  # CSS pixels: of a tile, and of the tiles in a row
+_BESIDE = 128  # grey level beside an image of another shape: visible on a light page and on a dark one
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """Thumbnails in one picture.
+
+    Attributes:
+        uri: ``data:`` URI of the picture.
+        columns: tiles in a row.
+        rows: rows of tiles.
+        width: CSS pixels to show it in: a whole multiple of the picture's own.
+        height: CSS pixels to show it in.
+    """
+
+    uri: str
+    columns: int
+    rows: int
+    width: int
+    height: int
+
+
+class Thumbnails:
+    """Thumbnails of one data set, all equally large: the longer side has 48 to 64 CSS pixels, of tiny images up to 94.
+
+    Tiny images are enlarged in whole pixels, by the browser, so that one sees what is there and the file stays small.
+    Where images differ in shape, thumbnails are square.
+
+    Args:
+        dataset: images of one or three channels.
+    """
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self._dataset = dataset
+        height, width = dataset.image_shape[1:] if dataset.image_shape else (_LARGEST, _LARGEST)
+        shrink = min(1.0, _LARGEST / max(height, width))
+        self._size = max(1, round(shrink * width)), max(1, round(shrink * height))
+        self._factor = math.ceil(_SMALLEST / max(self._size))
+        self._tiles: dict[int, Image.Image] = {}
+        self.columns = 6 if 6 * self.width <= _ROW else 3
+
+    @property
+    def width(self) -> int:
+        """CSS pixels of a tile's width."""
+        return self._size[0] * self._factor
+
+    def sprite(self, ids: Sequence[int]) -> Sprite:
+        """Return the thumbnails of the images ``ids`` (at least one), six or three in a row."""
+        tiles = [self._tile(i) for i in ids]
+        columns = min(self.columns, len(tiles))
+        rows = math.ceil(len(tiles) / columns)
+        width, height = self._size
+        sheet = _blank(tiles, (columns * width, rows * height))
+        for position, tile in enumerate(tiles):
+            row, column = divmod(position, columns)
+            sheet.paste(tile, (column * width, row * height))
+        return Sprite(data_uri(sheet), columns, rows, sheet.width * self._factor, sheet.height * self._factor)
+
+    def _tile(self, i: int) -> Image.Image:
+        if i not in self._tiles:
+            image = to_pil_image(self._dataset.image(i))
+            image = image if image.mode == "L" else image.convert("RGB")
+            image.thumbnail(self._size, Image.Resampling.LANCZOS)
+            width, height = self._size
+            factor = max(1, min(width // image.width, height // image.height))
+            image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+            tile = _blank([image], self._size)
+            tile.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+            self._tiles[i] = tile
+        return self._tiles[i]
+
+
+def _blank(tiles: Sequence[Image.Image], size: tuple[int, int]) -> Image.Image:
+    """Return an empty picture: grey if all tiles are, else coloured."""
+    if all(tile.mode == "L" for tile in tiles):
+        return Image.new("L", size, _BESIDE)
+    return Image.new("RGB", size, (_BESIDE,) * 3)
+
+
+def data_uri(image: Image.Image) -> str:
+    """Return a picture as a ``data:`` URI: PNG or, of a photograph where that is smaller, JPEG."""
+    files = {"png": _encode(image, "PNG", optimize=True)}
+    if image.mode in ("L", "RGB"):
+        files["jpeg"] = _encode(image, "JPEG", quality=88, subsampling=0, optimize=True)
+    kind = min(files, key=lambda k: len(files[k]))
+    return f"data:image/{kind};base64,{base64.b64encode(files[kind]).decode()}"
+
+
+def _encode(image: Image.Image, kind: str, **options: int) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()

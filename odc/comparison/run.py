@@ -1,0 +1,298 @@
+"""Run the cells of a comparison in processes of their own, keep every result, and go on where it stopped.
+
+In the folder of a comparison are ``results.jsonl``, a line for every cell that has ended; ``comparison.json``, what the
+report needs to know of the data; ``table.md`` and ``report.html``; and a folder for every cell.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from odc.apis import writable
+from odc.comparison.cell import METRICS, num_clusters, run_cell
+from odc.comparison.plan import PRETRAINING, Cell, Request, plan
+from odc.comparison.provenance import command, provenance, relative
+from odc.comparison.report import write_report
+from odc.comparison.table import table
+from odc.compat import load_config
+from odc.data.datasets import ImageDataset
+from odc.errors import InputError
+from odc.files import write_text
+from odc.registry import DATASETS, build
+
+RESULTS, ABOUT = "results.jsonl", "comparison.json"
+Place = tuple[str, int]  # method and seed
+
+
+def compare(request: Request, stream: TextIO) -> list[dict[str, Any]]:
+    """Run what has not been run yet; write results, table and report, and return the records in the order of the plan.
+
+    A cell that failed, or was interrupted, runs again from its beginning; one that ended does not.
+
+    Args:
+        request: what to compare.
+        stream: where progress is shown.
+
+    Raises:
+        InputError: for a wrong request, or a folder with results of other settings.
+    """
+    cells = plan(request)
+    out = writable(request.out)
+    about = describe(cells, request)
+    found = read_results(out)
+    for cell in cells:
+        record = found.get((cell.method, cell.seed))
+        if record is not None and record["key"] != cell.key:
+            raise InputError(
+                f"{out / RESULTS} has {cell.title} with other settings or another version of its config: choose "
+                "another --out, or delete that folder"
+            )
+    dataset: ImageDataset = build(DATASETS, about["data"])
+    about |= {"images": len(dataset), "fingerprint": dataset.fingerprint}
+    before = json.loads((out / ABOUT).read_text(encoding="utf-8")) if (out / ABOUT).exists() else about
+    if before["fingerprint"] != about["fingerprint"]:
+        raise InputError(
+            f"{out} compares on {before['images']:,} images with fingerprint {before['fingerprint']}, now there are "
+            f"{len(dataset):,} with {about['fingerprint']}: choose another --out"
+        )
+    write_text(out / ABOUT, json.dumps(about, indent=1) + "\n")
+    ended = {place: record for place, record in found.items() if "error" not in record}
+    waiting = [cell for cell in cells if (cell.method, cell.seed) not in ended]
+    if len(waiting) < len(cells):
+        stream.write(f"{len(cells) - len(waiting)} of {len(cells)} cells are there already\n")
+    run_all(waiting, ended, about, request, stream)
+    records = [ended[cell.method, cell.seed] for cell in cells]
+    # Rows of earlier calls on the same folder stay in its table.
+    names = {(r["method"], r["seed"]) for r in records}
+    render(out, [*records, *(r for place, r in ended.items() if place not in names)], dataset, about)
+    return records
+
+
+def report_only(out: Path) -> list[dict[str, Any]]:
+    """Write table and report of a comparison again, without running anything; return the records.
+
+    Raises:
+        InputError: there is no comparison in the folder, or its images have changed.
+    """
+    if not (out / ABOUT).is_file():
+        raise InputError(f"there is no comparison in {out}: it has no {ABOUT}")
+    about = json.loads((out / ABOUT).read_text(encoding="utf-8"))
+    records = list(read_results(out).values())
+    if not records:
+        raise InputError(f"no cell of the comparison in {out} has ended yet: there is nothing to report")
+    dataset: ImageDataset = build(DATASETS, about["data"])
+    if dataset.fingerprint != about["fingerprint"]:
+        raise InputError(
+            f"the {len(dataset):,} images {dataset.origin} are not those that were compared on (fingerprint "
+            f"{dataset.fingerprint}, not {about['fingerprint']}): put those back"
+        )
+    render(out, records, dataset, about)
+    return records
+
+
+def render(out: Path, records: Sequence[dict[str, Any]], dataset: ImageDataset, about: dict[str, Any]) -> None:
+    """Write ``table.md`` and ``report.html``."""
+    write_text(out / "table.md", table(records) + "\n")
+    told = [{**r, "folder": str(out / r["folder"])} for r in records]
+    write_report(told, dataset, out / "report.html", command=about["command"])
+
+
+def describe(cells: Sequence[Cell], request: Request) -> dict[str, Any]:
+    """Return what is true of all cells: the evaluated data, K, the command."""
+    cell = next((c for c in cells if c.stage is None and c.method != PRETRAINING), None)
+    if cell is not None:
+        cfg = cell.prepare()
+    else:
+        pipeline = next(c for c in cells if c.stage is not None)
+        path = Path(pipeline.config).parent / load_config(pipeline.config, None).pipeline["self"]
+        options = {k.removeprefix("self."): v for k, v in pipeline.options.items()}
+        cfg = load_config(str(path), {k: v for k, v in options.items() if k.split(".")[0] not in ("semi", "moco")})
+    evaluated = cfg.data.get("eval_dataset")
+    data = cfg.data.dataset if evaluated is None else evaluated
+    split = "the training set" if evaluated is None else "a set of their own, which no training saw"
+    return {
+        "dataset": request.dataset,
+        "data": data.to_dict(),
+        "evaluated_on": data.get("split", split) if "split" in data else split,
+        "num_clusters": num_clusters(cfg),
+        "command": command(),
+    }
+
+
+def read_results(out: Path) -> dict[Place, dict[str, Any]]:
+    """Return the last record of every cell; a line that a kill cut short does not count."""
+    file = out / RESULTS
+    records: dict[Place, dict[str, Any]] = {}
+    if file.exists():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            records[record["method"], record["seed"]] = record
+    return records
+
+
+class Running:
+    """A cell that runs in a process of its own, and what is known of it so far."""
+
+    def __init__(self, cell: Cell, context: Any) -> None:
+        self.cell = cell
+        self.share, self.where = 0.0, "starting"
+        self.record: dict[str, Any] | None = None
+        self.started = time.monotonic()
+        self.pipe, send = context.Pipe(duplex=False)
+        self.process = context.Process(target=run_cell, args=(cell, send))
+        self.process.start()
+        send.close()
+
+    def receive(self) -> bool:
+        """Take one message; return whether the cell has ended."""
+        try:
+            message = self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            if self.record is None:
+                self.record = {"error": f"the process ended with exit code {self.process.exitcode}"}
+            return True
+        if message[0] == "record":
+            self.record = message[1]
+        else:
+            _, self.share, self.where = message
+        return False
+
+
+def run_all(
+    cells: Sequence[Cell], ended: dict[Place, dict[str, Any]], about: dict[str, Any], request: Request, stream: TextIO
+) -> None:
+    """Run cells, ``request.jobs`` at a time; add their records to ``ended`` and to the results."""
+    context = multiprocessing.get_context("forkserver")  # imports once; never forks a process that has threads
+    context.set_forkserver_preload(["odc.comparison.cell"])
+    facts = provenance()
+    waiting, running = list(cells), list[Running]()
+    progress = Progress(waiting, ended, request.jobs, stream)
+    try:
+        while waiting or running:
+            while len(running) < request.jobs and (cell := next_cell(waiting, ended)):
+                waiting.remove(cell)
+                running.append(Running(cell, context))
+            ready = multiprocessing.connection.wait([r.pipe for r in running], timeout=1.0)
+            for r in [r for r in running if r.pipe in ready and r.receive()]:
+                running.remove(r)
+                record = complete(r, facts, about, ended, request.out)
+                ended[r.cell.method, r.cell.seed] = record
+                with (request.out / RESULTS).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+                progress.ended(record)
+            progress.show(running, waiting)
+    finally:
+        for r in running:
+            r.process.terminate()
+
+
+def next_cell(waiting: Sequence[Cell], ended: dict[Place, Any]) -> Cell | None:
+    """Return the first cell for which everything has ended that has to come before it."""
+    return next((cell for cell in waiting if set(cell.after) <= ended.keys()), None)
+
+
+def complete(
+    r: Running, facts: dict[str, Any], about: dict[str, Any], ended: dict[Place, dict[str, Any]], out: Path
+) -> dict[str, Any]:
+    """Return the record of a cell that has ended, with all that is needed to repeat it."""
+    cell = r.cell
+    shared = ended.get((PRETRAINING, cell.seed), {}) if (PRETRAINING, cell.seed) in cell.after else {}
+    record = {
+        "method": cell.method,
+        "seed": cell.seed,
+        **(r.record or {}),
+        **({"pretrain_seconds": shared["seconds"]} if "seconds" in shared else {}),
+        **{k: about[k] for k in ("dataset", "evaluated_on", "images", "num_clusters")},
+        "config": "" if cell.estimator is not None else relative(cell.config),
+        "folder": str(cell.home.relative_to(out)),
+        "threads": cell.threads,
+        "key": cell.key,
+    }
+    return record | facts
+
+
+class Progress:
+    """What runs, what is done, and the time left: redrawn on a terminal, a line every ten seconds in a file."""
+
+    def __init__(self, cells: Sequence[Cell], ended: dict[Place, dict[str, Any]], jobs: int, stream: TextIO) -> None:
+        self.total = len(cells)
+        self.done = 0
+        self.jobs = jobs
+        self.seconds: dict[str, list[float]] = {}
+        for record in ended.values():
+            self._note(record)
+        self.noted = time.monotonic()
+        self.stream = stream
+        self.terminal = stream.isatty()
+
+    def _note(self, record: dict[str, Any]) -> None:
+        if "seconds" in record and "error" not in record:
+            self.seconds.setdefault(record["method"], []).append(record["seconds"])
+
+    def left(self, running: Sequence[Running], waiting: Sequence[Cell]) -> float | None:
+        """Return the seconds left, ``None`` as long as nothing is known.
+
+        A method takes what its other seeds took; one of which none has ended what the known ones do on average.
+        """
+        now, rest = time.monotonic(), []
+        known = {method: statistics.mean(values) for method, values in self.seconds.items()}
+        for r in running:
+            if r.share > 0.02:
+                total = (now - r.started) / r.share
+                known.setdefault(r.cell.method, total)
+                rest.append(total * (1 - r.share))
+        if not known:
+            return None
+        typical = statistics.mean(known.values())
+        rest += [known.get(r.cell.method, typical) for r in running if r.share <= 0.02]
+        rest += [known.get(cell.method, typical) for cell in waiting]
+        return max([sum(rest) / self.jobs, *rest])
+
+    def show(self, running: Sequence[Running], waiting: Sequence[Cell]) -> None:
+        """Show the cells that run."""
+        now = time.monotonic()
+        if now - self.noted < (0.5 if self.terminal else 10.0) or not running:
+            return
+        self.noted = now
+        seconds = self.left(running, waiting)
+        left = "?" if seconds is None else datetime.timedelta(seconds=round(seconds))
+        line = f"{self.done}/{self.total} done, about {left} left: "
+        line += "; ".join(f"{r.cell.title} {r.where}" for r in running)
+        if self.terminal:
+            self.stream.write(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}")
+        else:
+            self.stream.write(line + "\n")
+        self.stream.flush()
+
+    def ended(self, record: dict[str, Any]) -> None:
+        """Show a cell's result."""
+        self.done += 1
+        self._note(record)
+        clear = "\r\033[K" if self.terminal else ""
+        values = "  ".join(f"{m} {record[m]:.3f}" for m in METRICS if record.get(m) is not None)
+        result = record.get("error") or values
+        title = f"{record['method']} seed {record['seed']}"
+        self.stream.write(f"{clear}{title}  {result}  {record.get('seconds', 0):.1f} s\n")
+        self.stream.flush()
+
+
+def default_jobs() -> int:
+    """Return 1 where there is a GPU, which one training fills, else a job for every core.
+
+    NVIDIA's tool is asked because torch would start CUDA in this process.
+    """
+    return 1 if shutil.which("nvidia-smi") else os.cpu_count() or 1

@@ -1,0 +1,303 @@
+"""The comparison: which cells it plans, in which order, what it refuses, what it keeps, and what its table says."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from odc.cli import main
+from odc.comparison.cell import Clustering
+from odc.comparison.estimators import Estimator
+from odc.comparison.plan import Cell, Request, plan
+from odc.comparison.run import Progress, next_cell, read_results
+from odc.comparison.table import table
+from odc.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+ODC = f"{ROOT}/configs/odc/odc_convnet_1xb64-30e_digits.py"
+
+
+def cells_of(out: Path, *methods: str, **changed: Any) -> list[Cell]:
+    return plan(Request(**{"methods": methods, "out": out, "seeds": [0, 1], "jobs": 2, **changed}))
+
+
+def titles(cells: list[Cell]) -> list[tuple[str, int]]:
+    return [(cell.method, cell.seed) for cell in cells]
+
+
+# -- the plan --------------------------------------------------------------------------------------------------------
+
+
+def test_one_pretraining_a_seed_comes_first_and_all_start_from_it(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path, "kmeans-pixels", "kmeans-moco", "odc-moco", "dc")
+    assert titles(cells)[:4] == [("moco", 0), ("moco", 1), ("kmeans-pixels", 0), ("kmeans-pixels", 1)]
+    starts = {(cell.method, cell.seed): cell.pretrained for cell in cells}
+    assert starts["odc-moco", 1] == starts["kmeans-moco", 1] == str(tmp_path / "moco-1" / "backbone.pth")
+    assert starts["odc-moco", 0] != starts["odc-moco", 1]
+    assert starts["dc", 0] is starts["kmeans-pixels", 0] is starts["moco", 0] is None
+
+
+def test_a_cell_waits_for_the_pretraining_of_its_own_seed(tmp_path: Path) -> None:
+    waiting = cells_of(tmp_path, "odc-moco", "dc")[2:]  # both trainings of MoCo run
+    assert waiting[0].method == "odc-moco"
+    first = next_cell(waiting, {})
+    assert first is not None
+    assert first.method == "dc"
+    second = next_cell(waiting, {("moco", 1): {}})
+    assert second is not None
+    assert titles([second]) == [("odc-moco", 1)]
+    assert next_cell([cell for cell in waiting if cell.method == "odc-moco"], {}) is None
+
+
+def test_spice_waits_for_the_row_whose_stage_it_takes_over(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path, "spice", "spice-self", seeds=[4])
+    after = {cell.method: cell.after for cell in cells}
+    assert after == {"moco": (), "spice-self": (("moco", 4),), "spice": (("moco", 4), ("spice-self", 4))}
+    assert len({cell.folder for cell in cells}) == 2, "both rows share a folder"
+    assert len({cell.home for cell in cells}) == 3, "but not what they leave there"
+    alone = cells_of(tmp_path, "spice", seeds=[4])[-1]
+    assert alone.after == (("moco", 4),)
+    assert alone.key == cells[1].key, "the same result, whatever else is compared"
+
+
+def test_without_such_methods_nothing_is_pretrained(tmp_path: Path) -> None:
+    assert titles(cells_of(tmp_path, "odc", seeds=[3])) == [("odc", 3)]
+
+
+def test_a_given_backbone_takes_the_place_of_the_pretraining(tmp_path: Path) -> None:
+    file = tmp_path / "backbone.pth"
+    file.write_bytes(b"one")
+    cells = cells_of(tmp_path, "odc-moco", pretrained=str(file))
+    assert titles(cells) == [("odc-moco", 0), ("odc-moco", 1)]
+    assert {cell.pretrained for cell in cells} == {str(file)}
+    file.write_bytes(b"another")
+    assert cells_of(tmp_path, "odc-moco", pretrained=str(file))[0].key != cells[0].key
+
+
+def test_any_method_can_start_from_moco(tmp_path: Path) -> None:
+    config = tmp_path / "mine.py"
+    config.write_text(f"_base_ = '{ODC}'\n")
+    cells = cells_of(tmp_path, "deepercluster-moco", f"{config}-moco", str(config), seeds=[0])
+    assert titles(cells) == [("moco", 0), ("deepercluster-moco", 0), ("mine-moco", 0), ("mine", 0)]
+    assert [cell.pretrained is None for cell in cells] == [True, False, False, True]
+
+
+def test_a_key_changes_with_what_decides_the_result_and_with_nothing_else(tmp_path: Path) -> None:
+    key = cells_of(tmp_path, "odc", seeds=[0])[0].key
+    assert cells_of(tmp_path / "elsewhere", "dc", "odc", seeds=[0, 1])[2].key == key
+    assert cells_of(tmp_path, "odc", seeds=[1])[0].key != key
+    assert cells_of(tmp_path, "odc", seeds=[0], epochs=2)[0].key != key
+    assert cells_of(tmp_path, "odc", seeds=[0], clusters=12)[0].key != key
+    assert cells_of(tmp_path, "odc", seeds=[0], minutes=1.0)[0].key != key
+
+
+def test_the_number_of_clusters_reaches_every_head(tmp_path: Path) -> None:
+    for cell in cells_of(tmp_path, "dc", "kmeans-moco", "spice", clusters=7, seeds=[0]):
+        if cell.stage is not None:
+            assert cell.options == {"self.model.head.num_clusters": 7, "semi.model.head.num_clusters": 7}
+        elif cell.method != "moco":
+            assert cell.prepare().model.head.num_clusters == 7
+
+
+def test_a_folder_is_a_data_set(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    cells = cells_of(tmp_path, "kmeans-pixels", "odc", dataset=str(tmp_path / "pictures"))
+    assert {cell.prepare().data.dataset.root for cell in cells} == {str(tmp_path / "pictures")}
+
+
+@pytest.mark.parametrize(
+    ("methods", "changed", "said"),
+    [
+        (["odc-moko"], {}, r"unknown method 'odc-moko'.*'odc-moco'"),
+        (["moco"], {}, "unknown method 'moco'"),
+        (["odc"], {"dataset": "digit"}, r"unknown data set 'digit'.*'digits'"),
+        (["odc"], {"pretrained": "x.pth"}, "SPICE and methods whose name ends in -moco: there is none"),
+        (["odc-moco"], {"pretrained": "x.pth"}, "no file 'x.pth'"),
+        (["odc"], {"seeds": [1, 1]}, "--seeds 1 1: each seed once"),
+        (["odc"], {"epochs": 2, "minutes": 1.0}, "--epochs 2 and --minutes 1"),
+        (["odc"], {"minutes": 0.0}, "--minutes is a time, not 0"),
+        (["sklearn.cluster.Kmeans-pixels"], {}, r"sklearn.cluster has no 'Kmeans'.*'KMeans'"),
+        (["sklearn.decomposition.PCA-pixels"], {}, "has no fit_predict"),
+        (["nowhere.Thing-pixels"], {}, "cannot import 'nowhere'"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, methods: list[str], changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        cells_of(tmp_path, *methods, **changed)
+
+
+def test_another_backbone_or_number_of_epochs_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "mine.py"
+    config.write_text(f"_base_ = '{ODC}'\ntrain_cfg = dict(max_epochs=7)\n")
+    with pytest.raises(InputError, match=r"train_cfg.max_epochs is 30 for odc but 7 for mine"):
+        cells_of(tmp_path, "odc", str(config))
+    assert len(cells_of(tmp_path, "odc", str(config), minutes=1.0)) == 4, "with a budget of time epochs may differ"
+    config.write_text(f"_base_ = '{ODC}'\nmodel = dict(backbone=dict(widths=[8, 16]))\n")
+    with pytest.raises(InputError, match=r"model.backbone is .* for moco but .*8, 16.* for mine"):
+        cells_of(tmp_path, "odc-moco", str(config))
+    config.write_text(f"_base_ = '{ODC}'\ndata = dict(views=dict(train=[dict(type='ToFloat')]))\n")
+    with pytest.raises(InputError, match=r"data.views.train is .* for odc but .* for mine"):
+        cells_of(tmp_path, "odc", str(config))
+
+
+def test_an_estimator_has_no_epochs_that_could_differ(tmp_path: Path) -> None:
+    assert len(cells_of(tmp_path, "kmeans-pixels", "odc", "dc", epochs=3, seeds=[0])) == 3
+
+
+# -- estimators ------------------------------------------------------------------------------------------------------
+
+
+def test_an_estimator_gets_k_and_seed_where_it_has_them() -> None:
+    x = np.repeat(np.eye(4, dtype=np.float32), 6, axis=0) + np.linspace(0, 0.01, 24, dtype=np.float32)[:, None]
+    truth = np.repeat(np.arange(4), 6)
+    for name in ("kmeans-pixels", "gmm-pixels", "agglomerative-pixels", "sklearn.cluster.Birch-pixels"):
+        estimator = Estimator.parse(name)
+        assert estimator is not None
+        clusters = estimator.fit_predict(x, 4, seed=3)
+        assert len(set(zip(clusters.tolist(), truth.tolist(), strict=True))) == len(set(clusters.tolist())) == 4, name
+    assert Estimator.parse("odc-moco") is None
+    assert Estimator.parse("path/my.config.py-moco") is None
+
+
+def test_centre_and_border_of_clusters_by_hand() -> None:
+    features = torch.tensor([[0.0], [2.0], [10.0], [13.0], [99.0]])  # means 1 and 11.5
+    found = Clustering.from_clusters(features, torch.tensor([4, 4, 7, 7, -1]))
+    assert found.confidence[:4].tolist() == [-1.0, -1.0, -1.5, -1.5]
+    assert found.margin[:4].tolist() == [10.5, 8.5, 7.5, 10.5]
+
+
+# -- results ---------------------------------------------------------------------------------------------------------
+
+
+def record(method: str, seed: int, **values: Any) -> dict[str, Any]:
+    told = {"images": 100, "evaluated_on": "train", "num_clusters": 10, "images_seen": 50.0, "config": "moco.py"}
+    return {"method": method, "seed": seed, "seconds": 5.0, "peak_rss_mb": 100.0, "epochs": 9.0, **told, **values}
+
+
+def test_the_table_tells_the_pretraining_apart() -> None:
+    row = record("odc-moco", 0, seconds=2.0, acc=0.5, nmi=0.25, ari=0.125, knn=0.75)
+    lines = table([record("moco", 0, knn=0.9), row]).splitlines()
+    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
+        "odc-moco", "0.500", "0.250", "0.125", "0.750", "2.0", "100", "50", "1"
+    ]  # fmt: skip
+    assert "Evaluated on the 100 images of train, K = 10" in lines[4]
+    assert "9 epochs of pre-training by moco.py, 5.0 s and 100 MB" in lines[6]
+
+
+def test_a_failed_method_is_in_the_table_and_loses_nothing_else() -> None:
+    rows = [record("odc", 0, acc=0.5, nmi=0.5, ari=0.5, knn=0.5), {"method": "dc", "seed": 0, "error": "E: why"}]
+    text = table(rows)
+    assert "| dc     | failed |" in text
+    assert "dc seed 0 failed: E: why" in text
+
+
+def test_a_line_cut_short_does_not_count_and_the_last_of_a_cell_does(tmp_path: Path) -> None:
+    lines = [json.dumps(record("odc", 0, acc=a)) for a in (0.1, 0.2)]
+    (tmp_path / "results.jsonl").write_text("\n".join(lines) + '\n{"method": "dc", "se')
+    assert {place: r["acc"] for place, r in read_results(tmp_path).items()} == {("odc", 0): 0.2}
+
+
+def test_the_time_left_counts_what_other_seeds_took(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path, "odc", "kmeans-pixels")
+    ended = {("odc", 0): record("odc", 0, seconds=60.0), ("kmeans-pixels", 0): record("kmeans-pixels", 0, seconds=2.0)}
+    progress = Progress(cells, ended, 1, io.StringIO())
+    assert progress.left([], [c for c in cells if c.seed == 1]) == 62.0
+    assert Progress(cells, {}, 1, io.StringIO()).left([], cells) is None
+
+
+# -- end to end, on digits -------------------------------------------------------------------------------------------
+
+
+def quality(out: Path) -> dict[tuple[str, int], list[float]]:
+    return {place: [r[m] for m in ("acc", "nmi", "ari", "knn")] for place, r in read_results(out).items()}
+
+
+def test_rows_of_all_kinds_then_the_same_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """MoCo, an estimator on it, a head that is not in the package and a class of scikit-learn; n = 1 epoch."""
+    head = tmp_path / "blind_head.py"
+    head.write_text(
+        "from odc.heads import DeepClusterHead\nfrom odc.registry import HEADS\n\n\n"
+        "@HEADS.register_module()\nclass BlindHead(DeepClusterHead):\n    pass\n"
+    )
+    config = tmp_path / "blind.py"
+    config.write_text(
+        f"_base_ = '{ROOT}/configs/deepcluster/deepcluster_convnet_1xb64-30e_digits.py'\n"
+        "custom_imports = dict(imports=['blind_head'])\nmodel = dict(head=dict(type='BlindHead'))\n"
+    )
+    methods = ["kmeans-moco", str(config), "sklearn.cluster.Birch-pixels", "hdbscan-pixels"]
+    command = ["compare", "--methods", *methods, "--seeds", "3", "--jobs", "1", "--epochs", "1"]
+    command += ["--pretrain-epochs", "1", "--out", str(tmp_path / "a")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "odc.cli", *arguments], env=environment, capture_output=True, text=True, check=False
+        )
+
+    done = run(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = tmp_path / "a"
+    records = read_results(out)
+    assert list(records) == [
+        ("moco", 3),
+        ("kmeans-moco", 3),
+        ("blind", 3),
+        ("sklearn.cluster.Birch-pixels", 3),
+        ("hdbscan-pixels", 3),
+    ]
+    # Same backbone, same images, same evaluation: what pre-training saw last is what k-means starts from.
+    assert records["moco", 3]["knn"] == records["kmeans-moco", 3]["knn"]
+    assert records["kmeans-moco", 3]["pretrain_seconds"] == records["moco", 3]["seconds"]
+    assert records["moco", 3]["images_seen"] == 29 * 64 * 2, "29 steps of 64 rows through two views"
+    with np.load(out / records["blind", 3]["folder"] / "outcome.npz") as outcome:
+        assert outcome["cluster"].shape == (1797,)
+    curves = json.loads((out / records["blind", 3]["folder"] / "curves.json").read_text())
+    assert [epoch["epoch"] for epoch in curves] == [1]
+    assert "loss" in curves[0]
+    assert (out / "report.html").stat().st_size > 50_000
+
+    # Nothing is run twice, and the report can be had again.
+    again = run(*command)
+    assert again.returncode == 0
+    assert "5 of 5 cells are there already" in again.stdout
+    html = (out / "report.html").read_bytes()
+    (out / "report.html").unlink()
+    assert main(["compare", "--report-only", "--out", str(out)]) == 0
+    assert (out / "report.html").read_bytes() == html
+    # Other settings do not mix with what is there.
+    capsys.readouterr()
+    changed = ["compare", "--methods", "hdbscan-pixels", "--seeds", "3", "--clusters", "9", "--out", str(out)]
+    assert main(changed) == 2
+    assert "has hdbscan-pixels seed 3 with other settings" in capsys.readouterr().err
+
+
+def test_killed_in_the_middle_it_goes_on_and_ends_as_if_unbroken(tmp_path: Path) -> None:
+    methods = ["kmeans-pixels", "odc", "dc", "gmm-backbone"]
+    options = ["--methods", *methods, "--seeds", "0", "--jobs", "1", "--epochs", "2"]
+    command = [sys.executable, "-m", "odc.cli", "compare", *options, "--out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(tmp_path / "whole")], env=environment, check=True, capture_output=True)
+    process = subprocess.Popen([*command, str(tmp_path / "broken")], env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "broken" / "odc-0" / "output.txt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    early = read_results(tmp_path / "broken")
+    assert ("kmeans-pixels", 0) in early
+    assert len(early) < len(methods)
+    subprocess.run([*command, str(tmp_path / "broken")], env=environment, check=True, capture_output=True)
+    assert quality(tmp_path / "broken") == quality(tmp_path / "whole")
+    assert read_results(tmp_path / "broken")["kmeans-pixels", 0] == early["kmeans-pixels", 0], "not run again"
