@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from odc.cli import main
-from odc.comparison.cell import Clustering
+from odc.comparison.cell import Clustering, run_method
 from odc.comparison.estimators import Estimator
 from odc.comparison.plan import Cell, Request, plan
 from odc.comparison.run import Progress, next_cell, read_results
@@ -175,6 +175,16 @@ def test_centre_and_border_of_clusters_by_hand() -> None:
     found = Clustering.from_clusters(features, torch.tensor([4, 4, 7, 7, -1]))
     assert found.confidence[:4].tolist() == [-1.0, -1.0, -1.5, -1.5]
     assert found.margin[:4].tolist() == [10.5, 8.5, 7.5, 10.5]
+
+
+def test_when_its_time_is_up_a_training_ends_with_the_epoch(tmp_path: Path) -> None:
+    cell = cells_of(tmp_path, "dc", minutes=1e-4, seeds=[0])[0]
+    shares: list[float] = []
+    outcome = run_method(cell, lambda share, where: shares.append(share))
+    assert outcome.values["epochs"] == 1.0
+    assert outcome.values["images_seen"] == len(shares) * 64
+    assert outcome.clustering is not None
+    assert outcome.clustering.cluster.shape == (1797,)
 
 
 # -- results ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ from odc.data.transforms import Pipeline
 from odc.registry import MODELS, build
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = sorted(p for p in (ROOT / "configs").glob("*/*.py") if p.parent.name not in ("_base_", "pipelines", "comparisons"))
+CONFIGS = sorted(
+    p for p in (ROOT / "configs").glob("*/*.py") if p.parent.name not in ("_base_", "pipelines", "comparisons")
+)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

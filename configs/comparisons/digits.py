@@ -1,6 +1,6 @@
 # The methods on scikit-learn's digits: odc compare --dataset digits
 comparison = dict(
-    moco='../moco/moco_convnet_1xb64-100e_digits.py',
+    moco='../moco/moco_convnet_1xb64-300e_digits.py',
     methods={
         'dc': '../deepcluster/deepcluster_convnet_1xb64-30e_digits.py',
         'odc': '../odc/odc_convnet_1xb64-30e_digits.py',

@@ -3,7 +3,7 @@ _base_ = ['../_base_/default_runtime.py', '../_base_/datasets/digits.py']
 
 model = dict(
     type='ClusterModel',
-    pretrained='work_dirs/moco_convnet_1xb64-100e_digits/epoch_100.pth',
+    pretrained='work_dirs/moco_convnet_1xb64-300e_digits/epoch_300.pth',
     backbone=dict(type='ConvNet', in_channels=1, widths=[16, 32, 64]),
     # 600 steps: the paper's average over some 1,000 would still hold the start.
     ema=0.99,

@@ -35,7 +35,7 @@ Place = tuple[str, int]  # method and seed
 
 
 def compare(request: Request, stream: TextIO) -> list[dict[str, Any]]:
-    """Run what has not been run yet; write results, table and report, and return the records in the order of the plan.
+    """Run what has not been run yet; write results, table and report, and return the records of all rows.
 
     A cell that failed, or was interrupted, runs again from its beginning; one that ended does not.
 
@@ -65,17 +65,15 @@ def compare(request: Request, stream: TextIO) -> list[dict[str, Any]]:
             f"{out} compares on {before['images']:,} images with fingerprint {before['fingerprint']}, now there are "
             f"{len(dataset):,} with {about['fingerprint']}: choose another --out"
         )
+    # Rows of earlier calls on the same folder stay in its table.
+    about["methods"] = list(dict.fromkeys([*before.get("methods", []), *(cell.method for cell in cells)]))
     write_text(out / ABOUT, json.dumps(about, indent=1) + "\n")
     ended = {place: record for place, record in found.items() if "error" not in record}
     waiting = [cell for cell in cells if (cell.method, cell.seed) not in ended]
     if len(waiting) < len(cells):
         stream.write(f"{len(cells) - len(waiting)} of {len(cells)} cells are there already\n")
     run_all(waiting, ended, about, request, stream)
-    records = [ended[cell.method, cell.seed] for cell in cells]
-    # Rows of earlier calls on the same folder stay in its table.
-    names = {(r["method"], r["seed"]) for r in records}
-    render(out, [*records, *(r for place, r in ended.items() if place not in names)], dataset, about)
-    return records
+    return render(out, list({**found, **ended}.values()), dataset, about)
 
 
 def report_only(out: Path) -> list[dict[str, Any]]:
@@ -96,15 +94,18 @@ def report_only(out: Path) -> list[dict[str, Any]]:
             f"the {len(dataset):,} images {dataset.origin} are not those that were compared on (fingerprint "
             f"{dataset.fingerprint}, not {about['fingerprint']}): put those back"
         )
-    render(out, records, dataset, about)
-    return records
+    return render(out, records, dataset, about)
 
 
-def render(out: Path, records: Sequence[dict[str, Any]], dataset: ImageDataset, about: dict[str, Any]) -> None:
-    """Write ``table.md`` and ``report.html``."""
+def render(
+    out: Path, records: Sequence[dict[str, Any]], dataset: ImageDataset, about: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Write ``table.md`` and ``report.html``; return the records in the order of the methods, then of the seeds."""
+    records = sorted(records, key=lambda r: (about["methods"].index(r["method"]), r["seed"]))
     write_text(out / "table.md", table(records) + "\n")
     told = [{**r, "folder": str(out / r["folder"])} for r in records]
     write_report(told, dataset, out / "report.html", command=about["command"])
+    return records
 
 
 def describe(cells: Sequence[Cell], request: Request) -> dict[str, Any]:
