@@ -17,6 +17,7 @@ the ``Pretrained`` initialiser, since mmengine reaches them by name from places 
 from __future__ import annotations
 
 import ast
+import copy
 import datetime
 import difflib
 import functools
@@ -890,7 +891,7 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
             traceback.clear_frames(error.__traceback__)
         raise InputError(f"config '{where}" + ("" if wrong else _one_line(error))) from error
     try:
-        config.merge_from_dict(overrides or {})
+        config.merge_from_dict(copy.deepcopy(overrides or {}))  # merging takes _delete_ out of what it is given
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(f"config '{path}' has no place for the overrides {overrides}: {_one_line(error)}") from error
     if config.get("custom_imports"):

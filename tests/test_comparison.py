@@ -110,6 +110,16 @@ def test_the_number_of_clusters_reaches_every_head(tmp_path: Path) -> None:
             assert cell.prepare().model.head.num_clusters == 7
 
 
+def test_options_of_the_comparison_reach_every_stage_and_those_of_the_command_win(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path, "odc", "kmeans-moco", "spice", dataset="digits-longtail", seeds=[0])
+    expected = {"type": "LongTail", "ratio": 0.7, "dataset": {"type": "Digits", "size": 16}}
+    assert all(cell.prepare().data.dataset == expected for cell in cells if cell.stage is None)
+    assert cells[-1].options["data.dataset"]["type"] == "LongTail"
+    changed = {"data.dataset": {"_delete_": True, "type": "Digits", "size": 12}}
+    cells = cells_of(tmp_path, "odc", dataset="digits-longtail", seeds=[0], options=changed)
+    assert cells[0].prepare().data.dataset == {"type": "Digits", "size": 12}
+
+
 def test_a_folder_is_a_data_set(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     cells = cells_of(tmp_path, "kmeans-pixels", "odc", dataset=str(tmp_path / "pictures"))

@@ -131,8 +131,12 @@ def plan(request: Request) -> list[Cell]:
     _check(request)
     path, options = _dataset(request)
     known = load_config(path, None).get("comparison")
-    if not isinstance(known, Mapping) or set(known) != {"moco", "methods"}:
-        raise InputError(f"{path}: a comparison is a dict of moco, a config, and methods, configs by name")
+    if not isinstance(known, Mapping) or set(known) - {"options"} != {"moco", "methods"}:
+        raise InputError(
+            f"{path}: a comparison is a dict of moco, a config, of methods, configs by name, and where wanted of "
+            "options, settings for all of them"
+        )
+    options = {**known.get("options", {}), **options}
     configs = {name: str(Path(path).parent / config) for name, config in known["methods"].items()}
     rows = {name: row for method in request.methods for name, row in [_row(method, configs)]}
     trained = [row.config for row in rows.values() if row.config and row.stage is None]

@@ -9,6 +9,7 @@ from odc.data.datasets import (
     ImageDataset,
     ImageFolder,
     ImageList,
+    LongTail,
     TorchvisionDataset,
 )
 from odc.data.embeddings import Embeddings
@@ -30,6 +31,7 @@ __all__ = [
     "ImageFolder",
     "ImageList",
     "LabelFile",
+    "LongTail",
     "Pipeline",
     "PixelTransform",
     "Request",

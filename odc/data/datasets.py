@@ -31,7 +31,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from odc.errors import InputError, nearest
-from odc.registry import DATASETS
+from odc.registry import DATASETS, build
 from odc.structures import UNLABELLED, make_generator
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -200,6 +200,61 @@ class Digits(ArrayDataset):
             [str(name) for name in data.target_names],
             "of scikit-learn's digits",
         )
+
+
+@DATASETS.register_module()
+class LongTail(ImageDataset):
+    """A long-tailed part of a labelled data set: class c = 0, 1, ... keeps round(n_c · ratio^c) images, at least one.
+
+    Which images these are takes the true labels: this is for benchmarks, where non-curated data are to be imitated.
+
+    Args:
+        dataset: config of the whole data set; its targets must all be known.
+        ratio: of a class to the one before, in (0, 1].
+        seed: draws the images.
+
+    Raises:
+        InputError: ``ratio`` is out of range, or a target is unknown.
+    """
+
+    def __init__(self, dataset: dict[str, Any], ratio: float, seed: int = 0) -> None:
+        whole: ImageDataset = build(DATASETS, dataset)
+        if not 0.0 < ratio <= 1.0:
+            raise InputError(f"LongTail's ratio is in (0, 1], not {ratio}")
+        if whole.targets is None or bool((whole.targets < 0).any()):
+            raise InputError(
+                f"LongTail needs the class of every image, but not all {len(whole):,} {whole.origin} have one"
+            )
+        kept = []
+        for c in np.unique(whole.targets):
+            ids = np.flatnonzero(whole.targets == c)
+            order = torch.randperm(len(ids), generator=make_generator(seed, "LongTail", int(c))).numpy()
+            kept.append(ids[order[: max(1, round(len(ids) * ratio ** int(c)))]])
+        self._whole = whole
+        self._ids: Targets = np.sort(np.concatenate(kept))
+        self._ratio = ratio
+        self.paths = [whole.paths[i] for i in self._ids]
+        self.targets = whole.targets[self._ids]
+        self.classes = whole.classes
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 of the whole data set's and the ids."""
+        return hashlib.sha256(self._whole.fingerprint.encode() + self._ids.tobytes()).hexdigest()[:16]
+
+    @property
+    def origin(self) -> str:
+        """Where the images are from."""
+        return f"{self._whole.origin}, long-tailed by {self._ratio:g}"
+
+    def image(self, i: int) -> Tensor:
+        """Return image ``i`` of the part, uint8 (C, H, W)."""
+        return self._whole.image(int(self._ids[i]))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """The shape of the whole data set's images."""
+        return self._whole.image_shape
 
 
 # name: (class of torchvision.datasets, splits)

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from odc.clustering import kmeans, knn_search, l2_normalize
 from odc.engine.extract import extract
+from odc.engine.loops import unwrap
 from odc.errors import InputError
 from odc.evaluation.metrics import Ids, knn_accuracy, nmi
 from odc.registry import HOOKS
@@ -105,7 +106,7 @@ class PreflightHook(Hook):
         loop = runner.train_loop
         if loop.epoch > 0 or loop.iter > 0 or loop.label_file is not None or loop.label_fraction is not None:
             return
-        model = getattr(runner.model, "module", runner.model)
+        model = unwrap(runner.model)
         with torch.no_grad():
             empty = torch.zeros(1, model.neck.out_channels, device=next(model.parameters()).device)
             K = model.eval().head.predict(empty).shape[1]

@@ -14,7 +14,7 @@ import torch
 from mmengine.logging import MMLogger
 from PIL import Image, ImageOps
 
-from odc.data.datasets import ArrayDataset, Digits, ImageCSV, ImageFolder, ImageList, TorchvisionDataset
+from odc.data.datasets import ArrayDataset, Digits, ImageCSV, ImageFolder, ImageList, LongTail, TorchvisionDataset
 from odc.errors import InputError
 from odc.registry import DATASETS
 
@@ -58,6 +58,31 @@ def one_line(call: Callable[[], object]) -> str:
         call()
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_a_long_tail_keeps_fewer_of_every_next_class() -> None:
+    cfg = {"type": "LongTail", "ratio": 0.5, "dataset": {"type": "Digits"}}
+    whole, part = Digits(), DATASETS.build(cfg)
+    assert isinstance(part, LongTail)
+    assert part.targets is not None
+    assert whole.targets is not None
+    sizes = np.bincount(whole.targets)
+    assert np.bincount(part.targets).tolist() == [max(1, round(n * 0.5**c)) for c, n in enumerate(sizes.tolist())]
+    assert part.paths == sorted(part.paths)
+    for i in (0, len(part) - 1):
+        same = whole.paths.index(part.paths[i])
+        assert torch.equal(part.image(i), whole.image(same))
+        assert part.targets[i] == whole.targets[same]
+    assert torch.equal(part.images()[3], part.image(3))
+    assert part.fingerprint == DATASETS.build(cfg).fingerprint != DATASETS.build({**cfg, "seed": 1}).fingerprint
+    assert DATASETS.build({**cfg, "ratio": 1.0}).paths == whole.paths
+    assert "LongTail's ratio is in (0, 1], not 0" in one_line(lambda: LongTail({"type": "Digits"}, 0))
+
+
+def test_a_long_tail_needs_all_labels(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    cfg = {"type": "ImageFolder", "root": str(tmp_path)}
+    assert "LongTail needs the class of every image, but not all 1 " in one_line(lambda: LongTail(cfg, 0.5))
 
 
 def test_digits() -> None:
