@@ -20,6 +20,7 @@ from PIL import Image
 from small_heads import config
 from test_conformance import differences
 
+from odc import cli
 from odc.cli import main
 from odc.compat import load_plain
 
@@ -393,3 +394,17 @@ def test_a_reader_may_stop_reading(write: Write) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+def test_curves_are_shown_where_one_asks_for_them(
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(cli._LOGS, "wandb", ("no_such_package", "WandbVisBackend"))
+    assert main(["train", write(), "--log", "wandb"]) == 2
+    assert "--log wandb needs the package no_such_package: pip install no_such_package" in capsys.readouterr().err
+    # Another writer in the place of TensorBoard's, which need not be installed here.
+    monkeypatch.setitem(cli._LOGS, "tensorboard", ("json", "LocalVisBackend"))
+    kept: list[Any] = []
+    monkeypatch.setattr("odc.apis.train", lambda cfg: kept.append(cfg))
+    assert main(["train", write(), "--log", "tensorboard", "--work-dir", "run"]) == 0
+    assert [backend.type for backend in kept[0].visualizer.vis_backends] == ["LocalVisBackend", "LocalVisBackend"]

@@ -21,7 +21,7 @@ from odc.comparison.cell import Clustering, run_method
 from odc.comparison.estimators import Estimator
 from odc.comparison.plan import Cell, Request, plan
 from odc.comparison.run import Progress, next_cell, read_results
-from odc.comparison.table import table
+from odc.comparison.table import document, table
 from odc.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -213,6 +213,14 @@ def test_the_table_tells_the_pretraining_apart() -> None:
     ]  # fmt: skip
     assert "Evaluated on the 100 images of train, K = 10" in lines[4]
     assert "9 epochs of pre-training by moco.py, 5.0 s and 100 MB" in lines[6]
+
+
+def test_the_document_says_how_to_repeat_it() -> None:
+    facts = {"machine": "a CPU", "versions": {"torch": "2", "numpy": "1"}, "git_revision": "abc", "dataset": "digits"}
+    rows = [record("odc", s, acc=0.5, **facts, date=f"2026-01-0{s + 1}T10:00") for s in (0, 1)]
+    text = document(rows, "odc compare --x")
+    assert text.startswith("# Methods compared on digits\n\n```\nodc compare --x\n```\n\n| method")
+    assert text.endswith("Machine: a CPU. Versions: torch 2, numpy 1. Revision abc, 2026-01-01 / 2026-01-02.")
 
 
 def test_a_failed_method_is_in_the_table_and_loses_nothing_else() -> None:

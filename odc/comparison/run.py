@@ -23,7 +23,7 @@ from odc.comparison.cell import METRICS, num_clusters, run_cell
 from odc.comparison.plan import PRETRAINING, Cell, Request, plan
 from odc.comparison.provenance import command, provenance, relative
 from odc.comparison.report import write_report
-from odc.comparison.table import table
+from odc.comparison.table import UNLABELLED, document
 from odc.compat import load_config
 from odc.data.datasets import ImageDataset
 from odc.errors import InputError
@@ -102,7 +102,7 @@ def render(
 ) -> list[dict[str, Any]]:
     """Write ``table.md`` and ``report.html``; return the records in the order of the methods, then of the seeds."""
     records = sorted(records, key=lambda r: (about["methods"].index(r["method"]), r["seed"]))
-    write_text(out / "table.md", table(records) + "\n")
+    write_text(out / "table.md", document(records, about["command"]) + "\n")
     told = [{**r, "folder": str(out / r["folder"])} for r in records]
     write_report(told, dataset, out / "report.html", command=about["command"])
     return records
@@ -284,7 +284,8 @@ class Progress:
         self.done += 1
         self._note(record)
         clear = "\r\033[K" if self.terminal else ""
-        values = "  ".join(f"{m} {record[m]:.3f}" for m in METRICS if record.get(m) is not None)
+        names = METRICS if any(record.get(m) is not None for m in METRICS) else tuple(UNLABELLED)
+        values = "  ".join(f"{m} {record[m]:.3f}" for m in names if record.get(m) is not None)
         result = record.get("error") or values
         title = f"{record['method']} seed {record['seed']}"
         self.stream.write(f"{clear}{title}  {result}  {record.get('seconds', 0):.1f} s\n")

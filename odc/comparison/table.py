@@ -49,6 +49,18 @@ def table(records: Sequence[Record]) -> str:
     return "\n\n".join(lines)
 
 
+def document(records: Sequence[Record], command: str) -> str:
+    """Return the table with what is needed to repeat it: the command, the machine, versions and revision."""
+    facts = []
+    for name in ("machine", "versions", "git_revision", "date"):
+        known = [r[name] if name != "versions" else ", ".join(f"{k} {v}" for k, v in r[name].items()) for r in records]
+        known = [value[:10] if name == "date" else value for value in known]
+        facts.append(" / ".join(dict.fromkeys(known)))
+    machine, versions, revision, date = facts
+    where = f"Machine: {machine}. Versions: {versions}. Revision {revision or 'unknown'}, {date}."
+    return f"# Methods compared on {records[0]['dataset']}\n\n```\n{command}\n```\n\n{table(records)}\n\n{where}"
+
+
 def spread(values: Sequence[float | None], digits: int) -> str:
     """Return mean ± sample standard deviation."""
     known = [v for v in values if v is not None]
