@@ -286,7 +286,7 @@ class Progress:
         clear = "\r\033[K" if self.terminal else ""
         names = METRICS if any(record.get(m) is not None for m in METRICS) else tuple(UNLABELLED)
         values = "  ".join(f"{m} {record[m]:.3f}" for m in names if record.get(m) is not None)
-        result = record.get("error") or values
+        result = f"{record['error']} (see {record.get('log', 'its folder')})" if "error" in record else values
         title = f"{record['method']} seed {record['seed']}"
         self.stream.write(f"{clear}{title}  {result}  {record.get('seconds', 0):.1f} s\n")
         self.stream.flush()
