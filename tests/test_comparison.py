@@ -102,6 +102,15 @@ def test_a_key_changes_with_what_decides_the_result_and_with_nothing_else(tmp_pa
     assert cells_of(tmp_path, "odc", seeds=[0], minutes=1.0)[0].key != key
 
 
+def test_an_estimator_is_the_same_whatever_stands_beside_it(tmp_path: Path) -> None:
+    keys = [
+        next(cell.key for cell in cells_of(tmp_path, *methods, seeds=[0]) if cell.method == "kmeans-moco")
+        for methods in (["kmeans-moco"], ["odc", "kmeans-moco"], ["kmeans-moco", "spice", "dc-moco"])
+    ]
+    assert len(set(keys)) == 1
+    assert cells_of(tmp_path, "kmeans-moco", seeds=[0], clusters=9)[-1].key != keys[0]
+
+
 def test_the_number_of_clusters_reaches_every_head(tmp_path: Path) -> None:
     for cell in cells_of(tmp_path, "dc", "kmeans-moco", "spice", clusters=7, seeds=[0]):
         if cell.stage is not None:

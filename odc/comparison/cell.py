@@ -24,6 +24,7 @@ from odc.apis import build_runner, convert, finish, load_runner
 from odc.clustering import l2_normalize
 from odc.clustering.kmeans import load_faiss
 from odc.comparison.plan import Cell
+from odc.comparison.report import embed, read_outcome
 from odc.engine.data import ClusterData
 from odc.engine.extract import extract
 from odc.engine.loops import ClusterValLoop
@@ -235,6 +236,7 @@ def run_cell(cell: Cell, pipe: Connection) -> None:
 
     started = time.perf_counter()
     record: dict[str, Any]
+    images = 0
     try:
         torch.set_num_threads(cell.threads)
         load_faiss().omp_set_num_threads(cell.threads)
@@ -244,6 +246,7 @@ def run_cell(cell: Cell, pipe: Connection) -> None:
         record = {name: values.get(name) for name in (*METRICS, *sorted(set(values) - set(METRICS)))}
         if outcome.clustering is not None:
             outcome.clustering.save(folder / OUTCOME)
+            images = len(outcome.clustering.cluster)
         if outcome.logs is not None:
             write_text(folder / CURVES, json.dumps(read_curves(outcome.logs)) + "\n")
     except Exception as e:  # whatever it is, it becomes this cell's record
@@ -256,6 +259,9 @@ def run_cell(cell: Cell, pipe: Connection) -> None:
     usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     record["peak_rss_mb"] = round(usage / 1024, 1)
     pipe.send(("record", record))
+    if cell.shown and images and (found := read_outcome(folder, images)) is not None:
+        pipe.send(("progress", 1.0, "map of the features"))
+        embed(found)  # here, beside the other cells, and not one after the other when all have ended
 
 
 def read_curves(logs: Path) -> list[dict[str, float]]:

@@ -38,6 +38,7 @@ class Cell:
         stage: for a pipeline, the one whose result is the row.
         pretrained: backbone that it starts from.
         after: (method, seed) of the cells that have to end before this one begins.
+        shown: the report has a map of its features, which takes some seconds to draw.
         minutes: stop the training after the epoch in which so much time is up.
         key: hash of all that decides its result.
     """
@@ -52,6 +53,7 @@ class Cell:
     stage: str | None = None
     pretrained: str | None = None
     after: tuple[tuple[str, int], ...] = ()
+    shown: bool = False
     minutes: float | None = None
     key: str = field(default="", compare=False)
 
@@ -247,6 +249,7 @@ def _cell(
         stage=row.stage,
         pretrained=pretrained,
         after=tuple(after),
+        shown=name != PRETRAINING and seed == request.seeds[0],
         minutes=None if name == PRETRAINING or row.estimator is not None or pipeline else request.minutes,
     )
 
@@ -265,12 +268,7 @@ def check_fair(cells: Sequence[Cell]) -> None:
         firsts.setdefault(cell.config, cell)
     for cell in firsts.values():
         cfg = cell.prepare() if cell.stage is None else _stages(cell)["moco"]
-        terms = {
-            "data.dataset": cfg.data.dataset,
-            "data.eval_dataset": cfg.data.get("eval_dataset"),
-            "data.views.extract": cfg.data.views.extract,
-            "model.backbone": cfg.model.backbone,
-        }
+        terms = _common(cfg)
         if cell.stage is None and cell.estimator is None and cell.method != PRETRAINING:
             if "train" in cfg.data.views:
                 terms["data.views.train"] = cfg.data.views.train
@@ -283,6 +281,16 @@ def check_fair(cells: Sequence[Cell]) -> None:
                     f"not a fair comparison: {key} is {expected} for {first} but {value} for {cell.method}: make them "
                     "equal, with --epochs, --minutes or --cfg-options for all of them"
                 )
+
+
+def _common(cfg: Config) -> dict[str, Any]:
+    """Return what all methods must have in common."""
+    return {
+        "data.dataset": cfg.data.dataset,
+        "data.eval_dataset": cfg.data.get("eval_dataset"),
+        "data.views.extract": cfg.data.views.extract,
+        "model.backbone": cfg.model.backbone,
+    }
 
 
 def _stages(cell: Cell) -> dict[str, Config]:
@@ -299,7 +307,10 @@ def _stages(cell: Cell) -> dict[str, Config]:
 
 def _key(cell: Cell, before: Sequence[str]) -> str:
     """Return the hash of a cell's settings and of the cells before it; where it lies does not matter."""
-    if cell.stage is None:
+    if cell.estimator is not None:  # whose config it takes data and network from does not matter
+        cfg = cell.prepare()
+        told = [{**_common(cfg), "clusters": cfg.model.head.get("num_clusters"), "randomness": cfg.randomness}]
+    elif cell.stage is None:
         told = [cell.prepare().to_dict()]
     else:
         told = [load_config(cell.config, None).to_dict(), *(cfg.to_dict() for cfg in _stages(cell).values())]

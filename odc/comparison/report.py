@@ -31,7 +31,7 @@ from odc.comparison.pictures import Sprite, Thumbnails, data_uri
 from odc.data.datasets import ImageDataset
 from odc.errors import InputError
 from odc.evaluation import cluster_entropy, clustering_accuracy
-from odc.files import write_text
+from odc.files import write_text, written_whole
 from odc.structures import UNLABELLED, make_generator
 
 Ints = npt.NDArray[np.int64]
@@ -515,10 +515,8 @@ def embed(outcome: Outcome) -> tuple[tuple[Ints, charts.Floats] | None, str]:
             init="pca" if features.shape[1] > 1 else "random",
             random_state=0,
         ).fit_transform(features[index])
-    unfinished = cache.with_name(cache.name + ".tmp")
-    with unfinished.open("wb") as out:
+    with written_whole(cache) as out:
         np.savez(out, index=index.astype(np.int32), xy=xy, checksum=np.array(checksum))
-    unfinished.replace(cache)
     return (index, xy), ""
 
 
