@@ -1,6 +1,6 @@
 # The methods on MNIST's 60,000 training images: odc compare --dataset mnist
 comparison = dict(
-    moco='../moco/moco_convnet_1xb64-24e_mnist.py',
+    moco='../moco/moco_convnet_1xb64-12e_mnist.py',
     methods={
         'dc': '../deepcluster/deepcluster_convnet_1xb256-10e_mnist.py',
         'odc': '../odc/odc_convnet_1xb256-10e_mnist.py',

@@ -1,9 +1,9 @@
-# SPICE-Self on MNIST, on the features of configs/moco/moco_convnet_1xb64-24e_mnist.py.
+# SPICE-Self on MNIST, on the features of configs/moco/moco_convnet_1xb64-12e_mnist.py.
 _base_ = ['../_base_/default_runtime.py', '../_base_/datasets/mnist.py']
 
 model = dict(
     type='ClusterModel',
-    pretrained='work_dirs/moco_convnet_1xb64-24e_mnist/epoch_24.pth',
+    pretrained='work_dirs/moco_convnet_1xb64-12e_mnist/epoch_12.pth',
     backbone=dict(type='ConvNet', in_channels=1, widths=[16, 32, 64]),
     # Only the heads are trained, so features are computed once for every labelling.
     frozen=['backbone', 'neck'],

@@ -3,7 +3,7 @@ _base_ = ['../_base_/default_runtime.py', '../_base_/datasets/mnist.py']
 
 model = dict(
     type='ClusterModel',
-    pretrained='work_dirs/moco_convnet_1xb64-24e_mnist/epoch_24.pth',
+    pretrained='work_dirs/moco_convnet_1xb64-12e_mnist/epoch_12.pth',
     backbone=dict(type='ConvNet', in_channels=1, widths=[16, 32, 64]),
     ema=0.995,
     head=dict(type='SpiceSemiHead', num_clusters=10, labelled_size=32, batch_size=224, steps=200))
