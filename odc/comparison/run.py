@@ -151,26 +151,27 @@ class Running:
         self.cell = cell
         self.share, self.where = 0.0, "starting"
         self.record: dict[str, Any] | None = None
+        self.told = self.closed = False  # the record is written; the process has ended, after drawing its map
         self.started = time.monotonic()
         self.pipe, send = context.Pipe(duplex=False)
         self.process = context.Process(target=run_cell, args=(cell, send))
         self.process.start()
         send.close()
 
-    def receive(self) -> bool:
-        """Take one message; return whether the cell has ended."""
+    def receive(self) -> None:
+        """Take one message."""
         try:
             message = self.pipe.recv()
         except EOFError:
             self.process.join()
             if self.record is None:
                 self.record = {"error": f"the process ended with exit code {self.process.exitcode}"}
-            return True
+            self.closed = True
+            return
         if message[0] == "record":
             self.record = message[1]
         else:
             _, self.share, self.where = message
-        return False
 
 
 def run_all(
@@ -188,13 +189,16 @@ def run_all(
                 waiting.remove(cell)
                 running.append(Running(cell, context))
             ready = multiprocessing.connection.wait([r.pipe for r in running], timeout=1.0)
-            for r in [r for r in running if r.pipe in ready and r.receive()]:
-                running.remove(r)
-                record = complete(r, facts, about, ended, request.out)
-                ended[r.cell.method, r.cell.seed] = record
-                with (request.out / RESULTS).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
-                progress.ended(record)
+            for r in [r for r in running if r.pipe in ready]:
+                r.receive()
+                if r.record is not None and not r.told:
+                    r.told = True
+                    record = complete(r, facts, about, ended, request.out)
+                    ended[r.cell.method, r.cell.seed] = record
+                    with (request.out / RESULTS).open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(record) + "\n")
+                    progress.ended(record)
+            running = [r for r in running if not r.closed]
             progress.show(running, waiting)
     finally:
         for r in running:
