@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from odc.cli import main
-from odc.comparison.cell import Clustering, run_method
+from odc.comparison.cell import Clustering, read_curves, run_method
 from odc.comparison.estimators import Estimator
 from odc.comparison.plan import Cell, Request, plan
 from odc.comparison.run import Progress, next_cell, read_results
@@ -204,6 +204,19 @@ def test_when_its_time_is_up_a_training_ends_with_the_epoch(tmp_path: Path) -> N
     assert outcome.values["images_seen"] == len(shares) * 64
     assert outcome.clustering is not None
     assert outcome.clustering.cluster.shape == (1797,)
+
+
+def test_curves_join_restarts_and_add_up_losses(tmp_path: Path) -> None:
+    lines = {"a": ['{"train/a_loss": 1.0, "train/b_loss": 0.5, "step": 1}'], "b": ['{"train/loss": 3.0, "step": 2}']}
+    lines["b"].append('{"val/acc": 0.25, "step": 2}')
+    for name, told in lines.items():
+        folder = tmp_path / name / "vis_data"
+        folder.mkdir(parents=True)
+        (folder / "scalars.json").write_text("\n".join(told) + "\n")
+    assert read_curves(tmp_path) == [
+        {"epoch": 1, "a_loss": 1.0, "b_loss": 0.5, "loss": 1.5},
+        {"epoch": 2, "loss": 3.0, "acc": 0.25},
+    ]
 
 
 # -- results ---------------------------------------------------------------------------------------------------------

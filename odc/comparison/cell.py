@@ -244,6 +244,7 @@ def run_cell(cell: Cell, pipe: Connection) -> None:
         outcome = run(cell, report)
         values = {"seconds": round(time.perf_counter() - started, 2), **outcome.values}
         record = {name: values.get(name) for name in (*METRICS, *sorted(set(values) - set(METRICS)))}
+        record |= {name: int(values[name]) for name in ("epochs", "images_seen") if name in values}
         if outcome.clustering is not None:
             outcome.clustering.save(folder / OUTCOME)
             images = len(outcome.clustering.cluster)
@@ -272,5 +273,8 @@ def read_curves(logs: Path) -> list[dict[str, float]]:
             logged = json.loads(line)
             step = int(logged.pop("step"))
             values = {name.partition("/")[2]: value for name, value in logged.items()}
+            losses = [value for name, value in values.items() if "loss" in name]
+            if losses:
+                values.setdefault("loss", sum(losses))  # a method with several trains on their sum
             epochs.setdefault(step, {"epoch": step}).update(values)
     return [epochs[step] for step in sorted(epochs)]
