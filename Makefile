@@ -35,7 +35,7 @@ $(READY): setup.py pyproject.toml requirements/lock.txt
 # One seed of every method on handwritten digits, with a report; the shared pre-training is a short one.
 demo: $(READY)
 	@$(BIN)/odc compare --methods kmeans-pixels kmeans-moco dc odc deepercluster spice-self spice --dataset digits \
-		--seeds 0 --pretrain-epochs 75 --out work_dirs/demo
+		--seeds 0 --pretrain-epochs 60 --out work_dirs/demo
 
 # Five seeds, from random weights and from MoCo, next to what scikit-learn makes of the same features.
 benchmark: $(READY)
