@@ -258,6 +258,19 @@ def _accuracy(found: Alignment, clusters: Any, paths: list[str], used: set[int],
 # -- the pipeline ----------------------------------------------------------------------------------------------------
 
 
+def stage_options(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return which options go to which stage: those that begin with its name to it, others to all that are trained."""
+    by_stage: dict[str, dict[str, Any]] = {stage: {} for stage in (*TRAINED, "reliable")}
+    for key, value in options.items():
+        stage, _, rest = key.partition(".")
+        if stage in by_stage and rest:
+            by_stage[stage][rest] = value
+        else:
+            for name in TRAINED:
+                by_stage[name][key] = value
+    return by_stage
+
+
 class Pipeline:
     """SPICE's stages in one work directory.
 
@@ -298,14 +311,7 @@ class Pipeline:
         if not isinstance(stages, Mapping) or set(stages) != expected:
             raise InputError(f"{config}: a pipeline is a dict of {', '.join(sorted(expected))}")
         self.folder = Path(work_dir) if work_dir is not None else Path("work_dirs") / path.stem
-        options: dict[str, dict[str, Any]] = {stage: {} for stage in expected}
-        for key, value in (cfg_options or {}).items():
-            stage, _, rest = key.partition(".")
-            if stage in expected and rest:
-                options[stage][rest] = value
-            else:
-                for name in TRAINED:
-                    options[name][key] = value
+        options = stage_options(cfg_options or {})
         if clusters is not None:
             for name in ("self", "semi"):
                 options[name]["model.head.num_clusters"] = clusters

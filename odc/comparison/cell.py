@@ -24,7 +24,8 @@ from odc.apis import build_runner, convert, finish, load_runner
 from odc.clustering import l2_normalize
 from odc.clustering.kmeans import load_faiss
 from odc.comparison.plan import Cell
-from odc.comparison.report import embed, read_outcome
+from odc.comparison.report import CURVES_FILE, OUTCOME_FILE, embed, read_outcome
+from odc.comparison.table import QUALITY
 from odc.engine.data import ClusterData
 from odc.engine.extract import extract
 from odc.engine.loops import ClusterValLoop
@@ -36,8 +37,7 @@ from odc.pipeline import Pipeline
 from odc.registry import MODELS, build
 from odc.structures import LocalComm
 
-METRICS = ("acc", "nmi", "ari", "knn")
-OUTCOME, CURVES, LOG = "outcome.npz", "curves.json", "output.txt"
+LOG = "output.txt"
 
 Report = Callable[[float, str], None]  # the share that is done, and where it is
 
@@ -243,13 +243,13 @@ def run_cell(cell: Cell, pipe: Connection) -> None:
         run = run_estimator if cell.estimator is not None else run_pipeline if cell.stage is not None else run_method
         outcome = run(cell, report)
         values = {"seconds": round(time.perf_counter() - started, 2), **outcome.values}
-        record = {name: values.get(name) for name in (*METRICS, *sorted(set(values) - set(METRICS)))}
+        record = {name: values.get(name) for name in (*QUALITY, *sorted(set(values) - set(QUALITY)))}
         record |= {name: int(values[name]) for name in ("epochs", "images_seen") if name in values}
         if outcome.clustering is not None:
-            outcome.clustering.save(folder / OUTCOME)
+            outcome.clustering.save(folder / OUTCOME_FILE)
             images = len(outcome.clustering.cluster)
         if outcome.logs is not None:
-            write_text(folder / CURVES, json.dumps(read_curves(outcome.logs)) + "\n")
+            write_text(folder / CURVES_FILE, json.dumps(read_curves(outcome.logs)) + "\n")
     except Exception as e:  # whatever it is, it becomes this cell's record
         traceback.print_exc()
         record = {

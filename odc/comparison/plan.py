@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from odc.comparison.estimators import ESTIMATORS, FEATURES, Estimator
 from odc.comparison.provenance import ROOT
 from odc.compat import load_config
 from odc.errors import InputError, nearest
+from odc.pipeline import stage_options
 
 PRETRAINING = "moco"  # its cells come before those of the methods that start from them, and are no row of the table
 FROM_MOCO = "-" + PRETRAINING
@@ -158,7 +159,7 @@ def plan(request: Request) -> list[Cell]:
     keys: dict[tuple[str, int], str] = {}
     for i, cell in enumerate(cells):
         keys[cell.method, cell.seed] = key = _key(cell, [keys[c] for c in cell.after if c[0] == PRETRAINING])
-        cells[i] = Cell(**{**cell.__dict__, "key": key})
+        cells[i] = replace(cell, key=key)
     return cells
 
 
@@ -267,7 +268,7 @@ def check_fair(cells: Sequence[Cell]) -> None:
     for cell in sorted(cells, key=lambda cell: cell.estimator is not None):  # estimators share a method's config
         firsts.setdefault(cell.config, cell)
     for cell in firsts.values():
-        cfg = cell.prepare() if cell.stage is None else _stages(cell)["moco"]
+        cfg = cell.prepare() if cell.stage is None else stage_configs(cell)["moco"]
         terms = _common(cfg)
         if cell.stage is None and cell.estimator is None and cell.method != PRETRAINING:
             if "train" in cfg.data.views:
@@ -293,14 +294,13 @@ def _common(cfg: Config) -> dict[str, Any]:
     }
 
 
-def _stages(cell: Cell) -> dict[str, Config]:
-    """Return the configs of a pipeline's stages, without building anything."""
+def stage_configs(cell: Cell) -> dict[str, Config]:
+    """Return the configs of a pipeline's trained stages, without building anything."""
     path = Path(cell.config)
-    stages = load_config(str(path), None).pipeline
-    common = {key: value for key, value in cell.options.items() if key.split(".")[0] not in stages}
+    options = stage_options(cell.options)
     return {
-        name: prepare_config(path.parent / config, cfg_options=common, seed=cell.seed)
-        for name, config in stages.items()
+        name: prepare_config(path.parent / config, cfg_options=options[name], seed=cell.seed)
+        for name, config in load_config(str(path), None).pipeline.items()
         if isinstance(config, str)
     }
 
@@ -313,7 +313,7 @@ def _key(cell: Cell, before: Sequence[str]) -> str:
     elif cell.stage is None:
         told = [cell.prepare().to_dict()]
     else:
-        told = [load_config(cell.config, None).to_dict(), *(cfg.to_dict() for cfg in _stages(cell).values())]
+        told = [load_config(cell.config, None).to_dict(), *(cfg.to_dict() for cfg in stage_configs(cell).values())]
     kept = [{k: v for k, v in t.items() if k not in ("work_dir", "visualizer") and not k.startswith("_")} for t in told]
     estimator = None if cell.estimator is None else [cell.estimator.path, cell.estimator.features]
     given = None

@@ -35,8 +35,8 @@ def provenance() -> dict[str, Any]:
 def command() -> str:
     """Return the command line of this process, as one would type it in the checkout."""
     program = Path(sys.argv[0])
-    name = program.name if program.name == "odc" else f"python {relative(sys.argv[0])}"
-    return shlex.join([*name.split(), *sys.argv[1:]])
+    called = [program.name] if program.name == "odc" else ["python", relative(sys.argv[0])]
+    return shlex.join([*called, *sys.argv[1:]])
 
 
 def cpu_model() -> str:

@@ -28,6 +28,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from odc.comparison import charts
 from odc.comparison.pictures import Sprite, Thumbnails, data_uri
+from odc.comparison.plan import PRETRAINING
+from odc.comparison.table import QUALITY, Record
 from odc.data.datasets import ImageDataset
 from odc.errors import InputError
 from odc.evaluation import cluster_entropy, clustering_accuracy
@@ -35,10 +37,8 @@ from odc.files import write_text, written_whole
 from odc.structures import UNLABELLED, make_generator
 
 Ints = npt.NDArray[np.int64]
-Record = Mapping[str, Any]
 
-PRETRAINING = "moco"  # told apart: it is shared by methods, and no row of the table
-QUALITY = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "knn": "kNN"}
+OUTCOME_FILE, CURVES_FILE = "outcome.npz", "curves.json"  # what a cell leaves in its folder
 EVENNESS = {"entropy": "Entropy", "clusters": "Clusters"}  # instead, without ground truth
 RANKED = ("acc", "nmi", "ari")  # kNN is of the features, not of the clusters
 CURVES = {
@@ -86,7 +86,7 @@ def read_outcome(folder: Path, total: int) -> Outcome | None:
     Raises:
         InputError: the file is damaged, or of another number of images than ``total``.
     """
-    path = folder / "outcome.npz"
+    path = folder / OUTCOME_FILE
     if not path.is_file():
         return None
     try:
@@ -110,7 +110,7 @@ def read_curves(folder: Path) -> list[dict[str, float]]:
     Raises:
         InputError: the file is damaged.
     """
-    path = folder / "curves.json"
+    path = folder / CURVES_FILE
     if not path.is_file():
         return []
     try:

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from odc.apis import writable
-from odc.comparison.cell import METRICS, num_clusters, run_cell
-from odc.comparison.plan import PRETRAINING, Cell, Request, plan
+from odc.comparison.cell import num_clusters, run_cell
+from odc.comparison.plan import PRETRAINING, Cell, Request, plan, stage_configs
 from odc.comparison.provenance import command, provenance, relative
 from odc.comparison.report import write_report
-from odc.comparison.table import UNLABELLED, document
-from odc.compat import load_config
+from odc.comparison.table import QUALITY, UNLABELLED, document
 from odc.data.datasets import ImageDataset
 from odc.errors import InputError
 from odc.files import write_text
@@ -110,21 +109,16 @@ def render(
 
 def describe(cells: Sequence[Cell], request: Request) -> dict[str, Any]:
     """Return what is true of all cells: the evaluated data, K, the command."""
-    cell = next((c for c in cells if c.stage is None and c.method != PRETRAINING), None)
-    if cell is not None:
-        cfg = cell.prepare()
-    else:
-        pipeline = next(c for c in cells if c.stage is not None)
-        path = Path(pipeline.config).parent / load_config(pipeline.config, None).pipeline["self"]
-        options = {k.removeprefix("self."): v for k, v in pipeline.options.items()}
-        cfg = load_config(str(path), {k: v for k, v in options.items() if k.split(".")[0] not in ("semi", "moco")})
+    rows = [cell for cell in cells if cell.method != PRETRAINING]
+    cell = next((cell for cell in rows if cell.stage is None), rows[0])
+    cfg = cell.prepare() if cell.stage is None else stage_configs(cell)["self"]
     evaluated = cfg.data.get("eval_dataset")
     data = cfg.data.dataset if evaluated is None else evaluated
     split = "the training set" if evaluated is None else "a set of their own, which no training saw"
     return {
         "dataset": request.dataset,
         "data": data.to_dict(),
-        "evaluated_on": data.get("split", split) if "split" in data else split,
+        "evaluated_on": data.get("split", split),
         "num_clusters": num_clusters(cfg),
         "command": command(),
     }
@@ -288,7 +282,7 @@ class Progress:
         self.done += 1
         self._note(record)
         clear = "\r\033[K" if self.terminal else ""
-        names = METRICS if any(record.get(m) is not None for m in METRICS) else tuple(UNLABELLED)
+        names = QUALITY if any(record.get(m) is not None for m in QUALITY) else UNLABELLED
         values = "  ".join(f"{m} {record[m]:.3f}" for m in names if record.get(m) is not None)
         result = f"{record['error']} (see {record.get('log', 'its folder')})" if "error" in record else values
         title = f"{record['method']} seed {record['seed']}"

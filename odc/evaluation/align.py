@@ -88,7 +88,6 @@ class Alignment:
         """Write the map as JSON."""
         value = {"rule": self.rule, "classes": self.classes, "unmatched": self.unmatched}
         text = json.dumps({**value, "clusters": [asdict(m) for m in self.matches]}, indent=2, ensure_ascii=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text + "\n")
 
     @classmethod
