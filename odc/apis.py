@@ -244,13 +244,14 @@ def train(cfg: Config, hooks: Sequence[Hook] = ()) -> dict[str, float]:
         hooks: more of them than the config names.
 
     Returns:
-        The last evaluation, and ``images_seen``: views of images that the training put through the network.
+        The last evaluation, ``epochs``, and ``images_seen``: views of images that the training put through the network.
     """
     runner = build_runner(cfg)
     for hook in hooks:
         runner.register_hook(hook)
     runner.train()
-    return {**finish(runner, Path(cfg.work_dir)), "images_seen": float(runner.train_loop.images_seen)}
+    costs = {"epochs": float(runner.epoch), "images_seen": float(runner.train_loop.images_seen)}
+    return {**finish(runner, Path(cfg.work_dir)), **costs}
 
 
 def evaluate(cfg: Config, checkpoint: str, out: str | Path | None = None) -> dict[str, float]:

@@ -275,11 +275,17 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         default="digits",
         help="name in configs/comparisons, path of such a config, or a folder of pictures (default: digits)",
     )
+    parser.add_argument(
+        "--evaluate-on",
+        metavar="WHERE",
+        help="split of the data set (train, test, train+test) or folder of pictures (default: the configs', or what is "
+        "clustered)",
+    )
     parser.add_argument("--clusters", type=int, help="number of clusters (default: the configs')")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--jobs", type=int, help="cells at a time (default: one a core; with a GPU, one)")
-    parser.add_argument("--epochs", type=int, help="the same number of epochs for every method")
-    parser.add_argument("--minutes", type=float, help="the same time for every method, instead of the same epochs")
+    parser.add_argument("--epochs", type=int, help="the same number of epochs for every method; SPICE's two share it")
+    parser.add_argument("--minutes", type=float, help="time of every method, instead of epochs; SPICE's two share it")
     parser.add_argument("--pretrained", metavar="FILE", help="start from this backbone instead of training MoCo")
     parser.add_argument("--pretrain-epochs", type=int, help="epochs of MoCo (default: its config's)")
     parser.add_argument("--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="for every config")
@@ -304,6 +310,7 @@ def _compare(args: argparse.Namespace) -> int:
             methods=args.methods,
             out=out,
             dataset=args.dataset,
+            evaluate_on=args.evaluate_on,
             seeds=args.seeds,
             jobs=args.jobs or default_jobs(),
             epochs=args.epochs,

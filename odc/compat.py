@@ -891,6 +891,9 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
             traceback.clear_frames(error.__traceback__)
         raise InputError(f"config '{where}" + ("" if wrong else _one_line(error))) from error
     try:
+        for key, value in (overrides or {}).items():
+            if isinstance(value, dict) and "_delete_" in value:
+                config.merge_from_dict({key: None})  # where there is nothing, merging would keep _delete_ itself
         config.merge_from_dict(copy.deepcopy(overrides or {}))  # merging takes _delete_ out of what it is given
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(f"config '{path}' has no place for the overrides {overrides}: {_one_line(error)}") from error

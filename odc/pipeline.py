@@ -351,25 +351,26 @@ class Pipeline:
         writable(self.folder)
         # What is said before the first stage's own log exists.
         self.logger = MMLogger("pipeline", logger_name="mmengine")
-        last = {name: self.folder / name / f"epoch_{self.configs[name].train_cfg.max_epochs}.pth" for name in TRAINED}
+        results: dict[str, dict[str, Any]] = {}
         embeddings = self.folder / "embeddings" / "features.npz"
+
+        def last(name: str) -> str:
+            return str(self.folder / name / results[name]["checkpoint"])
 
         def moco() -> dict[str, Any]:
             values = self._train("moco")
-            convert(last["moco"], self.folder / "moco" / "backbone.pth")
+            convert(self.folder / "moco" / values["checkpoint"], self.folder / "moco" / "backbone.pth")
             return values
 
         def embed() -> dict[str, Any]:
             cfg = self._config("moco", "embeddings")
-            return {"images": len(extract_features(cfg, str(last["moco"]), embeddings).index)}
+            return {"images": len(extract_features(cfg, last("moco"), embeddings).index)}
 
         def choose() -> dict[str, Any]:
             cfg = self._config("self", "reliable")
             # Self's own features are the same, its backbone being frozen; without MoCo's stage there are no others.
             features = None if self.pretrained else embeddings
-            found = reliable(
-                cfg, str(last["self"]), self.folder / "reliable", features=features, **self.reliable_options
-            )
+            found = reliable(cfg, last("self"), self.folder / "reliable", features=features, **self.reliable_options)
             return {**found.__dict__, "told": str(found)}
 
         work: dict[str, Callable[[], dict[str, Any]]] = {
@@ -382,7 +383,6 @@ class Pipeline:
         stages = list(STAGES if self.pretrained is None else STAGES[2:])
         stages = stages[: stages.index(until) + 1]
         key = "" if self.pretrained is None else hashlib.sha256(self.pretrained.read_bytes()).hexdigest()
-        results: dict[str, dict[str, Any]] = {}
         for number, name in enumerate(stages):
             key = self._key(name, key)
             results[name] = self._stage(name, key, work[name], f"stage {number + 1}/{len(stages)}, {name}")
@@ -442,7 +442,8 @@ class Pipeline:
     def _train(self, name: str) -> dict[str, Any]:
         cfg = self.configs[name]
         cfg.resume = True  # from its own folder, where an earlier run was interrupted
-        return train(cfg, self.hooks)
+        values = train(cfg, self.hooks)
+        return {**values, "checkpoint": f"epoch_{values['epochs']:.0f}.pth"}
 
 
 def summary(results: Mapping[str, Mapping[str, Any]]) -> str:

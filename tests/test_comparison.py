@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,9 @@ import pytest
 import torch
 
 from odc.cli import main
-from odc.comparison.cell import Clustering, read_curves, run_method
+from odc.comparison.cell import Clustering, _Watch, read_curves, run_method
 from odc.comparison.estimators import Estimator
-from odc.comparison.plan import Cell, Request, plan
+from odc.comparison.plan import Cell, Request, plan, stage_configs
 from odc.comparison.run import Progress, next_cell, read_results
 from odc.comparison.table import document, table
 from odc.errors import InputError
@@ -135,6 +137,43 @@ def test_a_folder_is_a_data_set(tmp_path: Path) -> None:
     assert {cell.prepare().data.dataset.root for cell in cells} == {str(tmp_path / "pictures")}
 
 
+def test_a_budget_is_shared_by_the_trainings_of_spice(tmp_path: Path) -> None:
+    by_method = {c.method: c for c in cells_of(tmp_path, "spice", "spice-self", "dc", seeds=[0], epochs=7)}
+    assert by_method["dc"].options == {"train_cfg.max_epochs": 7}
+    assert by_method["spice-self"].options == {"self.train_cfg.max_epochs": 7}
+    assert by_method["spice"].options == {"self.train_cfg.max_epochs": 4, "semi.train_cfg.max_epochs": 3}
+    assert by_method["spice"].folder != by_method["spice-self"].folder, "Self is not the same one"
+    assert by_method["spice"].after == (("moco", 0),)
+    one = cells_of(tmp_path, "spice", seeds=[0], epochs=1)[-1]
+    assert one.options == {"self.train_cfg.max_epochs": 1, "semi.train_cfg.max_epochs": 1}
+    timed = {c.method: c.minutes for c in cells_of(tmp_path, "spice", "spice-self", "dc", "kmeans-moco", minutes=3.0)}
+    assert timed == {"moco": None, "spice": 1.5, "spice-self": 3.0, "dc": 3.0, "kmeans-moco": None}
+
+
+def test_every_row_is_measured_the_same_way_and_once(tmp_path: Path) -> None:
+    config = tmp_path / "mine.py"
+    config.write_text(f"_base_ = '{ODC}'\nval_evaluator = [dict(type='KNNMetric', k=3), dict(type='KMeansMetric')]\n")
+    cfg = cells_of(tmp_path, str(config), seeds=[0])[0].prepare()
+    assert cfg.val_evaluator == [{"type": "ClusterMetrics"}, {"type": "KNNMetric"}, {"type": "KMeansMetric"}]
+    assert cfg.train_cfg.val_interval == cfg.train_cfg.max_epochs
+
+
+@pytest.mark.parametrize(("where", "split"), [("test", "test"), ("train+test", "train+test"), ("train", None)])
+def test_what_is_evaluated_can_be_another_split(tmp_path: Path, where: str, split: str | None) -> None:
+    cells = cells_of(tmp_path, "kmeans-pixels", "dc", "spice", dataset="mnist", evaluate_on=where, seeds=[0])
+    configs = [cell.prepare() for cell in cells if cell.stage is None] + list(stage_configs(cells[-1]).values())
+    assert len(configs) == 6
+    for cfg in configs:
+        assert cfg.data.dataset.split == "train"
+        found = cfg.data.get("eval_dataset")
+        assert found == (None if split is None else {**cfg.data.dataset, "split": split})
+
+
+def test_what_is_evaluated_can_be_a_folder(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path, "odc", "kmeans-pixels", evaluate_on=str(tmp_path), seeds=[0])
+    assert [c.prepare().data.eval_dataset for c in cells] == [{"type": "ImageFolder", "root": str(tmp_path)}] * 2
+
+
 @pytest.mark.parametrize(
     ("methods", "changed", "said"),
     [
@@ -146,6 +185,7 @@ def test_a_folder_is_a_data_set(tmp_path: Path) -> None:
         (["odc"], {"seeds": [1, 1]}, "--seeds 1 1: each seed once"),
         (["odc"], {"epochs": 2, "minutes": 1.0}, "--epochs 2 and --minutes 1"),
         (["odc"], {"minutes": 0.0}, "--minutes is a time, not 0"),
+        (["odc"], {"evaluate_on": "test"}, "--evaluate-on test: there is no such folder, and Digits has no splits"),
         (["sklearn.cluster.Kmeans-pixels"], {}, r"sklearn.cluster has no 'Kmeans'.*'KMeans'"),
         (["sklearn.decomposition.PCA-pixels"], {}, "has no fit_predict"),
         (["nowhere.Thing-pixels"], {}, "cannot import 'nowhere'"),
@@ -204,6 +244,21 @@ def test_when_its_time_is_up_a_training_ends_with_the_epoch(tmp_path: Path) -> N
     assert outcome.values["images_seen"] == len(shares) * 64
     assert outcome.clustering is not None
     assert outcome.clustering.cluster.shape == (1797,)
+
+
+def test_a_training_is_as_long_as_its_time_whatever_its_config_says(tmp_path: Path) -> None:
+    """The clock counts epochs, 10 s each but the third of 20: 65 s are enough for 5, and one epoch more is too long."""
+    clock = itertools.accumulate([0.0, 10.0, 10.0, 20.0, 10.0, 10.0, 10.0])
+    loop = SimpleNamespace(max_epochs=30, val_interval=30)
+    watch = _Watch(lambda share, where: None, minutes=65 / 60, clock=lambda: next(clock))
+    watch.before_train(SimpleNamespace(train_loop=loop))
+    planned = []
+    for epoch in range(30):
+        watch.after_train_epoch(SimpleNamespace(epoch=epoch, train_loop=loop))
+        planned.append(loop.max_epochs)
+        if epoch + 1 == loop.max_epochs:
+            break
+    assert planned == [6, 6, 4, 5, 5]
 
 
 def test_curves_join_restarts_and_add_up_losses(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
+import sys
 import threading
 import time
 import traceback
@@ -23,7 +25,7 @@ from torch import Tensor
 from odc.apis import build_runner, convert, finish, load_runner
 from odc.clustering import l2_normalize
 from odc.clustering.kmeans import load_faiss
-from odc.comparison.plan import Cell
+from odc.comparison.plan import Cell, measure
 from odc.comparison.report import CURVES_FILE, OUTCOME_FILE, embed, read_outcome
 from odc.comparison.table import QUALITY
 from odc.engine.data import ClusterData
@@ -107,22 +109,36 @@ class Clustering:
 
 
 class _Watch(Hook):
-    """Report the progress of a training, and stop it after the epoch in which its time is up."""
+    """Report the progress of a training, and fit it into its time.
 
-    def __init__(self, report: Report, minutes: float | None) -> None:
+    After every epoch the number of epochs is set to what the time left is enough for, so that the learning rate, which
+    follows the share of the training that is done, has its whole schedule however long an epoch takes. The first epoch
+    goes by the config's number; the training never ends before it, and runs over its time by less than an epoch.
+    """
+
+    def __init__(self, report: Report, minutes: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.report = report
         self.minutes = minutes
-        self.started = time.monotonic()
+        self.clock = clock
+        self.started = 0.0
+
+    def before_train(self, runner: Any) -> None:
+        """Start the clock: of each training of a pipeline anew."""
+        self.started = self.clock()
+        if self.minutes is not None:
+            runner.train_loop.val_interval = sys.maxsize  # the loop evaluates after the last epoch in any case
 
     def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
         """Report."""
-        used = 0.0 if self.minutes is None else (time.monotonic() - self.started) / (60 * self.minutes)
+        used = 0.0 if self.minutes is None else (self.clock() - self.started) / (60 * self.minutes)
         self.report(max(used, runner.train_loop.progress), f"epoch {runner.epoch + 1}/{runner.max_epochs}")
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Stop."""
-        if self.minutes is not None and time.monotonic() - self.started > 60 * self.minutes:
-            runner.train_loop.max_epochs = runner.train_loop.epoch + 1
+        """Plan the epochs that are left."""
+        if self.minutes is not None:
+            done = runner.epoch + 1
+            used = self.clock() - self.started
+            runner.train_loop.max_epochs = done + max(0, int((60 * self.minutes - used) * done / used))
 
 
 def run_method(cell: Cell, report: Report) -> Outcome:
@@ -143,30 +159,35 @@ def run_method(cell: Cell, report: Report) -> Outcome:
 def run_pipeline(cell: Cell, report: Report) -> Outcome:
     """Run SPICE from the shared backbone up to the row's stage; the stages before it may be there already."""
     stage = cell.stage or "semi"
+    if cell.minutes is not None:  # how much of it an interrupted training has had is not known
+        for done in Path(cell.folder).glob("*/begun.json"):
+            if not done.with_name("done.json").exists():
+                shutil.rmtree(done.parent)
     pipeline = Pipeline(
         cell.config,
         work_dir=cell.folder,
         cfg_options=cell.options,
         pretrained=cell.pretrained,
         seed=cell.seed,
-        hooks=[_Watch(report, None)],
+        hooks=[_Watch(report, cell.minutes)],
     )
+    for cfg in pipeline.configs.values():
+        measure(cfg)
     results = pipeline.run(stage)
     values = {k: v for k, v in results[stage].items() if isinstance(v, float)}
     if "reliable" in results:
         values |= {"reliable": float(results["reliable"]["count"])}
         if results["reliable"]["purity"] is not None:
             values["purity"] = results["reliable"]["purity"]
-    for cost in ("seconds", "images_seen"):
+    for cost in ("seconds", "images_seen", "epochs"):
         values[cost] = float(sum(result.get(cost, 0.0) for result in results.values()))
     # The features behind the result: evaluated again, since the stage may have been there already.
     cfg = pipeline.configs[stage].copy()
-    epochs = cfg.train_cfg.max_epochs
     cfg.work_dir = str(Path(cell.folder) / "evaluation")
-    runner, _ = load_runner(cfg, str(Path(cell.folder) / stage / f"epoch_{epochs}.pth"))
+    runner, _ = load_runner(cfg, str(Path(cell.folder) / stage / results[stage]["checkpoint"]))
     val = runner.val_loop
     clustering = Clustering.from_scores(val.evaluate()) if isinstance(val, ClusterValLoop) else None
-    return Outcome(values | {"epochs": float(epochs)}, clustering, Path(cell.folder) / stage)
+    return Outcome(values, clustering, Path(cell.folder) / stage)
 
 
 def run_estimator(cell: Cell, report: Report) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,11 @@ from odc.comparison.provenance import ROOT
 from odc.compat import load_config
 from odc.errors import InputError, nearest
 from odc.pipeline import stage_options
+from odc.registry import DATASETS, resolve
 
 PRETRAINING = "moco"  # its cells come before those of the methods that start from them, and are no row of the table
 FROM_MOCO = "-" + PRETRAINING
+MEASURES = ("ClusterMetrics", "KNNMetric")  # of every row, with their defaults
 SELF = "-self"  # a pipeline's row after SPICE-Self instead of the whole
 
 
@@ -40,7 +43,7 @@ class Cell:
         pretrained: backbone that it starts from.
         after: (method, seed) of the cells that have to end before this one begins.
         shown: the report has a map of its features, which takes some seconds to draw.
-        minutes: stop the training after the epoch in which so much time is up.
+        minutes: how long each of its trainings may take.
         key: hash of all that decides its result.
     """
 
@@ -74,8 +77,7 @@ class Cell:
         if self.pretrained is not None:
             options["model.pretrained"] = self.pretrained
         cfg = prepare_config(self.config, work_dir=self.folder, cfg_options={**options, **self.options}, seed=self.seed)
-        # Ground truth is looked at once, at the end: what is measured is training.
-        cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs
+        measure(cfg, self.method != PRETRAINING)
         return cfg
 
 
@@ -89,7 +91,9 @@ class Request:
         dataset: name in ``configs/comparisons``, path of such a config, or a folder of pictures.
         seeds: each method runs once for each.
         jobs: cells at a time.
-        epochs: the same number for every method that is trained.
+        evaluate_on: split of the data set, or a folder of pictures, that all methods are evaluated on; by default what
+            the configs say, and where they say nothing the images that are clustered.
+        epochs: the same number for every method that is trained; SPICE's trainings share it.
         minutes: the same wall-clock time for every method that is trained, instead of the same number of epochs.
         pretrain_epochs: of the shared pre-training.
         pretrained: backbone to start from instead of the shared pre-training.
@@ -100,6 +104,7 @@ class Request:
     methods: Sequence[str]
     out: Path
     dataset: str = "digits"
+    evaluate_on: str | None = None
     seeds: Sequence[int] = (0,)
     jobs: int = 1
     epochs: int | None = None
@@ -145,6 +150,8 @@ def plan(request: Request) -> list[Cell]:
     trained = [row.config for row in rows.values() if row.config and row.stage is None]
     # Estimators take data and network from the first method that is trained.
     first = trained[0] if trained else next(c for c in configs.values() if not _is_pipeline(c))
+    if request.evaluate_on is not None:
+        options["data.eval_dataset"] = _evaluated(load_config(first, options).data.dataset, request.evaluate_on)
     follow = [name for name, row in rows.items() if row.from_moco]
     if request.pretrained is not None and not follow:
         raise InputError(f"--pretrained is for SPICE and methods whose name ends in {FROM_MOCO}: there is none")
@@ -193,6 +200,20 @@ def _dataset(request: Request) -> tuple[str, dict[str, Any]]:
     return str(folder / f"{request.dataset}.py"), options
 
 
+def _evaluated(dataset: Config, where: str) -> dict[str, Any] | None:
+    """Return what ``--evaluate-on`` means for a data set: another split of it, or a folder; ``None`` is itself."""
+    if "split" in inspect.signature(resolve(DATASETS, dataset)[0]).parameters:
+        other = {**dataset, "split": where}
+    elif Path(where).is_dir():
+        other = {"type": "ImageFolder", "root": where}
+    else:
+        raise InputError(
+            f"--evaluate-on {where}: there is no such folder, and {dataset.type} has no splits: give a folder of "
+            "pictures, or leave it out to evaluate on the images that are clustered"
+        )
+    return None if other == dataset else {**other, "_delete_": True}
+
+
 def _is_pipeline(config: str) -> bool:
     return "pipeline" in load_config(config, None)
 
@@ -227,8 +248,13 @@ def _cell(
     mine = dict(options)
     epochs = request.pretrain_epochs if name == PRETRAINING else request.epochs
     pipeline = row.stage is not None
-    if epochs is not None and not pipeline and row.estimator is None:
-        mine["train_cfg.max_epochs"] = epochs
+    minutes = None if name == PRETRAINING or row.estimator is not None else request.minutes
+    if epochs is not None and row.estimator is None:
+        mine |= {f"{stage}train_cfg.max_epochs": share for stage, share in _shares(row, epochs).items()}
+    if minutes is not None:
+        minutes /= len(_shares(row, 1))
+    # With a budget, the Self stage of the whole is shorter than the one that is a row: they have nothing to share.
+    together = bool(row.group) and request.epochs is None and request.minutes is None
     if request.clusters is not None:
         heads = ("self.", "semi.") if pipeline else ("",)
         if pipeline or "num_clusters" in load_config(config, None).model.head:
@@ -237,13 +263,13 @@ def _cell(
     if row.from_moco:
         pretrained = request.pretrained or str(request.out / f"{PRETRAINING}-{seed}" / "backbone.pth")
     after = [(PRETRAINING, seed)] if row.from_moco and PRETRAINING in rows else []
-    if row.stage == "semi" and f"{row.group}{SELF}" in rows:
+    if together and row.stage == "semi" and f"{row.group}{SELF}" in rows:
         after.append((f"{row.group}{SELF}", seed))
     return Cell(
         method=name,
         seed=seed,
         config=config,
-        folder=str(request.out / f"{row.group or name}-{seed}"),
+        folder=str(request.out / f"{row.group if together else name}-{seed}"),
         options=mine,
         threads=max(1, (os.cpu_count() or 1) // request.jobs),
         estimator=row.estimator,
@@ -251,14 +277,23 @@ def _cell(
         pretrained=pretrained,
         after=tuple(after),
         shown=name != PRETRAINING and seed == request.seeds[0],
-        minutes=None if name == PRETRAINING or row.estimator is not None or pipeline else request.minutes,
+        minutes=minutes,
     )
+
+
+def _shares(row: _Row, epochs: int) -> dict[str, int]:
+    """Return the epochs of each training of a row by the prefix of its options; SPICE's two share them."""
+    if row.stage is None:
+        return {"": epochs}
+    if row.stage == "self":
+        return {"self.": epochs}
+    return {"self.": epochs - epochs // 2, "semi.": max(1, epochs // 2)}
 
 
 def check_fair(cells: Sequence[Cell]) -> None:
     """Check that all configs have the same images, training view and network, and but for MoCo's as many epochs.
 
-    SPICE has a schedule of its own; what it sees, its cost, is in the table.
+    SPICE has a schedule of its own, unless a budget is given; what it sees, its cost, is in the table.
 
     Raises:
         InputError: naming the two configs and what differs.
@@ -282,6 +317,14 @@ def check_fair(cells: Sequence[Cell]) -> None:
                     f"not a fair comparison: {key} is {expected} for {first} but {value} for {cell.method}: make them "
                     "equal, with --epochs, --minutes or --cfg-options for all of them"
                 )
+
+
+def measure(cfg: Config, row: bool = True) -> None:
+    """Let a training be measured once, at the end, since its time is for training; and a row as every other row."""
+    cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs
+    if row:
+        own = [metric for metric in cfg.get("val_evaluator") or () if metric["type"] not in MEASURES]
+        cfg.val_evaluator = [*({"type": name} for name in MEASURES), *own]
 
 
 def _common(cfg: Config) -> dict[str, Any]:

@@ -114,11 +114,11 @@ def describe(cells: Sequence[Cell], request: Request) -> dict[str, Any]:
     cfg = cell.prepare() if cell.stage is None else stage_configs(cell)["self"]
     evaluated = cfg.data.get("eval_dataset")
     data = cfg.data.dataset if evaluated is None else evaluated
-    split = "the training set" if evaluated is None else "a set of their own, which no training saw"
+    unnamed = "the data set" if evaluated is None else "another data set"
     return {
         "dataset": request.dataset,
         "data": data.to_dict(),
-        "evaluated_on": data.get("split", split),
+        "evaluated_on": data.get("split", data.get("root", unnamed)),
         "num_clusters": num_clusters(cfg),
         "command": command(),
     }

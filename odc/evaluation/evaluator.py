@@ -41,11 +41,13 @@ class Evaluation:
 class ClusterMetrics:
     """``acc`` (Hungarian, rectangular), ``nmi``, ``nmi_geometric``, ``ari``; ``entropy`` and ``empty`` of the clusters.
 
-    Without ground truth only the last two.
+    Without ground truth only the last two, for a head without clusters none.
     """
 
     def __call__(self, evaluation: Evaluation) -> dict[str, float]:
         """Return the metrics by name."""
+        if not evaluation.scores.shape[1]:
+            return {}
         targets = evaluation.targets
         if targets is None:
             targets = np.full(len(evaluation.scores), -1, dtype=np.int64)
