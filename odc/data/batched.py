@@ -21,7 +21,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from odc.data.keys import FIRST, GAMMA, SECOND, mix
-from odc.data.transforms import Cutout, PixelTransform, Rotate90, build_transform
+from odc.data.transforms import OPS, Cutout, PixelTransform, RandomOps, Rotate90, build_transform
 from odc.errors import InputError
 
 _CHUNK = 256  # images at a time on the CPU: what is between two transforms stays in its cache
@@ -411,8 +411,70 @@ def _random_apply(transform: Any) -> Op | None:
     return op
 
 
+def _random_ops(transform: RandomOps) -> Op:
+    ranges = torch.tensor([(low, high) for low, high, _ in OPS.values()], dtype=torch.float64)
+    changes = [_CHANGES[name] for name in OPS]
+
+    def op(images: Tensor, draws: Draws, variants: Tensor) -> Tensor:
+        _require_uint8(images, "RandomOps")
+        low, high = ranges.to(images.device).unbind(1)
+        for _ in range(transform.n):
+            which, share = draws.integer(len(changes)), draws.number()
+            images = _each(images, which, low[which] + share * (high - low)[which], changes)
+        return images
+
+    return op
+
+
+def _rand_augment(transform: Any) -> Op | None:
+    mode = _mode(transform)
+    if mode not in ("nearest", "bilinear") or isinstance(transform.fill, dict):
+        return None
+
+    def move(**of: Any) -> Change:
+        return _moving(mode=mode, fill=transform.fill, **of)
+
+    # v2's magnitudes are differences from the operation's neutral factor, and shares of what a pixel can be
+    changes: dict[str, Change] = {
+        "Identity": _CHANGES["identity"],
+        "ShearX": move(shear_x=_slope, center=(0, 0)),
+        "ShearY": move(shear_y=_slope, center=(0, 0)),
+        "TranslateX": move(shift_x=lambda m, images: m.trunc()),
+        "TranslateY": move(shift_y=lambda m, images: m.trunc()),
+        "Rotate": move(angle=lambda m, images: -m),
+        "Brightness": lambda images, m: _CHANGES["brightness"](images, 1 + m),
+        "Color": lambda images, m: _CHANGES["saturation"](images, 1 + m),
+        "Contrast": lambda images, m: _CHANGES["contrast"](images, 1 + m),
+        "Sharpness": lambda images, m: _CHANGES["sharpness"](images, 1 + m),
+        "Posterize": _CHANGES["posterize"],
+        "Solarize": lambda images, m: _CHANGES["solarize"](images, 255 * m),
+        "AutoContrast": _CHANGES["autocontrast"],
+        "Equalize": _CHANGES["equalize"],
+    }
+    space = transform._AUGMENTATION_SPACE
+    if set(space) != set(changes):
+        return None
+
+    def op(images: Tensor, draws: Draws, variants: Tensor) -> Tensor:
+        _require_uint8(images, "RandAugment")
+        sizes = []
+        for bins_of, _ in space.values():
+            bins = bins_of(transform.num_magnitude_bins, *images.shape[-2:])
+            sizes.append(0.0 if bins is None else float(bins[transform.magnitude]))
+        magnitude = torch.tensor(sizes, dtype=torch.float64, device=images.device)
+        signed = torch.tensor([both for _, both in space.values()], device=images.device)
+        for _ in range(transform.num_ops):
+            which, coin = draws.integer(len(space)), draws.number()
+            m = torch.where(signed[which] & (coin < 0.5), -magnitude[which], magnitude[which])
+            images = _each(images, which, m, [changes[name] for name in space])
+        return images
+
+    return op
+
+
 _BUILDERS: dict[type, Callable[[Any], Op | None]] = {
     Cutout: _cutout,
+    RandomOps: _random_ops,
     Rotate90: _rotate90,
     v2.CenterCrop: _deterministic,
     v2.ColorJitter: _color_jitter,
@@ -422,6 +484,7 @@ _BUILDERS: dict[type, Callable[[Any], Op | None]] = {
     v2.Grayscale: _deterministic,
     v2.Identity: _deterministic,
     v2.Pad: _deterministic,
+    v2.RandAugment: _rand_augment,
     v2.RandomAffine: _random_affine,
     v2.RandomApply: _random_apply,
     v2.RandomCrop: _random_crop,
@@ -451,6 +514,70 @@ def _describe(transform: Any) -> str:
     if isinstance(transform, v2.RandomApply):
         return next(f"{name} of {_describe(part)}" for part in transform.transforms if _build(part) is None)
     return f"{name} with these options"
+
+
+# -- changes by a magnitude, for RandomOps and RandAugment ------------------------------------------------------------
+
+Change = Callable[[Tensor, Tensor], Tensor]  # images (b, C, H, W) uint8, magnitudes (b,) float64 -> the same images
+
+
+def _require_uint8(images: Tensor, name: str) -> None:
+    if images.dtype != torch.uint8:
+        raise InputError(f"{name} needs uint8 images, got {images.dtype}; put it before ToFloat")
+
+
+def _each(images: Tensor, which: Tensor, magnitude: Tensor, changes: Sequence[Change]) -> Tensor:
+    """Return every image changed by the one of ``changes`` that ``which`` (B,) says, by its ``magnitude`` (B,)."""
+    which, rows = which.sort()
+    images, magnitude = images.index_select(0, rows), magnitude[rows]
+    counts = torch.bincount(which, minlength=len(changes)).tolist()
+    parts = zip(changes, images.split(counts), magnitude.split(counts), strict=True)
+    return torch.cat([change(*part) for change, *part in parts if len(part[0])]).index_select(0, rows.argsort())
+
+
+def _moving(mode: str = "nearest", fill: Any = None, center: Sequence[float] | None = None, **of: Any) -> Change:
+    """Return an affine map: ``angle``, ``shear_x``, ``shear_y`` in degrees, ``shift_x``, ``shift_y`` in pixels.
+
+    Each is a function of the magnitudes and the images.
+    """
+
+    def change(images: Tensor, m: Tensor) -> Tensor:
+        names = ("angle", "shift_x", "shift_y", "shear_x", "shear_y")
+        angle, *rest = (of[name](m, images) if name in of else torch.zeros_like(m) for name in names)
+        shift, shear = (rest[0], rest[1]), (rest[2], rest[3])
+        H, W = images.shape[-2:]
+        return _sample(images, _affine_grid(H, W, angle, shift, torch.ones_like(m), shear, center), mode, fill)
+
+    return change
+
+
+def _slope(m: Tensor, images: Tensor) -> Tensor:
+    return m.atan().rad2deg()
+
+
+def _colouring(change: Callable[[Tensor, Tensor, float], None]) -> Change:
+    def of(images: Tensor, m: Tensor) -> Tensor:
+        if change is _saturation and images.shape[1] == 1:
+            return images
+        x = images.to(torch.float32, copy=True)
+        change(x, m[:, None, None, None], 255.0)
+        return x.to(images.dtype)
+
+    return of
+
+
+def _sharpness(x: Tensor, factor: Tensor, bound: float) -> None:
+    blurred = F.adjust_sharpness(x.to(torch.uint8), 0.0).to(torch.float32)
+    x.add_(blurred.sub_(x).mul_(1 - factor.to(torch.float32))).clamp_(0, bound)
+
+
+def _solarize(images: Tensor, m: Tensor) -> Tensor:
+    return torch.where(images >= m[:, None, None, None], 255 - images, images)
+
+
+def _posterize(images: Tensor, m: Tensor) -> Tensor:
+    mask = 256 - 2 ** (8 - m.long())
+    return images & mask.to(torch.uint8)[:, None, None, None]
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
@@ -657,3 +784,21 @@ def _hue(x: Tensor, factor: Tensor, bound: float) -> None:
         k -= (k * (1 / 6)).floor_().mul_(6)
         part = torch.minimum(k, 4 - k).clamp_(0, 1)
         torch.sub(most, part.mul_(chroma), out=x[:, channel])
+
+
+_CHANGES: dict[str, Change] = {
+    "identity": lambda images, m: images,
+    "autocontrast": lambda images, m: F.autocontrast(images),
+    "equalize": lambda images, m: F.equalize(images),
+    "rotate": _moving(angle=lambda m, images: -m),
+    "solarize": _solarize,
+    "saturation": _colouring(_saturation),
+    "contrast": _colouring(_contrast),
+    "brightness": _colouring(_brightness),
+    "sharpness": _colouring(_sharpness),
+    "posterize": _posterize,
+    "shear_x": _moving(shear_x=_slope),
+    "shear_y": _moving(shear_y=_slope),
+    "translate_x": _moving(shift_x=lambda m, images: (m * images.shape[-1]).round()),
+    "translate_y": _moving(shift_y=lambda m, images: (m * images.shape[-2]).round()),
+}

@@ -154,9 +154,9 @@ class RandomOps:
         """Return the image, uint8 (C, H, W)."""
         if image.dtype != torch.uint8:
             raise InputError(f"RandomOps needs uint8 images, got {image.dtype}; put it before ToFloat")
-        chosen = torch.randint(len(_OPS), (self.n,)).tolist()
+        chosen = torch.randint(len(OPS), (self.n,)).tolist()
         for index, share in zip(chosen, torch.rand(self.n, dtype=torch.float64).tolist(), strict=True):
-            low, high, operation = _OPS[index]
+            low, high, operation = tuple(OPS.values())[index]
             image = operation(image, low + share * (high - low))
         return image
 
@@ -170,22 +170,23 @@ def _affine(x: Tensor, shift: tuple[float, float] = (0, 0), shear: tuple[float, 
     return out
 
 
-_OPS: tuple[tuple[float, float, Callable[[Tensor, float], Tensor]], ...] = (
-    (0, 1, lambda x, m: x),
-    (0, 1, lambda x, m: F.autocontrast(x)),
-    (0, 1, lambda x, m: F.equalize(x)),
-    (-30, 30, lambda x, m: F.rotate(x, m)),
-    (0, 255, lambda x, m: F.solarize(x, m)),
-    (0.05, 0.95, lambda x, m: F.adjust_saturation(x, m)),
-    (0.05, 0.95, lambda x, m: F.adjust_contrast(x, m)),
-    (0.05, 0.95, lambda x, m: F.adjust_brightness(x, m)),
-    (0.05, 0.95, lambda x, m: F.adjust_sharpness(x, m)),
-    (4, 8, lambda x, m: F.posterize(x, int(m))),
-    (-0.1, 0.1, lambda x, m: _affine(x, shear=(m, 0))),
-    (-0.1, 0.1, lambda x, m: _affine(x, shear=(0, m))),
-    (-0.1, 0.1, lambda x, m: _affine(x, shift=(m, 0))),
-    (-0.1, 0.1, lambda x, m: _affine(x, shift=(0, m))),
-)
+# name: (least magnitude, largest, operation)
+OPS: dict[str, tuple[float, float, Callable[[Tensor, float], Tensor]]] = {
+    "identity": (0, 1, lambda x, m: x),
+    "autocontrast": (0, 1, lambda x, m: F.autocontrast(x)),
+    "equalize": (0, 1, lambda x, m: F.equalize(x)),
+    "rotate": (-30, 30, lambda x, m: F.rotate(x, m)),
+    "solarize": (0, 255, lambda x, m: F.solarize(x, m)),
+    "saturation": (0.05, 0.95, lambda x, m: F.adjust_saturation(x, m)),
+    "contrast": (0.05, 0.95, lambda x, m: F.adjust_contrast(x, m)),
+    "brightness": (0.05, 0.95, lambda x, m: F.adjust_brightness(x, m)),
+    "sharpness": (0.05, 0.95, lambda x, m: F.adjust_sharpness(x, m)),
+    "posterize": (4, 8, lambda x, m: F.posterize(x, int(m))),
+    "shear_x": (-0.1, 0.1, lambda x, m: _affine(x, shear=(m, 0))),
+    "shear_y": (-0.1, 0.1, lambda x, m: _affine(x, shear=(0, m))),
+    "translate_x": (-0.1, 0.1, lambda x, m: _affine(x, shift=(m, 0))),
+    "translate_y": (-0.1, 0.1, lambda x, m: _affine(x, shift=(0, m))),
+}
 
 
 class Pipeline:

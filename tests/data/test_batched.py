@@ -21,7 +21,7 @@ from odc.data import batched
 from odc.data.batched import BatchedPipeline, Draws
 from odc.data.datasets import ArrayDataset, ImageFolder
 from odc.data.keys import FIRST, GAMMA, MASK, SECOND
-from odc.data.transforms import Pipeline, build_transform
+from odc.data.transforms import OPS, Pipeline, build_transform
 from odc.data.views import BatchedLoader, BatchLoader, Request, ViewDataset, make_loader, mix, mix_array
 from odc.engine.data import ClusterData
 from odc.errors import InputError
@@ -277,6 +277,56 @@ def test_cutout_is_as_likely_anywhere() -> None:
     assert stats.chi2_contingency([area[used] for area in areas]).pvalue > 0.01
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", OPS)
+def test_each_of_the_random_ops_is_that_of_one_image(name: str, channels: int) -> None:
+    low, high, operation = OPS[name]
+    magnitude = torch.linspace(low, high, 41, dtype=torch.float64)
+    images = pictures(41, channels, height=17)
+    expected = torch.stack([operation(x, float(m)) for x, m in zip(images, magnitude, strict=True)])
+    assert torch.equal(batched._CHANGES[name](images, magnitude), expected)
+
+
+def test_each_image_gets_its_own_change() -> None:
+    which, magnitude = torch.tensor([2, 0, 2, 1]), torch.tensor([5.0, 6.0, 7.0, 8.0], dtype=torch.float64)
+    changes = [lambda x, m, k=k: x + (10 * k + m).to(torch.uint8)[:, None, None, None] for k in range(4)]
+    got = batched._each(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), which, magnitude, changes)
+    assert got[:, 0, 1, 1].tolist() == [25, 6, 27, 18]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("options", [{}, {"magnitude": 14, "interpolation": "bilinear", "fill": 50.0}])
+def test_rand_augment_draws_the_changes_of_v2_as_often(options: Config, channels: int) -> None:
+    config = {"type": "RandAugment", "num_ops": 1, **options}
+    image, n = pictures(1, channels, height=18), 4400
+    transform: Any = build_transform(config)
+    expected: list[Tensor] = []
+    weights: list[float] = []
+    for name, (of, signed) in transform._AUGMENTATION_SPACE.items():
+        bins = of(31, 18, 16)
+        magnitude = 0.0 if bins is None else float(bins[transform.magnitude])
+        for m in (magnitude, -magnitude) if signed else (magnitude,):
+            x = transform._apply_image_or_video_transform(
+                image[0], name, m, interpolation=transform.interpolation, fill=transform._fill
+            )
+            same = next((i for i, y in enumerate(expected) if torch.equal(x, y)), None)
+            if same is None:  # grey images have no colour to change
+                expected.append(x)
+                weights.append(0.0)
+            weights[-1 if same is None else same] += (0.5 if signed else 1.0) / 14
+    got = ours([config, FLOAT], image.expand(n, -1, -1, -1)) * 255
+    difference = (got[:, None] - torch.stack(expected)).abs().amax((2, 3, 4))
+    assert difference.min(1).values.max() <= 1.001
+    counts = np.bincount(difference.argmin(1), minlength=len(expected))
+    assert stats.chisquare(counts, n * np.array(weights)).pvalue > 0.01
+
+
+@pytest.mark.parametrize("name", ["RandomOps", "RandAugment"])
+def test_ops_of_uint8_come_before_floats(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} needs uint8 images, got torch.float32; put it before ToFloat"):
+        ours([FLOAT, {"type": name}], pictures(2))
+
+
 # -- equal distributions ---------------------------------------------------------------------------------------------
 
 RANDOM: list[Config] = [
@@ -294,6 +344,9 @@ RANDOM: list[Config] = [
     {"type": "ColorJitter", "brightness": (0.2, 3.0), "hue": 0.5},
     {"type": "RandomGrayscale", "p": 0.3},
     {"type": "RandomHorizontalFlip", "p": 0.3},
+    {"type": "RandomOps", "n": 1},
+    {"type": "RandomOps", "n": 4},
+    {"type": "RandAugment", "num_ops": 2},
     {"type": "RandomApply", "p": 0.7, "transforms": [{"type": "RandomVerticalFlip", "p": 0.5}, JITTER]},
 ]
 
@@ -380,13 +433,13 @@ def test_moco_s_view_on_grey_and_colour(channels: int) -> None:
 def test_what_has_a_form_for_batches() -> None:
     assert BatchedPipeline.supports(MOCO)
     for config, name in (
-        ({"type": "RandomOps"}, "RandomOps"),
-        ({"type": "RandAugment"}, "RandAugment"),
+        ({"type": "AugMix"}, "AugMix"),
+        ({"type": "RandAugment", "interpolation": "bicubic"}, "RandAugment with these options"),
         (lambda image: image, "<lambda>"),
         ({"type": "RandomRotation", "degrees": 3, "expand": True}, "RandomRotation with these options"),
         ({"type": "RandomResizedCrop", "size": 3, "antialias": False}, "RandomResizedCrop with these options"),
         ({"type": "RandomResizedCrop", "size": 3, "interpolation": "nearest"}, "RandomResizedCrop with these options"),
-        ({"type": "RandomApply", "transforms": [JITTER, {"type": "RandomOps"}]}, "RandomApply of RandomOps"),
+        ({"type": "RandomApply", "transforms": [JITTER, {"type": "AugMix"}]}, "RandomApply of AugMix"),
         ({"type": "ElasticTransform", "sigma": (0.0, 1.0)}, "ElasticTransform with these options"),
     ):
         assert not BatchedPipeline.supports([config, FLOAT])
@@ -446,7 +499,7 @@ def dataset(strong: bool = True) -> ViewDataset:
         "plain": Pipeline([{"type": "Rotate90"}, FLOAT]),
     }
     if strong:
-        views["strong"] = Pipeline([{"type": "RandomOps"}, FLOAT])
+        views["strong"] = Pipeline([{"type": "AugMix"}, FLOAT])
     return ViewDataset(Own(pictures(20), [f"{i:04d}" for i in range(20)]), views)
 
 
@@ -524,9 +577,9 @@ def test_which_loader_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("odc.data.views.print_log", lambda line, *args, **kwargs: lines.append(line))
     assert isinstance(make_loader(dataset(), device="cpu"), BatchedLoader)
     assert lines[-1].startswith("images of 3×16×16 stay in memory (0.0 MiB), augmented in batches on cpu; these views")
-    assert "strong (RandomOps)" in lines[-1]
+    assert "strong (AugMix)" in lines[-1]
     assert isinstance(make_loader(dataset(), device="meta", num_workers=2), BatchedLoader)
-    assert "on cpu; these views one by one, in 2 workers: strong (RandomOps)" in lines[-1]
+    assert "on cpu; these views one by one, in 2 workers: strong (AugMix)" in lines[-1]
     assert isinstance(make_loader(dataset(), device="cpu", batched=False), BatchLoader)
     assert lines[-1] == "images are loaded and augmented one by one, in this process: data.batched=False"
     assert isinstance(make_loader(dataset()), BatchLoader)
@@ -543,7 +596,7 @@ def test_which_loader_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     none = ViewDataset(large.source, {"strong": dataset().views["strong"]})
     none.source = dataset().source
     assert isinstance(make_loader(none, device="cpu"), BatchLoader)
-    assert lines[-1].endswith("no view has a form for batches: strong (RandomOps)")
+    assert lines[-1].endswith("no view has a form for batches: strong (AugMix)")
 
 
 def test_files_of_one_shape(tmp_path: Path) -> None:

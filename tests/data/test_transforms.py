@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from odc.data.transforms import _OPS, Pipeline, VariantTransform, build_transform
+from odc.data.transforms import OPS, Pipeline, VariantTransform, build_transform
 from odc.errors import InputError
 from odc.registry import TRANSFORMS
 
@@ -180,7 +180,7 @@ def test_augment_then_finish_is_the_call() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_random_op_works_at_both_ends_of_its_range(channels: int) -> None:
     image = torch.arange(channels * 256, dtype=torch.int64).remainder(256).to(torch.uint8).view(channels, 16, 16)
-    for low, high, operation in _OPS:
+    for low, high, operation in OPS.values():
         for magnitude in (low, high):
             out = operation(image, magnitude)
             assert out.dtype == torch.uint8
