@@ -288,7 +288,13 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, help="time of every method, instead of epochs; SPICE's two share it")
     parser.add_argument("--pretrained", metavar="FILE", help="start from this backbone instead of training MoCo")
     parser.add_argument("--pretrain-epochs", type=int, help="epochs of MoCo (default: its config's)")
-    parser.add_argument("--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="for every config")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=Overrides,
+        metavar="KEY=VALUE",
+        help="for every config; moco.KEY, self.KEY, semi.KEY, reliable.KEY for one stage",
+    )
     _add_log(parser)
     parser.add_argument("--report-only", action="store_true", help="write table and report again, run nothing")
 

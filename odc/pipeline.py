@@ -271,6 +271,25 @@ def stage_options(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return by_stage
 
 
+def fit_queue(cfg: Config, N: int) -> str | None:
+    """Make the queue of a MoCo config smaller where N images are too few for it.
+
+    It becomes half of them in whole batches, since MoCo refuses one in which an image would meet its own old key; where
+    not even two batches fit, the batch becomes the largest power of two that does.
+
+    Returns:
+        What was changed, or ``None``.
+    """
+    head = cfg.model.head
+    batch, queue = head.get("batch_size"), head.get("queue_size")
+    if batch is None or queue is None or queue < N or N < 4:
+        return None
+    fitting = min(batch, 2 ** ((N // 2).bit_length() - 1))
+    head.batch_size, head.queue_size = fitting, N // 2 // fitting * fitting
+    text = f"MoCo's queue of {queue:,} keys is too large for {N:,} images: it gets {head.queue_size:,}"
+    return text + (f", and batches of {fitting} instead of {batch}" if fitting < batch else "")
+
+
 class Pipeline:
     """SPICE's stages in one work directory.
 
@@ -334,6 +353,8 @@ class Pipeline:
         }
         self.reliable_options = {**stages["reliable"], **options["reliable"]}
         self.dataset: ImageDataset = build(DATASETS, self.configs["moco"].data.dataset)
+        by_hand = "model.head.queue_size" in options["moco"]
+        self.fitted = None if by_hand or pretrained else fit_queue(self.configs["moco"], len(self.dataset))
         for name in TRAINED:
             if self.configs[name].data.dataset != self.configs["moco"].data.dataset:
                 raise InputError(
@@ -351,6 +372,8 @@ class Pipeline:
         writable(self.folder)
         # What is said before the first stage's own log exists.
         self.logger = MMLogger("pipeline", logger_name="mmengine")
+        if self.fitted:
+            self.logger.info(self.fitted)
         results: dict[str, dict[str, Any]] = {}
         embeddings = self.folder / "embeddings" / "features.npz"
 

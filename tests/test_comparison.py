@@ -150,6 +150,16 @@ def test_a_budget_is_shared_by_the_trainings_of_spice(tmp_path: Path) -> None:
     assert timed == {"moco": None, "spice": 1.5, "spice-self": 3.0, "dc": 3.0, "kmeans-moco": None}
 
 
+def test_options_can_be_for_one_stage(tmp_path: Path) -> None:
+    options = {"moco.model.head.queue_size": 128, "semi.model.head.steps": 5, "data.num_workers": 1}
+    cells = cells_of(tmp_path, "dc", "kmeans-moco", "spice", seeds=[0], options=options)
+    told = {cell.method: cell.options for cell in cells}
+    assert told["moco"] == {"data.num_workers": 1, "model.head.queue_size": 128}
+    assert told["dc"] == told["kmeans-moco"] == {"data.num_workers": 1}
+    assert stage_configs(cells[-1])["semi"].model.head.steps == 5
+    assert cells[0].prepare().model.head.queue_size == 128
+
+
 def test_every_row_is_measured_the_same_way_and_once(tmp_path: Path) -> None:
     config = tmp_path / "mine.py"
     config.write_text(f"_base_ = '{ODC}'\nval_evaluator = [dict(type='KNNMetric', k=3), dict(type='KMeansMetric')]\n")
@@ -385,6 +395,18 @@ def test_rows_of_all_kinds_then_the_same_again(tmp_path: Path, capsys: pytest.Ca
     changed = ["compare", "--methods", "hdbscan-pixels", "--seeds", "3", "--clusters", "9", "--out", str(out)]
     assert main(changed) == 2
     assert "has hdbscan-pixels seed 3 with other settings" in capsys.readouterr().err
+
+
+def test_what_needs_a_pretraining_that_failed_is_not_run(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--seeds", "0", "--jobs", "2", "--cfg-options", "moco.model.head.queue_size=5000"]
+    assert main(["compare", "--methods", "kmeans-pixels", "kmeans-moco", "spice", "--out", str(out), *options]) == 1
+    records = read_results(out)
+    assert "the queue holds 5000 keys, but 1797 images" in records["moco", 0]["error"]
+    for method in ("kmeans-moco", "spice"):
+        assert records[method, 0]["error"] == "not run, since moco seed 0 failed"
+    assert records["kmeans-pixels", 0]["acc"] > 0.7
+    assert (out / "report.html").exists()
 
 
 def test_killed_in_the_middle_it_goes_on_and_ends_as_if_unbroken(tmp_path: Path) -> None:

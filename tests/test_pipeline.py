@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine import Config
 from torchvision.transforms.v2.functional import to_pil_image
 
 from odc.cli import main
 from odc.data.datasets import Digits
 from odc.data.label_file import LabelFile
 from odc.evaluation.align import read_table
-from odc.pipeline import Pipeline
+from odc.pipeline import Pipeline, fit_queue
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = str(ROOT / "configs/pipelines/spice_digits.py")
@@ -37,6 +38,27 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("spice") / "run"
     assert spice(folder) == 0
     return folder
+
+
+@pytest.mark.parametrize(
+    ("batch", "queue", "images", "expected"),
+    [
+        (128, 4096, 5000, (128, 4096)),
+        (128, 4096, 4096, (128, 2048)),
+        (128, 4096, 1000, (128, 384)),
+        (128, 4096, 240, (64, 64)),
+        (128, 4096, 100, (32, 32)),
+        (48, 96, 60, (16, 16)),
+    ],
+)
+def test_a_queue_fits_the_images(batch: int, queue: int, images: int, expected: tuple[int, int]) -> None:
+    cfg = Config(dict(model=dict(head=dict(batch_size=batch, queue_size=queue))))
+    told = fit_queue(cfg, images)
+    assert (cfg.model.head.batch_size, cfg.model.head.queue_size) == expected
+    assert (told is None) == (expected == (batch, queue))
+    if told is not None:
+        assert f"{queue:,} keys is too large for {images:,} images: it gets {expected[1]:,}" in told
+        assert ("batches of" in told) == (expected[0] < batch)
 
 
 def test_every_stage_leaves_its_result(done: Path) -> None:

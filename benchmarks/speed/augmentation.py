@@ -37,6 +37,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "_base_" / "datasets
 CASES: dict[str, tuple[str, str, int, int, Callable[[], torch.nn.Module]]] = {
     "digits": ("digits.py", "train", 1, 16, lambda: ConvNet(1, (16, 32, 64))),
     "moco32": ("folder32.py", "query", 3, 32, lambda: ResNet(18, "cifar", width=16)),
+    "strong32": ("folder32.py", "strong", 3, 32, lambda: ResNet(18, "cifar", width=16)),
 }
 
 

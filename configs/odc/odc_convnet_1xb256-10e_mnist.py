@@ -6,7 +6,7 @@ model = dict(
     backbone=dict(type='ConvNet', in_channels=1, widths=[16, 32, 64]),
     # 2,350 steps: the paper's momentum of 0.001 would leave the batch norm's statistics near where they started.
     neck=dict(type='ODCNeck', bn_momentum=0.1),
-    head=dict(type='ODCHead', num_clusters=10, batch_size=256, kmeans_redo=5))
+    head=dict(type='ODCHead', num_clusters=10, batch_size=256, min_cluster=0.16, kmeans_redo=20))
 train_cfg = dict(max_epochs=10, val_interval=10)
 optim_wrapper = dict(
     constructor='ByName',

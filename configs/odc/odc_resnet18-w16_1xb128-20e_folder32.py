@@ -6,7 +6,7 @@ model = dict(
     backbone=dict(type='ResNet', depth=18, stem='cifar', width=16),
     # Some 40 steps an epoch: the paper's momentum of 0.001 would leave the statistics where they started.
     neck=dict(type='ODCNeck', bn_momentum=0.1),
-    head=dict(type='ODCHead', num_clusters=10, batch_size=128, min_cluster=20))
+    head=dict(type='ODCHead', num_clusters=10, batch_size=128, min_cluster=0.16))
 train_cfg = dict(max_epochs=20, val_interval=5)
 optim_wrapper = dict(
     constructor='ByName',

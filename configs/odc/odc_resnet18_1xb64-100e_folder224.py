@@ -5,7 +5,7 @@ model = dict(
     type='ClusterModel',
     backbone=dict(type='ResNet', depth=18),
     neck=dict(type='ODCNeck', bn_momentum=0.1),
-    head=dict(type='ODCHead', num_clusters=10, batch_size=64, min_cluster=5))
+    head=dict(type='ODCHead', num_clusters=10, batch_size=64, min_cluster=0.16))
 train_cfg = dict(max_epochs=100, val_interval=10)
 optim_wrapper = dict(
     constructor='ByName',

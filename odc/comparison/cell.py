@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import set_random_seed
 from torch import Tensor
 
 from odc.apis import build_runner, convert, finish, load_runner
 from odc.clustering import l2_normalize
 from odc.clustering.kmeans import load_faiss
-from odc.comparison.plan import Cell, measure
+from odc.comparison.plan import PRETRAINING, Cell, measure
 from odc.comparison.report import CURVES_FILE, OUTCOME_FILE, embed, read_outcome
 from odc.comparison.table import QUALITY
 from odc.engine.data import ClusterData
@@ -35,8 +36,8 @@ from odc.errors import InputError
 from odc.evaluation.evaluator import ClusterMetrics, Evaluation, KNNMetric
 from odc.files import write_text
 from odc.models import AvgPool, ClusterModel, MoCo
-from odc.pipeline import Pipeline
-from odc.registry import MODELS, build
+from odc.pipeline import Pipeline, fit_queue
+from odc.registry import DATASETS, MODELS, build
 from odc.structures import LocalComm
 
 LOG = "output.txt"
@@ -144,7 +145,12 @@ class _Watch(Hook):
 def run_method(cell: Cell, report: Report) -> Outcome:
     """Train by a config."""
     cfg = cell.prepare()
+    fitted = None
+    if cell.method == PRETRAINING and "model.head.queue_size" not in cell.options:
+        fitted = fit_queue(cfg, len(build(DATASETS, cfg.data.dataset)))
     runner = build_runner(cfg)
+    if fitted:
+        print_log(fitted, "current")
     runner.register_hook(_Watch(report, cell.minutes))
     runner.train()
     folder, loop = Path(cell.folder), runner.train_loop
@@ -255,6 +261,13 @@ def run_cell(cell: Cell, pipe: Connection) -> None:
             last = time.monotonic()
             pipe.send(("progress", share, where))
 
+    # W&B names its runs by these, where somebody asked for it.
+    for name, value in (
+        ("WANDB_PROJECT", "odc"),
+        ("WANDB_RUN_GROUP", Path(cell.folder).parent.name),
+        ("WANDB_NAME", cell.title),
+    ):
+        os.environ.setdefault(name, value)
     started = time.perf_counter()
     record: dict[str, Any]
     images = 0

@@ -18,7 +18,7 @@ from odc.comparison.estimators import ESTIMATORS, FEATURES, Estimator
 from odc.comparison.provenance import ROOT
 from odc.compat import load_config
 from odc.errors import InputError, nearest
-from odc.pipeline import stage_options
+from odc.pipeline import STAGES, stage_options
 from odc.registry import DATASETS, resolve
 
 PRETRAINING = "moco"  # its cells come before those of the methods that start from them, and are no row of the table
@@ -98,7 +98,8 @@ class Request:
         pretrain_epochs: of the shared pre-training.
         pretrained: backbone to start from instead of the shared pre-training.
         clusters: K of every head.
-        options: ``{"dotted.key": value}`` for every config.
+        options: ``{"dotted.key": value}`` for every config, or with ``moco.``, ``self.``, ``semi.`` or ``reliable.``
+            before the key for one of the pre-training or of SPICE's stages.
     """
 
     methods: Sequence[str]
@@ -245,7 +246,7 @@ def _cell(
     request: Request, options: Mapping[str, Any], rows: Mapping[str, _Row], name: str, row: _Row, seed: int, first: str
 ) -> Cell:
     config = row.config or first
-    mine = dict(options)
+    mine = _mine(options, name, row)
     epochs = request.pretrain_epochs if name == PRETRAINING else request.epochs
     pipeline = row.stage is not None
     minutes = None if name == PRETRAINING or row.estimator is not None else request.minutes
@@ -279,6 +280,15 @@ def _cell(
         shown=name != PRETRAINING and seed == request.seeds[0],
         minutes=minutes,
     )
+
+
+def _mine(options: Mapping[str, Any], name: str, row: _Row) -> dict[str, Any]:
+    """Return the options that are for a row: those that begin with a stage's name are for that stage alone."""
+    if row.stage is not None:
+        return dict(options)
+    of_stage = stage_options(options)[PRETRAINING] if name == PRETRAINING else {}
+    general = {key: value for key, value in options.items() if key.partition(".")[0] not in STAGES}
+    return {**general, **of_stage}
 
 
 def _shares(row: _Row, epochs: int) -> dict[str, int]:

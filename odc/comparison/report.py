@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from odc.comparison import charts
 from odc.comparison.pictures import Sprite, Thumbnails, data_uri
 from odc.comparison.plan import PRETRAINING
-from odc.comparison.table import QUALITY, Record
+from odc.comparison.table import QUALITY, Record, Spread, amount, spread
 from odc.data.datasets import ImageDataset
 from odc.errors import InputError
 from odc.evaluation import cluster_entropy, clustering_accuracy
@@ -130,15 +130,6 @@ def number(record: Record, key: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Mean over ``n`` seeds and sample standard deviation, ``None`` with one seed."""
-
-    mean: float
-    std: float | None
-    n: int
-
-
-@dataclass(frozen=True)
 class Difference:
     """Mean of ``n`` paired differences, with a 95 % confidence interval (Student's t), ``None`` with one pair."""
 
@@ -170,14 +161,6 @@ class Row:
     good: int
     seeds: int
     errors: list[tuple[list[Any], str, str]]
-
-
-def spread(values: Sequence[float | None]) -> Spread | None:
-    """Return mean and sample standard deviation of the values that there are."""
-    known = [v for v in values if v is not None]
-    if not known:
-        return None
-    return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
 
 
 def paired_difference(mine: Mapping[Any, float], other: Mapping[Any, float]) -> Difference | None:
@@ -272,14 +255,6 @@ def headline(rows: Sequence[Row], labelled: bool) -> str:
 def percent(value: Spread | None) -> str:
     """Return a share in per cent, mean ± standard deviation."""
     return amount(value, 1, 100)
-
-
-def amount(value: Spread | None, digits: int = 1, factor: float = 1) -> str:
-    """Return mean ± standard deviation."""
-    if value is None:
-        return "–"
-    mean = f"{factor * value.mean:,.{digits}f}".replace("-", "−")
-    return mean if value.std is None else f"{mean} ± {factor * value.std:,.{digits}f}"
 
 
 def points(value: float) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from odc.apis import writable
-from odc.comparison.cell import num_clusters, run_cell
+from odc.comparison.cell import LOG, num_clusters, run_cell
 from odc.comparison.plan import PRETRAINING, Cell, Request, plan, stage_configs
 from odc.comparison.provenance import command, provenance, relative
 from odc.comparison.report import write_report
@@ -159,7 +159,9 @@ class Running:
         except EOFError:
             self.process.join()
             if self.record is None:
-                self.record = {"error": f"the process ended with exit code {self.process.exitcode}"}
+                code = self.process.exitcode
+                why = "was killed, perhaps because memory ran out" if code == -9 else f"ended with exit code {code}"
+                self.record = {"error": f"the process {why}", "log": str(self.cell.home / LOG)}
             self.closed = True
             return
         if message[0] == "record":
@@ -177,21 +179,28 @@ def run_all(
     facts = provenance()
     waiting, running = list(cells), list[Running]()
     progress = Progress(waiting, ended, request.jobs, stream)
+
+    def keep(cell: Cell, values: dict[str, Any]) -> None:
+        record = complete(cell, values, about, ended, request.out) | facts
+        ended[cell.method, cell.seed] = record
+        with (request.out / RESULTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        progress.ended(record)
+
     try:
         while waiting or running:
             while len(running) < request.jobs and (cell := next_cell(waiting, ended)):
                 waiting.remove(cell)
-                running.append(Running(cell, context))
+                if "error" in ended.get((PRETRAINING, cell.seed), {}) and (PRETRAINING, cell.seed) in cell.after:
+                    keep(cell, {"error": f"not run, since {PRETRAINING} seed {cell.seed} failed"})
+                else:
+                    running.append(Running(cell, context))
             ready = multiprocessing.connection.wait([r.pipe for r in running], timeout=1.0)
             for r in [r for r in running if r.pipe in ready]:
                 r.receive()
                 if r.record is not None and not r.told:
                     r.told = True
-                    record = complete(r, facts, about, ended, request.out)
-                    ended[r.cell.method, r.cell.seed] = record
-                    with (request.out / RESULTS).open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(record) + "\n")
-                    progress.ended(record)
+                    keep(r.cell, r.record)
             running = [r for r in running if not r.closed]
             progress.show(running, waiting)
     finally:
@@ -205,15 +214,14 @@ def next_cell(waiting: Sequence[Cell], ended: dict[Place, Any]) -> Cell | None:
 
 
 def complete(
-    r: Running, facts: dict[str, Any], about: dict[str, Any], ended: dict[Place, dict[str, Any]], out: Path
+    cell: Cell, values: dict[str, Any], about: dict[str, Any], ended: dict[Place, dict[str, Any]], out: Path
 ) -> dict[str, Any]:
-    """Return the record of a cell that has ended, with all that is needed to repeat it."""
-    cell = r.cell
+    """Return the record of a cell that has ended, with what is needed to repeat it."""
     shared = ended.get((PRETRAINING, cell.seed), {}) if (PRETRAINING, cell.seed) in cell.after else {}
-    record = {
+    return {
         "method": cell.method,
         "seed": cell.seed,
-        **(r.record or {}),
+        **values,
         **({"pretrain_seconds": shared["seconds"]} if "seconds" in shared else {}),
         **{k: about[k] for k in ("dataset", "evaluated_on", "images", "num_clusters")},
         "config": "" if cell.estimator is not None else relative(cell.config),
@@ -221,7 +229,6 @@ def complete(
         "threads": cell.threads,
         "key": cell.key,
     }
-    return record | facts
 
 
 class Progress:
@@ -284,7 +291,7 @@ class Progress:
         clear = "\r\033[K" if self.terminal else ""
         names = QUALITY if any(record.get(m) is not None for m in QUALITY) else UNLABELLED
         values = "  ".join(f"{m} {record[m]:.3f}" for m in names if record.get(m) is not None)
-        result = f"{record['error']} (see {record.get('log', 'its folder')})" if "error" in record else values
+        result = record.get("error", values) + (f" (see {record['log']})" if "log" in record else "")
         title = f"{record['method']} seed {record['seed']}"
         self.stream.write(f"{clear}{title}  {result}  {record.get('seconds', 0):.1f} s\n")
         self.stream.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from odc.comparison.plan import PRETRAINING
@@ -26,9 +27,11 @@ def table(records: Sequence[Record]) -> str:
         if not done:
             rows.append([method, "failed", *[""] * (len(quality) + 2), f"0 of {len(mine)}"])
             continue
-        cells = [spread([r.get(m) for r in done], 3) for m in quality]
-        cells += [spread([r.get(m) for r in done], digits) for m, digits in (("seconds", 1), ("peak_rss_mb", 0))]
-        seen = statistics.mean(r.get("images_seen") or 0 for r in done)
+        cells = [amount(spread([r.get(m) for r in done]), 3) for m in quality]
+        cells += [
+            amount(spread([r.get(m) for r in done]), digits) for m, digits in (("seconds", 1), ("peak_rss_mb", 0))
+        ]
+        seen = statistics.fmean(r.get("images_seen") or 0 for r in done)
         seeds = str(len(mine)) if len(done) == len(mine) else f"{len(done)} of {len(mine)}"
         rows.append([method, *cells, f"{seen:,.0f}", seeds])
     lines = [markdown_table(rows)]
@@ -40,7 +43,8 @@ def table(records: Sequence[Record]) -> str:
         )
     shared = [r for r in records if r["method"] == PRETRAINING and "error" not in r]
     if shared:
-        took = f"{spread([r['seconds'] for r in shared], 1)} s and {spread([r['peak_rss_mb'] for r in shared], 0)} MB"
+        seconds, memory = (spread([r[name] for r in shared]) for name in ("seconds", "peak_rss_mb"))
+        took = f"{amount(seconds)} s and {amount(memory, 0)} MB"
         lines.append(
             f"Before SPICE and the rows of -{PRETRAINING}, once a seed and shared by them: {shared[0]['epochs']:.0f} "
             f"epochs of pre-training by {shared[0]['config']}, {took}."
@@ -61,10 +65,26 @@ def document(records: Sequence[Record], command: str) -> str:
     return f"# Methods compared on {records[0]['dataset']}\n\n```\n{command}\n```\n\n{table(records)}\n\n{where}"
 
 
-def spread(values: Sequence[float | None], digits: int) -> str:
-    """Return mean ± sample standard deviation."""
+@dataclass(frozen=True)
+class Spread:
+    """Mean over ``n`` seeds and sample standard deviation, ``None`` with one seed."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+def spread(values: Sequence[float | None]) -> Spread | None:
+    """Return mean and sample standard deviation of the values that there are."""
     known = [v for v in values if v is not None]
     if not known:
+        return None
+    return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+
+
+def amount(value: Spread | None, digits: int = 1, factor: float = 1) -> str:
+    """Return mean ± standard deviation."""
+    if value is None:
         return "–"
-    mean = f"{statistics.mean(known):.{digits}f}"
-    return mean if len(known) < 2 else f"{mean} ± {statistics.stdev(known):.{digits}f}"
+    mean = f"{factor * value.mean:,.{digits}f}".replace("-", "−")
+    return mean if value.std is None else f"{mean} ± {factor * value.std:,.{digits}f}"

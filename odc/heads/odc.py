@@ -37,7 +37,8 @@ class ODCHead(ClusterHead):
         num_clusters: K; 10,000 in the paper for ImageNet.
         batch_size: rows a step, over all ranks.
         momentum: m of the sample memory.
-        min_cluster: t, the size below which a cluster is dissolved; K·t must not exceed N.
+        min_cluster: t, the size below which a cluster is dissolved; K·t must not exceed N. A float is a share of the
+            mean size N/K: the paper's 20 on ImageNet is 0.16.
         centroid_interval: k, iterations between two updates of the centroids.
         kmeans_iter: iterations of the k-means that fills the memory.
         kmeans_redo: its starts, of which the best is kept. Labels later move by small steps, so with few clusters a bad
@@ -56,7 +57,7 @@ class ODCHead(ClusterHead):
         num_clusters: int,
         batch_size: int = 512,
         momentum: float = 0.5,
-        min_cluster: int = 20,
+        min_cluster: int | float = 20,
         centroid_interval: int = 10,
         kmeans_iter: int = 20,
         kmeans_redo: int = 1,

@@ -44,7 +44,7 @@ class SampleMemory(nn.Module):
         renormalize: L2-normalise F_m after each blend. Off is the paper's equation; on is its public code.
         assign: ``"l2"``, the nearest centroid, or ``"dot"``, the largest inner product, which is what the public code
             does and another label for up to 7 % of the samples, since centroids are not of unit length.
-        min_cluster: t; a cluster of fewer samples is small.
+        min_cluster: t; a cluster of fewer samples is small. A float is a share of the mean size N/K.
         dtype: of the bank.
 
     Attributes:
@@ -81,7 +81,7 @@ class SampleMemory(nn.Module):
         momentum: float = 0.5,
         renormalize: bool = False,
         assign: str = "l2",
-        min_cluster: int = 20,
+        min_cluster: int | float = 20,
         dtype: torch.dtype = torch.float16,
     ) -> None:
         super().__init__()
@@ -89,7 +89,9 @@ class SampleMemory(nn.Module):
             raise InputError(f"unknown assign={assign!r}: 'l2' or 'dot'")
         if not 0 < momentum <= 1:
             raise InputError(f"momentum is the share of the new feature, in (0, 1]; got {momentum}")
-        if min_cluster < 1 or num_clusters < 1:
+        if isinstance(min_cluster, float) and not 0 < min_cluster < 1:
+            raise InputError(f"min_cluster is a number of samples or a share of the mean size, not {min_cluster}")
+        if min_cluster <= 0 or num_clusters < 1:
             raise InputError(f"min_cluster and num_clusters must be at least 1; got {min_cluster} and {num_clusters}")
         self.momentum = momentum
         self.renormalize = renormalize
@@ -105,9 +107,15 @@ class SampleMemory(nn.Module):
         self.register_buffer("dirty", torch.zeros(K, dtype=torch.bool))
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))
 
+    def least(self, num_samples: int) -> int:
+        """Return t for so many samples."""
+        if isinstance(self.min_cluster, float):
+            return max(1, int(self.min_cluster * num_samples / self.count.shape[0]))
+        return self.min_cluster
+
     def check(self, num_samples: int) -> None:
         """Raise :class:`InputError` if K clusters cannot all have t of ``num_samples`` samples: K·t > N."""
-        K, t = self.count.shape[0], self.min_cluster
+        K, t = self.count.shape[0], self.least(num_samples)
         if K * t > num_samples:
             raise InputError(
                 f"{K} clusters of at least {t} samples need {K * t} samples, but there are {num_samples}: "
@@ -269,7 +277,8 @@ class SampleMemory(nn.Module):
         Returns:
             ids (R,) int64, ascending, and their new labels (R,) int64.
         """
-        small = self.count < self.min_cluster
+        t = self.least(self.labels.shape[0])
+        small = self.count < t
         if not bool(small.any()):
             none = self.labels.new_empty(0, dtype=torch.int64)
             return none, none
@@ -281,7 +290,7 @@ class SampleMemory(nn.Module):
         size.index_add_(0, labels[ids], torch.ones_like(ids))
 
         emptied = small.nonzero().squeeze(1).tolist()
-        N, K, t = labels.shape[0], size.shape[0], self.min_cluster
+        N, K = labels.shape[0], size.shape[0]
         # As many splits touch no more than as many of the largest clusters; without enough to split, any can give.
         normal = K - len(emptied)
         donors = min(len(emptied), normal) if (K - 1) * (2 * t - 1) < N else normal

@@ -26,7 +26,7 @@ class Oracle:
     """ODC's memory with plain loops, in float64, every mean from its members. Features are those stored by ours."""
 
     def __init__(self, memory: SampleMemory) -> None:
-        self.memory, self.t = memory, memory.min_cluster
+        self.memory, self.t = memory, memory.least(len(memory.labels))
         self.bank: Array = memory.bank.double().numpy().copy()
         self.labels: list[int] = memory.labels.tolist()
         self.K = memory.count.shape[0]
@@ -322,6 +322,27 @@ def test_split_by_hand() -> None:
         assert_exact(memory)
         outcomes.add(int(memory.labels[0]))
     assert outcomes == {0, 1}  # the half is chosen at random
+
+
+@pytest.mark.parametrize(("least", "N", "expected"), [(0.16, 1_281_167, 20), (0.5, 40, 2), (0.01, 40, 1), (7, 70, 7)])
+def test_the_least_size_as_a_share_of_the_mean_size(least: float, N: int, expected: int) -> None:
+    memory = SampleMemory(2, 10_000 if N > 1000 else 10, min_cluster=least)
+    assert memory.least(N) == expected
+    memory.check(N)
+
+
+def test_a_cluster_below_its_share_is_split() -> None:
+    memory = random_memory([18, 2], min_cluster=0.25)  # of a mean size of 10: 2.5, so 2 are enough
+    assert not len(memory.split_small(make_generator(0))[0])
+    memory = random_memory([19, 1], min_cluster=0.25)
+    memory.split_small(make_generator(0))
+    assert int(memory.count.min()) >= 2
+
+
+@pytest.mark.parametrize("least", [0, 0.0, 1.0, 2.5, -1])
+def test_a_least_size_that_is_none(least: float) -> None:
+    with pytest.raises(InputError, match="min_cluster"):
+        SampleMemory(2, 2, min_cluster=least)
 
 
 def test_nothing_small_moves_nothing_and_draws_nothing() -> None:
