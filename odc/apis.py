@@ -429,8 +429,8 @@ def probe(
 
 
 def load_runner(cfg: Config, checkpoint: str) -> tuple[Runner, ClusterData]:
-    """Return a runner whose model is loaded, and its data."""
-    cfg.load_from, cfg.resume = checkpoint, False
+    """Return a runner whose model is loaded, and its data; nothing that it does is for the visualizers."""
+    cfg.load_from, cfg.resume, cfg.visualizer = checkpoint, False, None
     runner = build_runner(cfg)
     runner.load_or_resume()
     return runner, runner.train_loop.data

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mmengine import Config
+from mmengine.visualization import LocalVisBackend
 from torchvision.transforms.v2.functional import to_pil_image
 
 from odc.cli import main
@@ -16,6 +17,7 @@ from odc.data.datasets import Digits
 from odc.data.label_file import LabelFile
 from odc.evaluation.align import read_table
 from odc.pipeline import Pipeline, fit_queue
+from odc.registry import VISBACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = str(ROOT / "configs/pipelines/spice_digits.py")
@@ -214,3 +216,25 @@ def test_a_long_tail_with_duplicates_and_more_clusters_than_classes(
     assert sum(found["per_cluster"]) == found["count"] > 0
     if 0 in found["per_cluster"]:
         assert "of 15 clusters have no reliable sample" in out
+
+
+def test_each_training_has_a_visualizer_of_its_own(tmp_path: Path) -> None:
+    """W&B and the like log to one run at a time, so each is closed before the next opens, and reading needs none."""
+    events: list[str] = []
+
+    @VISBACKENDS.register_module()
+    class Witness(LocalVisBackend):
+        def _init_env(self) -> None:
+            super()._init_env()
+            events.append(f"open {Path(self._save_dir).parent.parent.name}")
+
+        def close(self) -> None:
+            events.append("close")
+
+    options = {key: ast.literal_eval(value) for key, value in (option.split("=") for option in SHORT)}
+    options["visualizer"] = {"type": "Visualizer", "vis_backends": [{"type": "Witness"}]}
+    try:
+        Pipeline(CONFIG, work_dir=tmp_path, cfg_options=options).run()
+    finally:
+        VISBACKENDS.module_dict.pop("Witness")
+    assert events == [word for stage in ("moco", "self", "semi") for word in (f"open {stage}", "close")]

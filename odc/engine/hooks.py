@@ -60,7 +60,8 @@ class ProgressHook(Hook):
         self._line(runner, f"epoch {done}/{runner.max_epochs}", stats)
 
     def after_train(self, runner: Any) -> None:
-        """Warn where the head says that nothing was learnt, next to what was known of the features before."""
+        """Close the visualizer; warn where the head says that nothing was learnt, next to what the features were."""
+        runner.visualizer.close()  # W&B would take the next training in this process for the same run
         means = runner.train_loop.epoch_means()
         found = unwrap(runner.model).head.diagnosis(means) if means else None
         if found is None:
