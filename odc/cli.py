@@ -318,7 +318,7 @@ def _compare(args: argparse.Namespace) -> int:
             dataset=args.dataset,
             evaluate_on=args.evaluate_on,
             seeds=args.seeds,
-            jobs=args.jobs or default_jobs(),
+            jobs=default_jobs() if args.jobs is None else args.jobs,
             epochs=args.epochs,
             minutes=args.minutes,
             pretrain_epochs=args.pretrain_epochs,

@@ -131,6 +131,23 @@ def test_options_of_the_comparison_reach_every_stage_and_those_of_the_command_wi
     assert cells[0].prepare().data.dataset == {"type": "Digits", "size": 12}
 
 
+def test_a_name_wins_over_a_folder_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert cells_of(tmp_path, "odc")[0].prepare().data.dataset.type == "Digits"
+    assert cells_of(tmp_path, "odc", dataset="./digits")[0].prepare().data.dataset.root == "./digits"
+
+
+def test_two_configs_of_one_name_are_two_rows_of_one_name(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.py").write_text(f"_base_ = '{ODC}'\n")
+    mine = str(tmp_path / "a/mine.py")
+    with pytest.raises(InputError, match=r"a/mine.py' and '.*b/mine.py' would both be the row 'mine'"):
+        cells_of(tmp_path, mine, str(tmp_path / "b/mine.py"))
+    assert titles(cells_of(tmp_path, mine, mine, seeds=[0])) == [("mine", 0)]
+
+
 def test_a_folder_is_a_data_set(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     cells = cells_of(tmp_path, "kmeans-pixels", "odc", dataset=str(tmp_path / "pictures"))
@@ -193,6 +210,12 @@ def test_what_is_evaluated_can_be_a_folder(tmp_path: Path) -> None:
         (["odc"], {"pretrained": "x.pth"}, "SPICE and methods whose name ends in -moco: there is none"),
         (["odc-moco"], {"pretrained": "x.pth"}, "no file 'x.pth'"),
         (["odc"], {"seeds": [1, 1]}, "--seeds 1 1: each seed once"),
+        (["odc"], {"seeds": [3, -1]}, "--seeds 3 -1: a seed is not negative"),
+        (["odc"], {"jobs": 0}, "--jobs 0: at least one"),
+        (["odc"], {"pretrain_epochs": 3}, "--pretrain-epochs is for SPICE and .* -moco: there is none"),
+        (["odc-moco"], {"pretrain_epochs": 3, "pretrained": "x.pth"}, "--pretrained x.pth and --pretrain-epochs 3"),
+        (["gmm-pixels"], {"epochs": 3}, "--epochs 3 is for methods that are trained: there is none"),
+        (["gmm-pixels"], {"minutes": 0.5}, "--minutes 0.5 is for methods that are trained: there is none"),
         (["odc"], {"epochs": 2, "minutes": 1.0}, "--epochs 2 and --minutes 1"),
         (["odc"], {"minutes": 0.0}, "--minutes is a time, not 0"),
         (["odc"], {"evaluate_on": "test"}, "--evaluate-on test: there is no such folder, and Digits has no splits"),

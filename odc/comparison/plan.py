@@ -77,7 +77,7 @@ class Cell:
         if self.pretrained is not None:
             options["model.pretrained"] = self.pretrained
         cfg = prepare_config(self.config, work_dir=self.folder, cfg_options={**options, **self.options}, seed=self.seed)
-        measure(cfg, self.method != PRETRAINING)
+        measure(cfg)
         return cfg
 
 
@@ -147,18 +147,14 @@ def plan(request: Request) -> list[Cell]:
         )
     options = {**known.get("options", {}), **options}
     configs = {name: str(Path(path).parent / config) for name, config in known["methods"].items()}
-    rows = {name: row for method in request.methods for name, row in [_row(method, configs)]}
+    rows = _rows(request.methods, configs)
     trained = [row.config for row in rows.values() if row.config and row.stage is None]
     # Estimators take data and network from the first method that is trained.
     first = trained[0] if trained else next(c for c in configs.values() if not _is_pipeline(c))
     if request.evaluate_on is not None:
         options["data.eval_dataset"] = _evaluated(load_config(first, options).data.dataset, request.evaluate_on)
-    follow = [name for name, row in rows.items() if row.from_moco]
-    if request.pretrained is not None and not follow:
-        raise InputError(f"--pretrained is for SPICE and methods whose name ends in {FROM_MOCO}: there is none")
-    if request.pretrained is not None and not Path(request.pretrained).is_file():
-        raise InputError(f"--pretrained: there is no file '{request.pretrained}'")
-    if follow and request.pretrained is None:
+    _check_use(request, rows)
+    if any(row.from_moco for row in rows.values()) and request.pretrained is None:
         rows = {PRETRAINING: _Row(str(Path(path).parent / known["moco"])), **rows}
     cells = [
         _cell(request, options, rows, name, row, seed, first) for name, row in rows.items() for seed in request.seeds
@@ -174,6 +170,10 @@ def plan(request: Request) -> list[Cell]:
 def _check(request: Request) -> None:
     if len(set(request.seeds)) < len(request.seeds):
         raise InputError(f"--seeds {' '.join(map(str, request.seeds))}: each seed once")
+    if min(request.seeds) < 0:
+        raise InputError(f"--seeds {' '.join(map(str, request.seeds))}: a seed is not negative")
+    if request.jobs < 1:
+        raise InputError(f"--jobs {request.jobs}: at least one cell has to run at a time")
     if request.epochs is not None and request.minutes is not None:
         raise InputError(
             f"--epochs {request.epochs} and --minutes {request.minutes:g}: methods get the same epochs or the same "
@@ -183,22 +183,40 @@ def _check(request: Request) -> None:
         raise InputError(f"--minutes is a time, not {request.minutes:g}")
 
 
+def _check_use(request: Request, rows: Mapping[str, _Row]) -> None:
+    """Refuse what no row would read."""
+    follow = any(row.from_moco for row in rows.values())
+    for option, value in (("--pretrained", request.pretrained), ("--pretrain-epochs", request.pretrain_epochs)):
+        if value is not None and not follow:
+            raise InputError(f"{option} is for SPICE and methods whose name ends in {FROM_MOCO}: there is none")
+    if request.pretrained is not None and request.pretrain_epochs is not None:
+        raise InputError(
+            f"--pretrained {request.pretrained} and --pretrain-epochs {request.pretrain_epochs}: with a given backbone "
+            "nothing is pre-trained, leave one out"
+        )
+    if request.pretrained is not None and not Path(request.pretrained).is_file():
+        raise InputError(f"--pretrained: there is no file '{request.pretrained}'")
+    for option, budget in (("--epochs", request.epochs), ("--minutes", request.minutes)):
+        if budget is not None and all(row.estimator is not None for row in rows.values()):
+            raise InputError(f"{option} {budget:g} is for methods that are trained: there is none")
+
+
 def _dataset(request: Request) -> tuple[str, dict[str, Any]]:
     """Return the path of the comparison config, and the options that the data set adds to all configs."""
     folder = ROOT / "configs" / "comparisons"
     options = dict(request.options)
+    names = sorted(path.stem for path in folder.glob("*.py"))
+    if request.dataset in names:
+        return str(folder / f"{request.dataset}.py"), options
     if Path(request.dataset).is_dir():
         options.setdefault("data.dataset.root", request.dataset)
         return str(folder / "folder32.py"), options
     if request.dataset.endswith(".py"):
         return request.dataset, options
-    names = sorted(path.stem for path in folder.glob("*.py"))
-    if request.dataset not in names:
-        raise InputError(
-            f"unknown data set '{request.dataset}'{nearest(request.dataset, names)}, or a folder of pictures, or the "
-            "path of a comparison config"
-        )
-    return str(folder / f"{request.dataset}.py"), options
+    raise InputError(
+        f"unknown data set '{request.dataset}'{nearest(request.dataset, names)}, or a folder of pictures, or the path "
+        "of a comparison config"
+    )
 
 
 def _evaluated(dataset: Config, where: str) -> dict[str, Any] | None:
@@ -217,6 +235,19 @@ def _evaluated(dataset: Config, where: str) -> dict[str, Any] | None:
 
 def _is_pipeline(config: str) -> bool:
     return "pipeline" in load_config(config, None)
+
+
+def _rows(methods: Sequence[str], configs: Mapping[str, str]) -> dict[str, _Row]:
+    """Return the rows by name."""
+    rows: dict[str, _Row] = {}
+    for method in methods:
+        name, row = _row(method, configs)
+        if rows.setdefault(name, row) != row:
+            raise InputError(
+                f"'{rows[name].config}' and '{row.config}' would both be the row '{name}': give one of the files "
+                "another name"
+            )
+    return rows
 
 
 def _row(method: str, configs: Mapping[str, str]) -> tuple[str, _Row]:
@@ -329,12 +360,11 @@ def check_fair(cells: Sequence[Cell]) -> None:
                 )
 
 
-def measure(cfg: Config, row: bool = True) -> None:
-    """Let a training be measured once, at the end, since its time is for training; and a row as every other row."""
+def measure(cfg: Config) -> None:
+    """Let a training be measured as every other, and once, at the end: its time is for training."""
+    own = [metric for metric in cfg.get("val_evaluator") or () if metric["type"] not in MEASURES]
+    cfg.val_evaluator = [*({"type": name} for name in MEASURES), *own]
     cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs
-    if row:
-        own = [metric for metric in cfg.get("val_evaluator") or () if metric["type"] not in MEASURES]
-        cfg.val_evaluator = [*({"type": name} for name in MEASURES), *own]
 
 
 def _common(cfg: Config) -> dict[str, Any]:
