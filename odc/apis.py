@@ -28,13 +28,17 @@ from odc.errors import InputError, nearest
 from odc.evaluation.gallery import write_clusters
 from odc.evaluation.probes import HELD_OUT, ProbeReport, run_probes, stratified_split
 from odc.files import write_text
+from odc.models.cluster_model import ClusterModel
 from odc.models.convert import MARK, describe, extract, rename, suggest
 from odc.models.necks import AvgPool
 from odc.registry import (
+    BACKBONES,
     DATASETS,
+    HEADS,
     HOOKS,
     METRICS,
     MODELS,
+    NECKS,
     OPTIM_WRAPPER_CONSTRUCTORS,
     OPTIM_WRAPPERS,
     VISUALIZERS,
@@ -92,7 +96,11 @@ def check_parts(cfg: Config) -> None:
         InputError: naming the part and, for a misspelt name, the nearest known one.
     """
     check_arguments(ClusterData, cfg.data, "data")
-    resolve(MODELS, cfg.model)
+    kind, parts = resolve(MODELS, cfg.model)
+    if isinstance(kind, type) and issubclass(kind, ClusterModel):
+        resolve(BACKBONES, parts["backbone"])
+        resolve(NECKS, parts.get("neck") or {"type": "AvgPool"}, in_channels=0)
+        resolve(HEADS, parts["head"], in_channels=0)
     check_arguments(ClusterTrainLoop, cfg.train_cfg, "train_cfg", given=("runner", "dataloader"))
     _check_mapping("optim_wrapper", cfg.optim_wrapper)
     wrapper = dict(cfg.optim_wrapper)

@@ -211,7 +211,11 @@ def test_what_is_evaluated_can_be_a_folder(tmp_path: Path) -> None:
         (["odc-moco"], {"pretrained": "x.pth"}, "no file 'x.pth'"),
         (["odc"], {"seeds": [1, 1]}, "--seeds 1 1: each seed once"),
         (["odc"], {"seeds": [3, -1]}, "--seeds 3 -1: a seed is not negative"),
-        (["odc"], {"jobs": 0}, "--jobs 0: at least one"),
+        (["odc"], {"jobs": 0}, "--jobs 0: at least 1"),
+        (["odc"], {"clusters": 0}, "--clusters 0: at least 1"),
+        (["odc"], {"epochs": 0}, "--epochs 0: at least 1"),
+        (["odc"], {"options": {"model.head.min_clusters": 3}}, "no option 'min_clusters'; did you mean 'min_cluster'"),
+        (["spice"], {"options": {"semi.model.head.step": 3}}, "no option 'step'; did you mean 'steps'"),
         (["odc"], {"pretrain_epochs": 3}, "--pretrain-epochs is for SPICE and .* -moco: there is none"),
         (["odc-moco"], {"pretrain_epochs": 3, "pretrained": "x.pth"}, "--pretrained x.pth and --pretrain-epochs 3"),
         (["gmm-pixels"], {"epochs": 3}, "--epochs 3 is for methods that are trained: there is none"),
@@ -429,6 +433,9 @@ def test_what_needs_a_pretraining_that_failed_is_not_run(tmp_path: Path) -> None
     for method in ("kmeans-moco", "spice"):
         assert records[method, 0]["error"] == "not run, since moco seed 0 failed"
     assert records["kmeans-pixels", 0]["acc"] > 0.7
+    options[-1] = "moco.model.head.queue_size=6000"  # what failed does not bind: the folder can still be used
+    assert main(["compare", "--methods", "kmeans-moco", "--out", str(out), *options]) == 1
+    assert "holds 6000 keys" in read_results(out)["moco", 0]["error"]
     assert (out / "report.html").exists()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmengine import Config
 
-from odc.apis import prepare_config
+from odc.apis import check_parts, prepare_config
 from odc.comparison.estimators import ESTIMATORS, FEATURES, Estimator
 from odc.comparison.provenance import ROOT
 from odc.compat import load_config
@@ -172,8 +172,15 @@ def _check(request: Request) -> None:
         raise InputError(f"--seeds {' '.join(map(str, request.seeds))}: each seed once")
     if min(request.seeds) < 0:
         raise InputError(f"--seeds {' '.join(map(str, request.seeds))}: a seed is not negative")
-    if request.jobs < 1:
-        raise InputError(f"--jobs {request.jobs}: at least one cell has to run at a time")
+    numbers = {
+        "--jobs": request.jobs,
+        "--clusters": request.clusters,
+        "--epochs": request.epochs,
+        "--pretrain-epochs": request.pretrain_epochs,
+    }
+    for option, value in numbers.items():
+        if value is not None and value < 1:
+            raise InputError(f"{option} {value}: at least 1")
     if request.epochs is not None and request.minutes is not None:
         raise InputError(
             f"--epochs {request.epochs} and --minutes {request.minutes:g}: methods get the same epochs or the same "
@@ -337,14 +344,17 @@ def check_fair(cells: Sequence[Cell]) -> None:
     SPICE has a schedule of its own, unless a budget is given; what it sees, its cost, is in the table.
 
     Raises:
-        InputError: naming the two configs and what differs.
+        InputError: naming the two configs and what differs; or a config has a part that is unknown.
     """
     reference: dict[str, tuple[str, Any]] = {}
     firsts: dict[str, Cell] = {}
     for cell in sorted(cells, key=lambda cell: cell.estimator is not None):  # estimators share a method's config
         firsts.setdefault(cell.config, cell)
     for cell in firsts.values():
-        cfg = cell.prepare() if cell.stage is None else stage_configs(cell)["moco"]
+        configs = {"moco": cell.prepare()} if cell.stage is None else stage_configs(cell)
+        for cfg in configs.values():
+            check_parts(cfg)  # here, and not when the cell's turn comes
+        cfg = configs["moco"]
         terms = _common(cfg)
         if cell.stage is None and cell.estimator is None and cell.method != PRETRAINING:
             if "train" in cfg.data.views:

@@ -51,7 +51,7 @@ def compare(request: Request, stream: TextIO) -> list[dict[str, Any]]:
     found = read_results(out)
     for cell in cells:
         record = found.get((cell.method, cell.seed))
-        if record is not None and record["key"] != cell.key:
+        if record is not None and "error" not in record and record["key"] != cell.key:
             raise InputError(
                 f"{out / RESULTS} has {cell.title} with other settings or another version of its config: choose "
                 "another --out, or delete that folder"
