@@ -117,22 +117,28 @@ class _Watch(Hook):
     goes by the config's number; the training never ends before it, and runs over its time by less than an epoch.
     """
 
-    def __init__(self, report: Report, minutes: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, report: Report, minutes: float | None, trainings: int = 1, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.report = report
         self.minutes = minutes
+        self.trainings = trainings  # that come one after the other in this cell
+        self.begun = 0
         self.clock = clock
         self.started = 0.0
 
     def before_train(self, runner: Any) -> None:
         """Start the clock: of each training of a pipeline anew."""
         self.started = self.clock()
+        self.begun += 1
         if self.minutes is not None:
             runner.train_loop.val_interval = sys.maxsize  # the loop evaluates after the last epoch in any case
 
     def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
         """Report."""
         used = 0.0 if self.minutes is None else (self.clock() - self.started) / (60 * self.minutes)
-        self.report(max(used, runner.train_loop.progress), f"epoch {runner.epoch + 1}/{runner.max_epochs}")
+        share = (self.begun - 1 + max(used, runner.train_loop.progress)) / self.trainings
+        self.report(share, f"epoch {runner.epoch + 1}/{runner.max_epochs}")
 
     def after_train_epoch(self, runner: Any) -> None:
         """Plan the epochs that are left."""
@@ -169,13 +175,14 @@ def run_pipeline(cell: Cell, report: Report) -> Outcome:
         for done in Path(cell.folder).glob("*/begun.json"):
             if not done.with_name("done.json").exists():
                 shutil.rmtree(done.parent)
+    left = [name for name in ("self", stage) if not (Path(cell.folder) / name / "done.json").exists()]
     pipeline = Pipeline(
         cell.config,
         work_dir=cell.folder,
         cfg_options=cell.options,
         pretrained=cell.pretrained,
         seed=cell.seed,
-        hooks=[_Watch(report, cell.minutes)],
+        hooks=[_Watch(report, cell.minutes, len(set(left)))],
     )
     for cfg in pipeline.configs.values():
         measure(cfg)
