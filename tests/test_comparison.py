@@ -266,6 +266,18 @@ def test_an_estimator_gets_k_and_seed_where_it_has_them() -> None:
     assert Estimator.parse("path/my.config.py-moco") is None
 
 
+def test_an_estimator_of_pairs_stays_within_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 20)
+    x = np.random.default_rng(0).random((200, 2), dtype=np.float32)
+    every, means = Estimator.parse("agglomerative-pixels"), Estimator.parse("kmeans-pixels")
+    assert every is not None
+    assert means is not None
+    with pytest.raises(InputError, match=r"all pairs of 200 images, 0\.0 GiB, more than half of the 0\.0 GiB"):
+        every.fit_predict(x, 3, 0)
+    assert len(every.fit_predict(x[:100], 3, 0)) == 100  # 39,600 of 81,920 bytes
+    assert len(means.fit_predict(x, 3, 0)) == 200
+
+
 def test_centre_and_border_of_clusters_by_hand() -> None:
     features = torch.tensor([[0.0], [2.0], [10.0], [13.0], [99.0]])  # means 1 and 11.5
     found = Clustering.from_clusters(features, torch.tensor([4, 4, 7, 7, -1]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -65,6 +66,8 @@ class Estimator:
     options: Mapping[str, Any]
     features: str
 
+    # Keep a distance (float64) for every pair of images, so that many images would take all memory of the machine.
+    of_pairs: ClassVar[tuple[str, ...]] = ("sklearn.cluster.AgglomerativeClustering",)
     # What the classes of scikit-learn call K.
     names: ClassVar[tuple[str, ...]] = ("n_clusters", "n_components")
 
@@ -104,8 +107,16 @@ class Estimator:
         """Return the cluster of every row of ``x`` (N, D): (N,) int64, negative for those in none.
 
         Raises:
-            InputError: another number of clusters than rows comes back.
+            InputError: it would take more than half of the machine's memory, or another number of clusters than rows
+                comes back.
         """
+        N = len(x)
+        needed, there = 4 * N * (N - 1), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if self.path in self.of_pairs and needed > there / 2:
+            raise InputError(
+                f"{self.path} keeps the distances of all pairs of {N:,} images, {needed / 2**30:.1f} GiB, more than "
+                f"half of the {there / 2**30:.1f} GiB of memory: take kmeans, gmm or hdbscan, or fewer images"
+            )
         kind = self.load()
         known = inspect.signature(kind).parameters
         given = {name: num_clusters for name in self.names if name in known}
