@@ -688,7 +688,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     chrome.quit()
 
 
-@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("width", [375, 1000, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser(browser: Any, cells: list[dict[str, Any]], width: int, scheme: str, tmp_path: Path) -> None:
     failed = {"method": "hdbscan", "seed": 0, "error": "E: " + "a/very/long/path/" * 20, "log": "l" * 300}
@@ -702,10 +702,11 @@ def test_in_a_browser(browser: Any, cells: list[dict[str, Any]], width: int, sch
     assert browser.execute_script("return innerWidth") == width
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     pictures = browser.execute_script(
-        "return [...document.images].map(i => [i.naturalWidth, i.getBoundingClientRect().width])"
+        "return [...document.images].map(i => [i.naturalWidth, i.getBoundingClientRect()]).map("
+        "([n, r]) => [n, r.width, r.right])"
     )
     assert len(pictures) > 30
-    assert all(natural > 0 and 0 < shown <= width for natural, shown in pictures)
+    assert all(natural > 0 and shown > 0 and right <= width for natural, shown, right in pictures)
     assert browser.execute_script("return document.querySelectorAll('table.numbers tbody tr').length") == 3
     chart = "return [...document.querySelectorAll('#cost svg[role=img]')].filter(s => s.clientWidth).length"
     assert browser.execute_script(chart) == 1  # of two sizes, the one that fits
