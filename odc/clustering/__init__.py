@@ -1,5 +1,6 @@
 """Arrays in, arrays out: k-means, neighbours, local consistency, preprocessing; FAISS inside, no state, no modules."""
 
+from odc.clustering.confidence import log_odds
 from odc.clustering.consistency import local_consistency, reliable_samples
 from odc.clustering.kmeans import KMeansResult, KMeansStats, MissingFaissError, kmeans
 from odc.clustering.knn import knn_search
@@ -19,6 +20,7 @@ __all__ = [
     "l2_normalize",
     "l2_normalize_",
     "local_consistency",
+    "log_odds",
     "reliable_samples",
     "share_clusters",
     "two_level_kmeans",

@@ -24,7 +24,7 @@ from mmengine.runner import set_random_seed
 from torch import Tensor
 
 from odc.apis import build_runner, convert, finish, load_runner
-from odc.clustering import l2_normalize
+from odc.clustering import l2_normalize, log_odds
 from odc.clustering.kmeans import load_faiss
 from odc.comparison.plan import PRETRAINING, Cell, measure
 from odc.comparison.report import CURVES_FILE, OUTCOME_FILE, embed, read_outcome
@@ -78,11 +78,13 @@ class Clustering:
 
     @classmethod
     def from_scores(cls, evaluation: Evaluation) -> Clustering | None:
-        """Return what the scores of a head say; confidence and margin are probabilities."""
-        if not evaluation.scores.shape[1]:
+        """Return what the scores of a head say; confidence and margin are log-odds, the latter to the second best."""
+        scores = evaluation.scores
+        if not scores.shape[1]:
             return None
-        p, order = evaluation.scores.softmax(1).topk(min(2, evaluation.scores.shape[1]), dim=1)
-        return cls(evaluation.features, order[:, 0], p[:, 0], p[:, 0] - p[:, -1])
+        best, order = scores.topk(min(2, scores.shape[1]), dim=1)
+        confidence = log_odds(scores).gather(1, order[:, :1])[:, 0]
+        return cls(evaluation.features, order[:, 0], confidence, best[:, 0] - best[:, -1])
 
     @classmethod
     def from_clusters(cls, features: Tensor, cluster: Tensor) -> Clustering:

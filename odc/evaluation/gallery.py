@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
+from odc.clustering import log_odds
 from odc.data.datasets import ImageDataset
 from odc.evaluation.evaluator import Evaluation
 
@@ -30,7 +31,8 @@ def write_clusters(dataset: ImageDataset, evaluation: Evaluation, folder: Path) 
         writer.writerows(
             (path, int(c), f"{float(p):.4f}") for path, c, p in zip(dataset.paths, cluster, confidence, strict=True)
         )
-    draw_clusters(dataset, cluster, confidence).save(picture)
+    sureness = log_odds(evaluation.scores).gather(1, cluster[:, None])[:, 0]  # many confidences are exactly 1
+    draw_clusters(dataset, cluster, sureness).save(picture)
     return table, picture
 
 

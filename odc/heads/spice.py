@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from odc.clustering.confidence import log_odds
 from odc.clustering.preprocess import l2_normalize
 from odc.errors import InputError
 from odc.heads.base import ClusterHead, weighted_mean
@@ -52,7 +53,7 @@ def label_around_prototypes(embedding: Tensor, confidence: Tensor, center_ratio:
 
     Args:
         embedding: (N, D) float32, rows of unit length.
-        confidence: (N, K) floating, probabilities of the clusters.
+        confidence: (N, K) floating, of the clusters: only its order matters.
         center_ratio: share of a cluster's n = ⌊N/K⌋ samples that its prototype is the mean of, at least one.
 
     Returns:
@@ -199,8 +200,8 @@ class SpiceSelfHead(ClusterHead):
 
     def _rows(self, embedding: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return positions (M,) and clusters (M,) that one head gives, from its logits (N, K)."""
-        # In double precision: in single, a trained head's probabilities round to 1 and their order would be lost.
-        chosen = label_around_prototypes(embedding, logits.double().softmax(1), self.center_ratio)
+        # Not the probabilities: most of a trained head's are exactly 1, and the first samples would be the surest.
+        chosen = label_around_prototypes(embedding, log_odds(logits), self.center_ratio)
         position = chosen.flatten()
         cluster = torch.arange(self.num_clusters, device=position.device).expand_as(chosen).flatten()
         if self.overlap == "first":

@@ -62,6 +62,23 @@ def test_the_loss_by_an_oracle() -> None:
 # -- pseudo-labels -------------------------------------------------------------------------------------------------
 
 
+def test_the_surest_samples_are_not_the_first_ones_of_the_data_set() -> None:
+    """A trained head gives all of a cluster p = 1, even in double precision; its logits still say who is surer."""
+    N, K = 40, 2
+    head = SpiceSelfHead(4, num_clusters=K, num_heads=1)
+    margin = torch.arange(N, 0, -1.0).flip(0) + 50.0  # the later, the surer
+    logits = torch.stack([margin, torch.zeros(N)], dim=1)
+    logits[N // 2 :] = logits[N // 2 :].flip(1)
+    assert bool((logits.double().softmax(1).max(1).values == 1).all())
+    early, late = torch.tensor([1.0, 0, 0, 0]), torch.tensor([0, 1.0, 0, 0])
+    embedding = torch.where((torch.arange(N) % 20 < 10)[:, None], early, late)
+    embedding[N // 2 :] = embedding[N // 2 :].roll(2, 1)
+    position, cluster = head._rows(embedding, logits)
+    # The surest half of each cluster is its later one, so these lie nearest to the prototype and come first.
+    assert set(position[cluster == 0].tolist()[:10]) == set(range(10, 20))
+    assert set(position[cluster == 1].tolist()[:10]) == set(range(30, 40))
+
+
 def slow_labels(embedding: Tensor, confidence: Tensor, center_ratio: float) -> list[list[int]]:
     """For every cluster its samples, nearest first: the definition, one number at a time."""
     N, K = confidence.shape
