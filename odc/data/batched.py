@@ -21,7 +21,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from odc.data.keys import FIRST, GAMMA, SECOND, mix
-from odc.data.transforms import OPS, Cutout, PixelTransform, RandomOps, Rotate90, build_transform
+from odc.data.transforms import OPS, Cutout, PixelTransform, RandomOps, Rotate90, build_transform, require_uint8
 from odc.errors import InputError
 
 _CHUNK = 256  # images at a time on the CPU: what is between two transforms stays in its cache
@@ -416,7 +416,7 @@ def _random_ops(transform: RandomOps) -> Op:
     changes = [_CHANGES[name] for name in OPS]
 
     def op(images: Tensor, draws: Draws, variants: Tensor) -> Tensor:
-        _require_uint8(images, "RandomOps")
+        require_uint8(images, "RandomOps")
         low, high = ranges.to(images.device).unbind(1)
         for _ in range(transform.n):
             which, share = draws.integer(len(changes)), draws.number()
@@ -456,7 +456,7 @@ def _rand_augment(transform: Any) -> Op | None:
         return None
 
     def op(images: Tensor, draws: Draws, variants: Tensor) -> Tensor:
-        _require_uint8(images, "RandAugment")
+        require_uint8(images, "RandAugment")
         sizes = []
         for bins_of, _ in space.values():
             bins = bins_of(transform.num_magnitude_bins, *images.shape[-2:])
@@ -519,11 +519,6 @@ def _describe(transform: Any) -> str:
 # -- changes by a magnitude, for RandomOps and RandAugment ------------------------------------------------------------
 
 Change = Callable[[Tensor, Tensor], Tensor]  # images (b, C, H, W) uint8, magnitudes (b,) float64 -> the same images
-
-
-def _require_uint8(images: Tensor, name: str) -> None:
-    if images.dtype != torch.uint8:
-        raise InputError(f"{name} needs uint8 images, got {images.dtype}; put it before ToFloat")
 
 
 def _each(images: Tensor, which: Tensor, magnitude: Tensor, changes: Sequence[Change]) -> Tensor:

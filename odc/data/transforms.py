@@ -152,11 +152,11 @@ class RandomOps:
 
     def __call__(self, image: Tensor) -> Tensor:
         """Return the image, uint8 (C, H, W)."""
-        if image.dtype != torch.uint8:
-            raise InputError(f"RandomOps needs uint8 images, got {image.dtype}; put it before ToFloat")
-        chosen = torch.randint(len(OPS), (self.n,)).tolist()
+        require_uint8(image, "RandomOps")
+        operations = tuple(OPS.values())
+        chosen = torch.randint(len(operations), (self.n,)).tolist()
         for index, share in zip(chosen, torch.rand(self.n, dtype=torch.float64).tolist(), strict=True):
-            low, high, operation = tuple(OPS.values())[index]
+            low, high, operation = operations[index]
             image = operation(image, low + share * (high - low))
         return image
 
@@ -300,6 +300,12 @@ def _known() -> dict[str, Callable[..., Any]]:
     }
     inherited = {} if TRANSFORMS.parent is None else TRANSFORMS.parent.module_dict
     return {**inherited, **theirs, **TRANSFORMS.module_dict}
+
+
+def require_uint8(images: Tensor, name: str) -> None:
+    """Raise :class:`InputError` if the images that the transform ``name`` gets are no longer whole numbers."""
+    if images.dtype != torch.uint8:
+        raise InputError(f"{name} needs uint8 images, got {images.dtype}; put it before ToFloat")
 
 
 def _require_float(images: Tensor, name: str) -> None:
