@@ -93,7 +93,8 @@ def slow_labels(embedding: Tensor, confidence: Tensor, center_ratio: float) -> l
     return out
 
 
-@pytest.mark.parametrize(("N", "K", "ratio"), [(23, 4, 0.5), (30, 3, 0.3), (12, 5, 1.0), (5, 5, 0.5)])
+# Never two samples a prototype: both are equally near to their mean, and rounding would put them in order.
+@pytest.mark.parametrize(("N", "K", "ratio"), [(23, 4, 0.7), (30, 3, 0.3), (16, 5, 1.0), (5, 5, 0.5)])
 def test_labels_by_an_oracle(N: int, K: int, ratio: float) -> None:
     embedding, confidence = unit(N, 6), torch.randn(N, K, generator=rng(1)).softmax(1)
     chosen = label_around_prototypes(embedding, confidence, ratio)
