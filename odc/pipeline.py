@@ -483,12 +483,16 @@ def _otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def summary(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the table of the stages in Markdown, and what the reliable step found."""
+    """Return the table of the stages in Markdown, how they were computed, and what the reliable step found."""
     names = ("stage", "ACC", "NMI", "ARI", "kNN", "k-means ACC", "seconds")
     rows = [list(names)]
     for stage, values in results.items():
         cells = ["" if values.get(m) is None else f"{values[m]:.3f}" for m in METRICS]
         rows.append([stage, *cells, f"{values['seconds']:.1f}"])
     rows.append(["all", *[""] * len(METRICS), f"{sum(values['seconds'] for values in results.values()):.1f}"])
+    precision, threads = (
+        " / ".join(dict.fromkeys(str(results[stage][name]) for stage in TRAINED if stage in results))
+        for name in ("precision", "threads")
+    )
     found = [values["told"] for values in results.values() if "told" in values]
-    return "\n".join([markdown_table(rows), "", *found])
+    return "\n".join([markdown_table(rows), "", f"Trained in {precision}, threads: {threads}.", "", *found])

@@ -74,6 +74,7 @@ def test_every_stage_leaves_its_result(done: Path) -> None:
     assert [line.split("|")[1].strip() for line in lines if line.startswith("|")] == [
         "stage", "-" * len(lines[1].split("|")[1].strip()), "moco", "embeddings", "self", "reliable", "semi", "all"
     ]  # fmt: skip
+    assert f"Trained in float32, threads: {torch.get_num_threads()}." in lines
     assert "have a reliable label" in lines[-1]
     assert "their number says nothing of their quality" in lines[-1]
     labels = LabelFile.load(done / "reliable/labels.npz")
