@@ -471,7 +471,7 @@ def test_rows_of_all_kinds_then_the_same_again(
     assert (out / "report.html").stat().st_size > 50_000
 
     # Nothing is run twice, with another number of threads neither, and the report can be had again.
-    environment["OMP_NUM_THREADS"] = "2"
+    environment |= {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
     again = run(*command)
     assert again.returncode == 0
     assert f"threads a cell: 1, as before in {out}, not 2" in again.stdout
