@@ -32,10 +32,10 @@ $(READY): setup.py pyproject.toml requirements/lock.txt
 	@$(BIN)/python -m pip install --disable-pip-version-check -c requirements/lock.txt --no-build-isolation -e '.[$(FAISS),test,dev]'
 	@touch $@
 
-# One seed of every method on handwritten digits, with a report; the shared pre-training is a short one.
+# One seed of every method on handwritten digits, with a report; the shared pre-training and SPICE-Semi are short ones.
 demo: $(READY)
 	@$(BIN)/odc compare --methods kmeans-pixels kmeans-moco dc odc deepercluster spice-self spice --dataset digits \
-		--seeds 0 --pretrain-epochs 60 --out work_dirs/demo
+		--seeds 0 --pretrain-epochs 60 --cfg-options semi.train_cfg.max_epochs=10 --out work_dirs/demo
 
 # Five seeds, from random weights and from MoCo, next to what scikit-learn makes of the same features.
 benchmark: $(READY)

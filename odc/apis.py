@@ -15,7 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from torch import Tensor
 
-from odc.compat import Runner, load_config, load_plain, write_tensors
+from odc.compat import Runner, check_precision, load_config, load_plain, write_tensors
 from odc.data.datasets import ImageDataset
 from odc.data.embeddings import Embeddings, check_ending
 from odc.engine.comm import get_comm
@@ -66,6 +66,7 @@ KNOWN_KEYS = {
     "log_processor",
     "model",
     "optim_wrapper",
+    "precision",
     "randomness",
     "resume",
     "train_cfg",
@@ -125,6 +126,7 @@ def check_parts(cfg: Config) -> None:
     if cfg.get("visualizer"):
         resolve(VISUALIZERS, cfg.visualizer)
     check_compile(cfg.get("compile"))
+    check_precision(cfg.get("precision"))
     for name in cfg.randomness:
         if name not in ("seed", "diff_rank_seed", "deterministic"):
             raise InputError(
@@ -174,7 +176,7 @@ def prepare_config(
         work_dir: where everything of the run goes; by default ``work_dirs/<name of the config>``.
         cfg_options: ``{"dotted.key": value}`` to change.
         seed: ``randomness.seed``; by default the config's.
-        amp: bfloat16 autocast.
+        amp: ``precision="bfloat16"``.
         strict: unreadable images are an error instead of being skipped.
         launcher: ``"none"``, ``"pytorch"``, ``"slurm"`` or ``"mpi"``.
 
@@ -193,7 +195,7 @@ def prepare_config(
     if cfg.get("randomness", {}).get("seed") is None:
         raise InputError(f"{config}: randomness.seed is not set: a run without a seed cannot be repeated")
     if amp:
-        cfg.optim_wrapper.type = "Bf16OptimWrapper"
+        cfg.precision = "bfloat16"
     if strict:
         cfg.data.dataset.strict = True
     cfg.launcher = launcher
@@ -497,5 +499,5 @@ def finish(runner: Runner, out: Path | None) -> dict[str, float]:
     if out is not None and runner.rank == 0 and loop.evaluation.scores.shape[1]:
         table, picture = write_clusters(loop.data.eval.dataset, loop.evaluation, out)
         print_log(f"clusters of {len(loop.evaluation.scores):,} images: {table} and {picture}", "current")
-        write_text(out / "metrics.json", json.dumps(loop.values, indent=2) + "\n")
+        write_text(out / "metrics.json", json.dumps({**loop.values, "precision": runner.precision}, indent=2) + "\n")
     return dict(loop.values)

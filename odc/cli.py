@@ -85,7 +85,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="go on from a checkpoint; without a value, from the newest in the work directory",
     )
-    parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where it is safe")
+    parser.add_argument("--amp", action="store_true", help="train in bfloat16 where it is safe and the machine has it")
     parser.add_argument("--seed", type=int, help="instead of the config's randomness.seed")
     _add_log(parser)
 
@@ -236,7 +236,7 @@ def _add_spice(parser: argparse.ArgumentParser) -> None:
     _add_work(parser)
     parser.add_argument("--clusters", type=int, help="number of clusters (default: the configs')")
     parser.add_argument("--pretrained", metavar="FILE", help="start from this backbone instead of training MoCo")
-    parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where it is safe")
+    parser.add_argument("--amp", action="store_true", help="train in bfloat16 where it is safe and the machine has it")
     parser.add_argument("--seed", type=int, help="of all stages (default: the configs')")
     _add_log(parser)
 
@@ -303,7 +303,7 @@ def _compare(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from odc.comparison.plan import Request
-    from odc.comparison.run import compare, default_jobs, report_only
+    from odc.comparison.run import compare, default_jobs, default_threads, report_only
     from odc.comparison.table import table
 
     out = Path(args.out)
@@ -312,13 +312,15 @@ def _compare(args: argparse.Namespace) -> int:
     elif not args.methods:
         raise InputError("--methods: name at least one")
     else:
+        jobs = default_jobs() if args.jobs is None else args.jobs
         request = Request(
             methods=args.methods,
             out=out,
             dataset=args.dataset,
             evaluate_on=args.evaluate_on,
             seeds=args.seeds,
-            jobs=default_jobs() if args.jobs is None else args.jobs,
+            jobs=jobs,
+            threads=default_threads(max(1, jobs)),
             epochs=args.epochs,
             minutes=args.minutes,
             pretrain_epochs=args.pretrain_epochs,

@@ -3,7 +3,7 @@
 ==============================  ======================================================================================
 :class:`Runner`                 plain, strictly loaded, resumable checkpoints; capped log buffers; ranks without a GPU
 :class:`CheckpointHook`         never less than one complete checkpoint on disk; paths that survive moving ``work_dir``
-:class:`Bf16OptimWrapper`       mixed precision without a scaler, on CPU and GPU
+:func:`settle_precision`        bfloat16 only where processor or GPU computes it themselves
 :func:`load_state`              names and shapes are checked; a partial load is asked for and reported
 :func:`load_plain`              tensors and plain Python values only: nothing in a checkpoint is ever executed
 :func:`find_resume`             the newest checkpoint that is whole
@@ -27,6 +27,7 @@ import io
 import logging
 import os
 import pickle
+import platform
 import re
 import subprocess
 import sys
@@ -36,7 +37,7 @@ import warnings
 from argparse import ArgumentParser, Namespace
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -48,12 +49,11 @@ import torch
 import torch.distributed as torch_dist
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.dist import broadcast_object_list, get_dist_info, is_distributed, is_main_process
+from mmengine.dist import all_gather_object, broadcast_object_list, get_dist_info, is_distributed, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import HistoryBuffer, MessageHub, MMLogger, print_log
 from mmengine.model import is_model_wrapper
 from mmengine.model.weight_init import PretrainedInit, update_init_info
-from mmengine.optim import OptimWrapper
 from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner.checkpoint import CheckpointLoader, get_torchvision_models
 from safetensors.torch import load_file, save
@@ -61,7 +61,7 @@ from torch import Tensor, nn
 
 from .errors import InputError, nearest
 from .files import write_text, written_whole
-from .registry import HOOKS, OPTIM_WRAPPERS
+from .registry import HOOKS
 
 MAX_HISTORY = 1000
 _CODE = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, type)
@@ -594,6 +594,8 @@ class Runner(mmengine.runner.Runner):
     - the terminal shows one-line messages; environment, config and hooks go to the log file.
     """
 
+    precision = "float32"  # what the weights are, or were, trained in; evaluation and extraction are in float32
+    _resumed_precision: str | None = None
     _timestamps: ClassVar[set[str]] = set()
     _timestamp: str
     _randomness_cfg: dict[str, Any]
@@ -674,6 +676,31 @@ class Runner(mmengine.runner.Runner):
             hooks["checkpoint"] = {**checkpoint, "type": CheckpointHook}
         super().register_default_hooks(hooks)
 
+    # -- precision
+
+    def settle_precision(self) -> None:
+        """Settle what the training that begins computes in: the config's ``precision``, or that of the resumed run."""
+        precision = settle_precision(self.cfg.get("precision"))
+        before = self._resumed_precision
+        if before is not None and before != precision:
+            reason = _lacks_bfloat16_anywhere() if before == "bfloat16" else None
+            if reason is None:
+                self.logger.warning(f"the run goes on in its checkpoint's precision, {before}, not in {precision}")
+                precision = before
+            else:
+                self.logger.warning(f"the run was in {before} so far and goes on in {precision}: {reason}")
+        self.precision = precision
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which the model trains: autocast to bfloat16, where that is the run's precision.
+
+        It has float32's range, so there is no loss scaling; parameters, gradients and optimiser state stay float32.
+        """
+        if self.precision == "float32":
+            return nullcontext()
+        device: str = next(self.model.parameters()).device.type
+        return torch.autocast(device, dtype=torch.bfloat16)
+
     # -- saving
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
@@ -687,6 +714,7 @@ class Runner(mmengine.runner.Runner):
         hub["log_scalars"] = {}
         hub["resumed_keys"] = {k: True for k in hub["runtime_info"] if hub["resumed_keys"].get(k)}
         checkpoint["meta"]["torch_version"] = torch.__version__
+        checkpoint["meta"]["precision"] = self.precision
         if "optimizer" in checkpoint and isinstance(self.train_loop, StatefulLoop):
             checkpoint["loop"] = self.train_loop.state_dict()
         plain = to_plain(checkpoint)
@@ -711,6 +739,9 @@ class Runner(mmengine.runner.Runner):
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         report = load_state(self.model, _model_state(checkpoint), partial=partial, source=f"checkpoint '{filename}'")
         self._has_loaded = True
+        meta = checkpoint.get("meta")
+        saved = meta.get("precision") if isinstance(meta, Mapping) else None
+        self.precision = saved if saved in PRECISIONS[:2] else "float32"
         self.logger.info(f"model state from {filename}: {report}")
         return checkpoint
 
@@ -762,6 +793,7 @@ class Runner(mmengine.runner.Runner):
         meta = checkpoint["meta"]
         loop._epoch, loop._iter = meta["epoch"], meta["iter"]
         self._resume_seed(meta.get("seed"), filename)
+        self._resumed_precision = self.precision
         self.message_hub.load_state_dict(checkpoint["message_hub"])
         if resume_optimizer:
             self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
@@ -829,21 +861,82 @@ def _init_gloo(launcher: str, timeout: float | None) -> None:
 
 # -------------------------------------------------------------------------------------------------- mixed precision
 
+PRECISIONS = ("float32", "bfloat16", "auto")
+FORBID_BFLOAT16 = "ODC_BFLOAT16"
 
-@OPTIM_WRAPPERS.register_module()
-class Bf16OptimWrapper(OptimWrapper):
-    """Optimiser wrapper that runs the model in bfloat16 by autocast, on CPU or GPU.
 
-    bfloat16 has float32's range, so there is no loss scaling; parameters, gradients and optimiser state stay float32.
-    Takes the arguments of mmengine's ``OptimWrapper``.
+def check_precision(asked: Any) -> str:
+    """Return what the ``precision`` of a config asks for, of :data:`PRECISIONS`; ``None`` is the first of them.
+
+    Raises:
+        InputError: for anything else.
     """
+    asked = PRECISIONS[0] if asked is None else asked
+    if asked not in PRECISIONS:
+        raise InputError(f"precision is {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, not {asked!r}")
+    return str(asked)
 
-    @contextmanager
-    def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Enter autocast on the device of ``model``, and mmengine's context for gradient accumulation."""
-        device = next(model.parameters()).device.type
-        with super().optim_context(model), torch.autocast(device, dtype=torch.bfloat16):
-            yield
+
+def lacks_bfloat16() -> str | None:
+    """Return why this process, alone, is not to compute in bfloat16, or ``None`` where its device has instructions.
+
+    Elsewhere it is emulated, which takes many times as long as float32.
+
+    Raises:
+        InputError: the environment variable ``ODC_BFLOAT16`` is neither 0, which forbids it, nor 1.
+    """
+    forbidden = os.environ.get(FORBID_BFLOAT16, "1")
+    if forbidden not in ("0", "1"):
+        raise InputError(f"{FORBID_BFLOAT16}={forbidden}: 0 forbids bfloat16, 1 leaves it to the machine")
+    if forbidden == "0":
+        return f"{FORBID_BFLOAT16}=0 forbids it"
+    device = get_device()
+    if device == "cpu":
+        return None if _cpu_has_bfloat16() else "this processor has no instructions for it and would emulate it"
+    if device == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return None
+        return f"the GPU ({torch.cuda.get_device_name()}) would emulate it"
+    return f"nothing is known of it on the device '{device}'"
+
+
+def _cpu_has_bfloat16() -> bool:
+    try:
+        through_onednn = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # a torch without oneDNN
+        return False
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return through_onednn
+    # oneDNN says yes to every AVX-512, and emulates where that has no bfloat16.
+    return through_onednn and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+
+
+def settle_precision(asked: Any) -> str:
+    """Return what to train in, ``"float32"`` or ``"bfloat16"``: the latter where it is asked for and all ranks have it.
+
+    It is said once in a process; where ``"bfloat16"`` cannot be, unlike ``"auto"``, as a warning.
+
+    Args:
+        asked: see :func:`check_precision`.
+    """
+    asked = check_precision(asked)
+    if asked == "float32":
+        return "float32"
+    reason = _lacks_bfloat16_anywhere()
+    told = f"training in {'bfloat16' if reason is None else f'float32, not bfloat16: {reason}'}"
+    if told not in _told:
+        _told.add(told)
+        print_log(told, "current", logging.WARNING if asked == "bfloat16" and reason else logging.INFO)
+    return "bfloat16" if reason is None else "float32"
+
+
+_told: set[str] = set()  # what settle_precision has said in this process
+
+
+def _lacks_bfloat16_anywhere() -> str | None:
+    reason = lacks_bfloat16()
+    reasons = all_gather_object(reason) if is_distributed() else [reason]  # ranks of different kinds must agree
+    return next((r for r in reasons if r is not None), None)
 
 
 # ----------------------------------------------------------------------------------------------------------- config

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine import Config
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 
 from odc.apis import convert, extract_features, load_runner, prepare_config, train, writable
 from odc.clustering.consistency import beta_histogram, local_consistency, reliable_samples
-from odc.compat import load_config
+from odc.compat import load_config, settle_precision
 from odc.data.datasets import ImageDataset
 from odc.data.embeddings import Embeddings
 from odc.data.label_file import LabelFile
@@ -413,10 +414,10 @@ class Pipeline:
         return results
 
     def _key(self, name: str, before: str) -> str:
-        parts: list[Any] = [name, before, self.dataset.fingerprint]
+        parts: list[Any] = [name, before, self.dataset.fingerprint, self._ran(name)]
         if name in TRAINED:
             cfg = self.configs[name]
-            apart = ("work_dir", "resume", "load_from", "visualizer")
+            apart = ("work_dir", "resume", "load_from", "visualizer", "precision")
             told = {k: v for k, v in cfg.to_dict().items() if k not in apart}
             parts.append({k: v for k, v in told.items() if not k.startswith("_")})
         elif name == "reliable":
@@ -427,14 +428,20 @@ class Pipeline:
             text = text.replace(str(self.pretrained), "")
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def _ran(self, name: str) -> dict[str, Any]:
+        """Return how this machine computes a stage, on which its numbers depend beside config and data."""
+        precision = settle_precision(self.configs[name].get("precision")) if name in TRAINED else "float32"
+        return {"precision": precision, "threads": torch.get_num_threads()}
+
     def _stage(self, name: str, key: str, work: Callable[[], dict[str, Any]], title: str) -> dict[str, Any]:
-        folder = writable(self.folder / name)
+        folder, ran = writable(self.folder / name), self._ran(name)
         begun, done = folder / "begun.json", folder / "done.json"
         for file in (done, begun):
-            if file.exists() and json.loads(file.read_text(encoding="utf-8"))["key"] != key:
+            before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"key": key}
+            if before["key"] != key:
                 raise InputError(
-                    f"{folder} holds a stage of another config, other data or other stages before it: delete "
-                    f"{folder}, or choose another --work-dir"
+                    f"{folder} holds a stage of another config, other data or other stages before it"
+                    f"{_otherwise(before, ran)}: delete {folder}, or choose another --work-dir"
                 )
         if done.exists():
             self.logger.info(f"{title}: there already, from the same config and data")
@@ -447,12 +454,12 @@ class Pipeline:
         def seconds() -> float:
             return float(round(earlier + time.monotonic() - started, 1))
 
-        write_text(begun, json.dumps({"key": key, "seconds": earlier}) + "\n")
+        write_text(begun, json.dumps({"key": key, "seconds": earlier, **ran}) + "\n")
         try:
             values = work()
         finally:
-            write_text(begun, json.dumps({"key": key, "seconds": seconds()}) + "\n")
-        result = {"key": key, "seconds": seconds(), **values}
+            write_text(begun, json.dumps({"key": key, "seconds": seconds(), **ran}) + "\n")
+        result = {"key": key, "seconds": seconds(), **ran, **values}
         write_text(done, json.dumps(result, indent=2, default=float) + "\n")
         return result
 
@@ -469,13 +476,23 @@ class Pipeline:
         return {**values, "checkpoint": f"epoch_{values['epochs']:.0f}.pth"}
 
 
+def _otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return how a stage was computed in another way than it would be now, or nothing."""
+    then, here = (f"in {ran.get('precision')} on {ran.get('threads')} threads" for ran in (before, now))
+    return "" if then == here else f" (it ran {then}, now it would {here}; OMP_NUM_THREADS sets the threads)"
+
+
 def summary(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the table of the stages in Markdown, and what the reliable step found."""
+    """Return the table of the stages in Markdown, how they were computed, and what the reliable step found."""
     names = ("stage", "ACC", "NMI", "ARI", "kNN", "k-means ACC", "seconds")
     rows = [list(names)]
     for stage, values in results.items():
         cells = ["" if values.get(m) is None else f"{values[m]:.3f}" for m in METRICS]
         rows.append([stage, *cells, f"{values['seconds']:.1f}"])
     rows.append(["all", *[""] * len(METRICS), f"{sum(values['seconds'] for values in results.values()):.1f}"])
+    precision, threads = (
+        " / ".join(dict.fromkeys(str(results[stage][name]) for stage in TRAINED if stage in results))
+        for name in ("precision", "threads")
+    )
     found = [values["told"] for values in results.values() if "told" in values]
-    return "\n".join([markdown_table(rows), "", *found])
+    return "\n".join([markdown_table(rows), "", f"Trained in {precision}, threads: {threads}.", "", *found])

@@ -98,7 +98,7 @@ def test_train_then_test(write: Write, capsys: pytest.CaptureFixture[str]) -> No
     out = Path("out")
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics == json.loads(Path("run/metrics.json").read_text())
-    assert {"acc", "nmi", "nmi_geometric", "ari", "entropy", "empty", "knn"} == set(metrics)
+    assert {"acc", "nmi", "nmi_geometric", "ari", "entropy", "empty", "knn", "precision"} == set(metrics)
     with (out / "clusters.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == [f"{i:03d}" for i in range(48)]
@@ -134,7 +134,7 @@ def test_options_reach_the_run(write: Write) -> None:
     assert checkpoint["meta"]["iter"] == 6, "48 rows, 8 a step"
     assert checkpoint["loop"]["seed"] == 11
     (dump,) = Path("work_dirs/child").glob("*.py")
-    assert "Bf16OptimWrapper" in dump.read_text()
+    assert "precision = 'bfloat16'" in dump.read_text()
     assert main(["train", path, *options, "--work-dir", "other", "--seed", "11"]) == 0
     other = load_plain("other/epoch_1.pth")["state_dict"]
     a, b = checkpoint["state_dict"]["backbone.layers.0.weight"], other["backbone.layers.0.weight"]
@@ -258,7 +258,7 @@ def test_folders_of_pictures(write: Write, capsys: pytest.CaptureFixture[str]) -
     assert "skipped 5 of 29 files under pictures" in log.read_text()
     assert "note0.jpg (not an image), note1.jpg (not an image), note2.jpg (not an image), ..." in warning
     assert "24 images under pictures (no labels)" in out
-    assert set(json.loads(Path("run/metrics.json").read_text())) == {"entropy", "empty"}
+    assert set(json.loads(Path("run/metrics.json").read_text())) == {"entropy", "empty", "precision"}
     refused(capsys, ["train", path, "--strict"], "5 of 29 files", "note0.jpg (not an image)")
     Path("empty").mkdir()
     refused(capsys, ["train", path, "--cfg-options", "data.dataset.root=empty"], "no image under empty")

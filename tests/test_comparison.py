@@ -12,17 +12,18 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
+from odc import compat
 from odc.cli import main
 from odc.comparison.cell import Clustering, _Watch, read_curves, run_method
 from odc.comparison.estimators import Estimator
 from odc.comparison.plan import Cell, Request, plan, stage_configs
-from odc.comparison.run import Progress, next_cell, read_results
+from odc.comparison.run import Progress, Running, _room, default_threads, next_cell, read_results
 from odc.comparison.table import document, table
 from odc.errors import InputError
 
@@ -71,6 +72,26 @@ def test_spice_waits_for_the_row_whose_stage_it_takes_over(tmp_path: Path) -> No
     alone = cells_of(tmp_path, "spice", seeds=[4])[-1]
     assert alone.after == (("moco", 4),)
     assert alone.key == cells[1].key, "the same result, whatever else is compared"
+
+
+def test_what_most_others_wait_for_begins_first(tmp_path: Path) -> None:
+    waiting = cells_of(tmp_path, "kmeans-pixels", "kmeans-moco", "odc", "spice-self", "spice", seeds=[0])
+    begun, ended = [], dict[tuple[str, int], Any]()
+    while (cell := next_cell(waiting, ended)) is not None:
+        begun.append(cell.method)
+        waiting.remove(cell)
+        ended[cell.method, cell.seed] = {}
+    assert begun == ["moco", "spice-self", "kmeans-pixels", "kmeans-moco", "odc", "spice"]
+
+
+def test_a_cell_that_draws_its_map_leaves_room_for_another_but_not_for_any_number() -> None:
+    trains, draws = (cast(Running, SimpleNamespace(told=told)) for told in (False, True))
+    assert _room([], 1)
+    assert not _room([trains], 1)
+    assert _room([draws], 1)
+    assert not _room([draws, draws], 1)
+    assert _room([trains, draws, draws], 2)
+    assert not _room([trains, trains, draws], 2)
 
 
 def test_without_such_methods_nothing_is_pretrained(tmp_path: Path) -> None:
@@ -337,16 +358,32 @@ def test_the_table_tells_the_pretraining_apart() -> None:
     assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
         "odc-moco", "0.500", "0.250", "0.125", "0.750", "2.0", "100", "50", "1"
     ]  # fmt: skip
-    assert "Evaluated on the 100 images of train, K = 10" in lines[4]
-    assert "9 epochs of pre-training by moco.py, 5.0 s and 100 MB" in lines[6]
+    assert "Evaluated on the 100 images of train, K = 10" in lines[6]
+    assert "9 epochs of pre-training by moco.py, 5.0 s and 100 MB" in lines[8]
 
 
 def test_the_document_says_how_to_repeat_it() -> None:
     facts = {"machine": "a CPU", "versions": {"torch": "2", "numpy": "1"}, "git_revision": "abc", "dataset": "digits"}
-    rows = [record("odc", s, acc=0.5, **facts, date=f"2026-01-0{s + 1}T10:00") for s in (0, 1)]
+    ran = {"precision": "float32", "threads": 2}
+    rows = [record("odc", s, acc=0.5, **facts, **ran, date=f"2026-01-0{s + 1}T10:00") for s in (0, 1)]
     text = document(rows, "odc compare --x")
     assert text.startswith("# Methods compared on digits\n\n```\nodc compare --x\n```\n\n| method")
-    assert text.endswith("Machine: a CPU. Versions: torch 2, numpy 1. Revision abc, 2026-01-01 / 2026-01-02.")
+    assert text.endswith(
+        "\n\nMachine: a CPU; trained in float32, threads a run: 2. Versions: torch 2, numpy 1. "
+        "Revision abc, 2026-01-01 / 2026-01-02."
+    )
+
+
+def test_beside_one_seed_stands_that_it_decides_nothing() -> None:
+    one, two = record("odc", 0, acc=0.5), record("odc", 1, acc=0.6)
+    for rows in ([one], [one, two, record("dc", 0, acc=0.5)]):
+        lines = table(rows).split("\n\n")
+        assert lines[1].startswith(
+            "One seed decides nothing: rows differ from seed to seed and from processor to processor (ACC"
+        )
+        assert lines[1].endswith("--seeds 0 1 2 3 4 adds what lacks.")
+    assert "One seed" not in table([one, two])
+    assert "One seed" not in table([{"method": "dc", "seed": 0, "error": "E: why"}])
 
 
 def test_a_failed_method_is_in_the_table_and_loses_nothing_else() -> None:
@@ -370,6 +407,16 @@ def test_the_time_left_counts_what_other_seeds_took(tmp_path: Path) -> None:
     assert Progress(cells, {}, 1, io.StringIO()).left([], cells) is None
 
 
+def test_the_environment_sets_the_threads_of_a_cell_or_the_jobs_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [default_threads(jobs) for jobs in (1, 3, 8, 20)] == [8, 2, 1, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "ignored: OpenMP has read it when the process began")
+    assert default_threads(1) == default_threads(8) == torch.get_num_threads()
+
+
 # -- end to end, on digits -------------------------------------------------------------------------------------------
 
 
@@ -377,7 +424,9 @@ def quality(out: Path) -> dict[tuple[str, int], list[float]]:
     return {place: [r[m] for m in ("acc", "nmi", "ari", "knn")] for place, r in read_results(out).items()}
 
 
-def test_rows_of_all_kinds_then_the_same_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_of_all_kinds_then_the_same_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """MoCo, an estimator on it, a head that is not in the package and a class of scikit-learn; n = 1 epoch."""
     head = tmp_path / "blind_head.py"
     head.write_text(
@@ -421,16 +470,25 @@ def test_rows_of_all_kinds_then_the_same_again(tmp_path: Path, capsys: pytest.Ca
     assert "loss" in curves[0]
     assert (out / "report.html").stat().st_size > 50_000
 
-    # Nothing is run twice, and the report can be had again.
+    # Nothing is run twice, with another number of threads neither, and the report can be had again.
+    environment |= {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
     again = run(*command)
     assert again.returncode == 0
+    assert f"threads a cell: 1, as before in {out}, not 2" in again.stdout
     assert "5 of 5 cells are there already" in again.stdout
     html = (out / "report.html").read_bytes()
     (out / "report.html").unlink()
     assert main(["compare", "--report-only", "--out", str(out)]) == 0
     assert (out / "report.html").read_bytes() == html
-    # Other settings do not mix with what is there.
+    # Other settings do not mix with what is there, nor does another precision.
+    assert {r["precision"] for r in records.values()} == {"float32"}
+    assert "trained in float32, threads a run: 1" in (out / "table.md").read_text()
+    assert b"1 thread a cell; trained in float32" in html
     capsys.readouterr()
+    monkeypatch.setattr(compat, "_cpu_has_bfloat16", lambda: True)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main([*command, "--cfg-options", "precision=auto"]) == 2
+    assert "has moco seed 3 trained in float32, but here and now it would be in bfloat16" in capsys.readouterr().err
     changed = ["compare", "--methods", "hdbscan-pixels", "--seeds", "3", "--clusters", "9", "--out", str(out)]
     assert main(changed) == 2
     assert "has hdbscan-pixels seed 3 with other settings" in capsys.readouterr().err

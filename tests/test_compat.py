@@ -35,7 +35,6 @@ from torch.utils.data import DataLoader, Dataset
 from odc import compat
 from odc.compat import (
     MAX_HISTORY,
-    Bf16OptimWrapper,
     CheckpointHook,
     Runner,
     find_resume,
@@ -756,28 +755,6 @@ def test_a_launcher_without_its_variables_is_one_line(tmp_path: Path, one_rank: 
     with pytest.raises(InputError, match="'RANK'") as error:
         build(tmp_path, launcher="pytorch")
     one_line(error)
-
-
-# -------------------------------------------------------------------------------------------------- mixed precision
-
-
-def test_bf16_runs_the_model_in_bfloat16_and_keeps_float32_parameters(tmp_path: Path) -> None:
-    class Seen(Toy):
-        dtypes: list[torch.dtype]
-
-        def forward(self, x: Tensor, mode: str = "tensor") -> Any:
-            self.dtypes.append(self.fc(x).dtype)
-            return super().forward(x, mode)
-
-    model = Seen()
-    model.dtypes = []
-    optimizer = {"type": "odc.Bf16OptimWrapper", "optimizer": {"type": "SGD", "lr": 0.1}}
-    runner = build(tmp_path, epochs=1, model=model, optim_wrapper=optimizer)
-    runner.train()
-    assert isinstance(runner.optim_wrapper, Bf16OptimWrapper)
-    assert set(model.dtypes) == {torch.bfloat16}
-    assert model.fc.weight.dtype == torch.float32
-    assert not torch.is_autocast_enabled("cpu")
 
 
 # ----------------------------------------------------------------------------------------------------------- config

@@ -113,6 +113,8 @@ def test_two_ranks_agree_and_resume(tmp_path: Path) -> None:
     outputs = [p.communicate(timeout=300)[0] for p in processes]
     assert [p.returncode for p in processes] == [0, 0], "\n".join(outputs)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    for found in ranks:
+        assert found.pop("precision") == {"whole": {"precision": "float32"}}, "a rank computes in bfloat16 alone"
     assert set(ranks[0]) == set(HEAD_CONFIGS)
     for name, whole in ranks[0].items():
         assert whole["whole"] == ranks[1][name]["whole"], f"{name}: the ranks differ"

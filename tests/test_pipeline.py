@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mmengine import Config
 from mmengine.visualization import LocalVisBackend
 from torchvision.transforms.v2.functional import to_pil_image
 
+from odc import compat
 from odc.cli import main
 from odc.data.datasets import Digits
 from odc.data.label_file import LabelFile
@@ -72,6 +74,7 @@ def test_every_stage_leaves_its_result(done: Path) -> None:
     assert [line.split("|")[1].strip() for line in lines if line.startswith("|")] == [
         "stage", "-" * len(lines[1].split("|")[1].strip()), "moco", "embeddings", "self", "reliable", "semi", "all"
     ]  # fmt: skip
+    assert f"Trained in float32, threads: {torch.get_num_threads()}." in lines
     assert "have a reliable label" in lines[-1]
     assert "their number says nothing of their quality" in lines[-1]
     labels = LabelFile.load(done / "reliable/labels.npz")
@@ -95,6 +98,27 @@ def test_another_config_does_not_overwrite_it(done: Path, capsys: pytest.Capture
     err = capsys.readouterr().err
     assert f"{done / 'self'} holds a stage of another config" in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_stage_of_other_threads_or_another_precision_is_not_taken_over(
+    done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threads = torch.get_num_threads()
+    for name in ("moco", "self", "semi"):
+        stage = json.loads((done / name / "done.json").read_text())
+        assert (stage["precision"], stage["threads"]) == ("float32", threads)
+    try:
+        torch.set_num_threads(threads + 1)
+        assert spice(done) == 2
+    finally:
+        torch.set_num_threads(threads)
+    told = f"(it ran in float32 on {threads} threads, now it would in float32 on {threads + 1} threads; OMP_NUM_THREADS"
+    assert told in capsys.readouterr().err
+    monkeypatch.setattr(compat, "_cpu_has_bfloat16", lambda: True)
+    assert spice(done, "precision=auto") == 2
+    assert f"now it would in bfloat16 on {threads} threads" in capsys.readouterr().err
+    monkeypatch.setenv("ODC_BFLOAT16", "0")
+    assert spice(done, "precision=auto") == 0, "what counts is what it ran in"
 
 
 def test_an_interrupted_stage_goes_on(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

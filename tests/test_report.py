@@ -216,6 +216,9 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     assert Page(text).row("b")["Difference to best"] == "−25.0 n = 1: no interval"
     assert "a has the highest accuracy, 50.0 % (one seed); b follows, −25.0 points" in text
     assert "±" not in Page(text).row("a")["ACC"]
+    assert "</table></div>\n<p>One seed decides nothing: " in text
+    two = [plain(method, seed, acc=0.5) for method in "ab" for seed in (3, 4)]
+    assert "One seed decides nothing" not in render(two, tmp_path / "two.html")
 
 
 @pytest.mark.parametrize(("second", "sure"), [([0.7, 0.7, 0.71], True), ([0.79, 0.83, 0.78], False)])

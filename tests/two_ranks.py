@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ def main(folder: Path) -> None:
         again.train()
         results[name] = {"whole": digests(whole), "resumed": digests(again)}
         rank = whole.rank
+    os.environ["ODC_BFLOAT16"] = str(1 - rank)  # the second rank must not
+    one = build_runner(config("dc", str(folder / "one"), launcher="pytorch", precision="auto"))
+    one.train()
+    results["precision"] = {"whole": {"precision": one.precision}}
     (folder / f"rank{rank}.json").write_text(json.dumps(results))
 
 

@@ -21,6 +21,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import set_random_seed
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from odc.apis import build_runner, convert, finish, load_runner
@@ -283,6 +284,7 @@ def run_cell(cell: Cell, pipe: Connection) -> None:
     try:
         torch.set_num_threads(cell.threads)
         load_faiss().omp_set_num_threads(cell.threads)
+        threadpool_limits(cell.threads)  # scikit-learn and NumPy have pools of their own
         run = run_estimator if cell.estimator is not None else run_pipeline if cell.stage is not None else run_method
         outcome = run(cell, report)
         values = {"seconds": round(time.perf_counter() - started, 2), **outcome.values}
@@ -305,6 +307,7 @@ def run_cell(cell: Cell, pipe: Connection) -> None:
     pipe.send(("record", record))
     if cell.shown and images and (found := read_outcome(folder, images)) is not None:
         pipe.send(("progress", 1.0, "map of the features"))
+        os.nice(5)  # the next cell has begun
         embed(found)  # here, beside the other cells, and not one after the other when all have ended
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from mmengine import Config
 from odc.apis import check_parts, prepare_config
 from odc.comparison.estimators import ESTIMATORS, FEATURES, Estimator
 from odc.comparison.provenance import ROOT
-from odc.compat import load_config
+from odc.compat import load_config, settle_precision
 from odc.errors import InputError, nearest
 from odc.pipeline import STAGES, stage_options
 from odc.registry import DATASETS, resolve
@@ -37,13 +36,14 @@ class Cell:
         config: path of what it trains by, or for an estimator of what it takes data and network from.
         folder: where everything of it goes.
         options: ``{"dotted.key": value}`` to change in the config.
-        threads: that torch and FAISS may use.
+        threads: that it computes with; sums round by their number, so it is part of the key.
         estimator: for a row without training.
         stage: for a pipeline, the one whose result is the row.
         pretrained: backbone that it starts from.
         after: (method, seed) of the cells that have to end before this one begins.
         shown: the report has a map of its features, which takes some seconds to draw.
         minutes: how long each of its trainings may take.
+        precision: that it is trained in.
         key: hash of all that decides its result.
     """
 
@@ -59,6 +59,7 @@ class Cell:
     after: tuple[tuple[str, int], ...] = ()
     shown: bool = False
     minutes: float | None = None
+    precision: str = "float32"
     key: str = field(default="", compare=False)
 
     @property
@@ -91,6 +92,7 @@ class Request:
         dataset: name in ``configs/comparisons``, path of such a config, or a folder of pictures.
         seeds: each method runs once for each.
         jobs: cells at a time.
+        threads: of each, unless the folder has cells already: then theirs.
         evaluate_on: split of the data set, or a folder of pictures, that all methods are evaluated on; by default what
             the configs say, and where they say nothing the images that are clustered.
         epochs: the same number for every method that is trained; SPICE's trainings share it.
@@ -108,6 +110,7 @@ class Request:
     evaluate_on: str | None = None
     seeds: Sequence[int] = (0,)
     jobs: int = 1
+    threads: int = 1
     epochs: int | None = None
     minutes: float | None = None
     pretrain_epochs: int | None = None
@@ -162,6 +165,7 @@ def plan(request: Request) -> list[Cell]:
     check_fair(cells)
     keys: dict[tuple[str, int], str] = {}
     for i, cell in enumerate(cells):
+        cell = replace(cell, precision=_precision(cell))
         keys[cell.method, cell.seed] = key = _key(cell, [keys[c] for c in cell.after if c[0] == PRETRAINING])
         cells[i] = replace(cell, key=key)
     return cells
@@ -310,7 +314,7 @@ def _cell(
         config=config,
         folder=str(request.out / f"{row.group if together else name}-{seed}"),
         options=mine,
-        threads=max(1, (os.cpu_count() or 1) // request.jobs),
+        threads=request.threads,
         estimator=row.estimator,
         stage=row.stage,
         pretrained=pretrained,
@@ -398,6 +402,17 @@ def stage_configs(cell: Cell) -> dict[str, Config]:
     }
 
 
+def _precision(cell: Cell) -> str:
+    """Return what a cell will be trained in on this machine, whatever its config asks for."""
+    if cell.estimator is not None:
+        return "float32"
+    if cell.stage is None:
+        return settle_precision(cell.prepare().get("precision"))
+    configs = stage_configs(cell)
+    trained = ("self", cell.stage)
+    return " / ".join(dict.fromkeys(settle_precision(configs[name].get("precision")) for name in trained))
+
+
 def _key(cell: Cell, before: Sequence[str]) -> str:
     """Return the hash of a cell's settings and of the cells before it; where it lies does not matter."""
     if cell.estimator is not None:  # whose config it takes data and network from does not matter
@@ -407,13 +422,16 @@ def _key(cell: Cell, before: Sequence[str]) -> str:
         told = [cell.prepare().to_dict()]
     else:
         told = [load_config(cell.config, None).to_dict(), *(cfg.to_dict() for cfg in stage_configs(cell).values())]
-    kept = [{k: v for k, v in t.items() if k not in ("work_dir", "visualizer") and not k.startswith("_")} for t in told]
+    apart = ("work_dir", "visualizer", "precision")  # what it is trained in is told by the cell
+    kept = [{k: v for k, v in t.items() if k not in apart and not k.startswith("_")} for t in told]
     estimator = None if cell.estimator is None else [cell.estimator.path, cell.estimator.features]
     given = None
     if cell.pretrained is not None and not before:
         given = hashlib.sha256(Path(cell.pretrained).read_bytes()).hexdigest()
-    options = {k: v for k, v in cell.options.items() if k != "visualizer"} if cell.stage is not None else {}
-    parts = [kept, cell.stage, estimator, cell.minutes, options, list(before), given]
+    options = {} if cell.stage is None else cell.options
+    options = {k: v for k, v in options.items() if k.rpartition(".")[2] not in apart}
+    ran = [cell.threads, cell.precision]
+    parts = [kept, cell.stage, estimator, cell.minutes, options, ran, list(before), given]
     text = json.dumps(parts, sort_keys=True, default=str)
     if cell.pretrained is not None:
         text = text.replace(cell.pretrained, "")

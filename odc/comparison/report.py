@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from odc.comparison import charts
 from odc.comparison.pictures import Sprite, Thumbnails, data_uri
 from odc.comparison.plan import PRETRAINING
-from odc.comparison.table import QUALITY, Record, Spread, amount, spread
+from odc.comparison.table import QUALITY, Record, Spread, amount, one_seed, spread
 from odc.data.datasets import ImageDataset
 from odc.errors import InputError
 from odc.evaluation import cluster_entropy, clustering_accuracy
@@ -577,8 +577,8 @@ def write_report(results: Sequence[Record], dataset: ImageDataset, out: Path, *,
         results: a record for each cell (method x seed), in order of running: ``method`` and ``seed``; ``dataset``,
             ``evaluated_on``, ``num_clusters``, ``config``, ``folder``; ``acc``, ``nmi``, ``ari``, ``knn`` in [0, 1];
             ``seconds``, ``pretrain_seconds`` (of the training it starts from), ``images_seen``, ``peak_rss_mb``,
-            ``epochs``; ``versions``, ``machine``, ``git_revision``, ``command``, ``date``, ``threads``; or ``error``
-            and ``log``.
+            ``epochs``; ``versions``, ``machine``, ``git_revision``, ``command``, ``date``, ``precision``, ``threads``;
+            or ``error`` and ``log``.
             Whatever else is missing or ``None`` is left out of the report. A cell's folder may hold ``outcome.npz``
             (``cluster``, ``confidence``, ``margin``, ``features``, a row for each image of the data set) and
             ``curves.json`` (a list of epochs).
@@ -638,6 +638,7 @@ def write_report(results: Sequence[Record], dataset: ImageDataset, out: Path, *,
             labelled=labelled,
             quality=quality,
             rows=rows,
+            one_seed=one_seed(ended),
             splits=list(known),
             splits_by_method=_splits(cells) if len(known) > 1 else {},
             shared=_shared(shared),
@@ -731,7 +732,7 @@ def _runs(results: Sequence[Record]) -> list[dict[str, Any]]:
     """Return where the cells ran: those that share machine, versions, revision and command together."""
     runs: dict[str, dict[str, Any]] = {}
     for r in results:
-        facts = {key: r.get(key) for key in ("command", "machine", "threads", "git_revision", "versions")}
+        facts = {key: r.get(key) for key in ("command", "machine", "precision", "threads", "git_revision", "versions")}
         run = runs.setdefault(json.dumps(facts, sort_keys=True, default=str), {**facts, "cells": []})
         run["cells"].append(f"{r['method']} {r['seed']}")
     return list(runs.values())

@@ -15,8 +15,11 @@ import shutil
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
+
+import torch
 
 from odc.apis import writable
 from odc.comparison.cell import LOG, num_clusters, run_cell
@@ -45,20 +48,25 @@ def compare(request: Request, stream: TextIO) -> list[dict[str, Any]]:
     Raises:
         InputError: for a wrong request, or a folder with results of other settings.
     """
-    cells = plan(request)
+    file = request.out / ABOUT
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    threads = before.get("threads", request.threads)
+    if threads != request.threads:
+        stream.write(f"threads a cell: {threads}, as before in {request.out}, not {request.threads}\n")
+    cells = plan(replace(request, threads=threads))
     out = writable(request.out)
     about = describe(cells, request)
     found = read_results(out)
     for cell in cells:
         record = found.get((cell.method, cell.seed))
         if record is not None and "error" not in record and record["key"] != cell.key:
-            raise InputError(
-                f"{out / RESULTS} has {cell.title} with other settings or another version of its config: choose "
-                "another --out, or delete that folder"
-            )
+            ran, runs = record.get("precision"), cell.precision
+            how = "with other settings or another version of its config"
+            how = how if ran == runs else f"trained in {ran}, but here and now it would be in {runs}"
+            raise InputError(f"{out / RESULTS} has {cell.title} {how}: choose another --out, or delete that folder")
     dataset: ImageDataset = build(DATASETS, about["data"])
     about |= {"images": len(dataset), "fingerprint": dataset.fingerprint}
-    before = json.loads((out / ABOUT).read_text(encoding="utf-8")) if (out / ABOUT).exists() else about
+    before = before or about
     if before["fingerprint"] != about["fingerprint"]:
         raise InputError(
             f"{out} compares on {before['images']:,} images with fingerprint {before['fingerprint']}, now there are "
@@ -120,6 +128,7 @@ def describe(cells: Sequence[Cell], request: Request) -> dict[str, Any]:
         "data": data.to_dict(),
         "evaluated_on": data.get("split", data.get("root", unnamed)),
         "num_clusters": num_clusters(cfg),
+        "threads": cell.threads,
         "command": command(),
     }
 
@@ -189,7 +198,7 @@ def run_all(
 
     try:
         while waiting or running:
-            while len(running) < request.jobs and (cell := next_cell(waiting, ended)):
+            while _room(running, request.jobs) and (cell := next_cell(waiting, ended)):
                 waiting.remove(cell)
                 if "error" in ended.get((PRETRAINING, cell.seed), {}) and (PRETRAINING, cell.seed) in cell.after:
                     keep(cell, {"error": f"not run, since {PRETRAINING} seed {cell.seed} failed"})
@@ -208,9 +217,20 @@ def run_all(
             r.process.terminate()
 
 
+def _room(running: Sequence[Running], jobs: int) -> bool:
+    """Return whether a cell can begin: those that only draw their map give way, but they have memory."""
+    return sum(not r.told for r in running) < jobs and len(running) < 2 * jobs
+
+
 def next_cell(waiting: Sequence[Cell], ended: dict[Place, Any]) -> Cell | None:
-    """Return the first cell for which everything has ended that has to come before it."""
-    return next((cell for cell in waiting if set(cell.after) <= ended.keys()), None)
+    """Return the cell to begin: of those for which everything has ended the one that most others wait for."""
+
+    def followers(place: Place) -> set[Place]:
+        direct = {(cell.method, cell.seed) for cell in waiting if place in cell.after}
+        return direct.union(*(followers(place) for place in direct))
+
+    ready = [cell for cell in waiting if set(cell.after) <= ended.keys()]
+    return max(ready, key=lambda cell: len(followers((cell.method, cell.seed))), default=None)  # the first of equals
 
 
 def complete(
@@ -226,6 +246,7 @@ def complete(
         **{k: about[k] for k in ("dataset", "evaluated_on", "images", "num_clusters")},
         "config": "" if cell.estimator is not None else relative(cell.config),
         "folder": str(cell.home.relative_to(out)),
+        "precision": cell.precision,
         "threads": cell.threads,
         "key": cell.key,
     }
@@ -295,6 +316,11 @@ class Progress:
         title = f"{record['method']} seed {record['seed']}"
         self.stream.write(f"{clear}{title}  {result}  {record.get('seconds', 0):.1f} s\n")
         self.stream.flush()
+
+
+def default_threads(jobs: int) -> int:
+    """Return the threads of each of ``jobs`` cells: OMP_NUM_THREADS, where it is set, else its share of the cores."""
+    return torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else max(1, (os.cpu_count() or 1) // jobs)
 
 
 def default_jobs() -> int:

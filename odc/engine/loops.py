@@ -190,6 +190,7 @@ class ClusterTrainLoop(BaseLoop):
 
     def run(self) -> torch.nn.Module:
         """Train; return the model."""
+        self.runner.settle_precision()
         model = unwrap(self.runner.model)
         fresh = self._iter == 0 and not self._begun
         if model.labels.index.shape[0] == 0 or (fresh and (self.label_file or self.label_fraction)):
@@ -307,7 +308,7 @@ class ClusterTrainLoop(BaseLoop):
         model = unwrap(self.runner.model)
         if _features_are_fixed(model):
             return self._extract_fixed(model, index, logits_view)
-        with self.runner.optim_wrapper.optim_context(self.runner.model):
+        with self.runner.autocast():
             return extract(
                 model,
                 self.data.train,
@@ -340,7 +341,7 @@ class ClusterTrainLoop(BaseLoop):
     def _encode(
         self, model: ClusterModel, index: Tensor, variant: Tensor, views: list[str], purpose: str = ""
     ) -> dict[str, Tensor]:
-        with self.runner.optim_wrapper.optim_context(self.runner.model):
+        with self.runner.autocast():
             return encode_views(
                 model,
                 self.data.train,
@@ -461,7 +462,7 @@ class ClusterTrainLoop(BaseLoop):
         # Dropout and the like draw from the global generator: seeded by the position, a resume finds the same draws.
         torch.manual_seed(mix(self.seed, self._epoch, self._chunk, self._repeat, self._step, self.comm.rank))
         z = None if cache is None else cache.lookup(plan.streams, rows)
-        with runner.optim_wrapper.optim_context(runner.model):
+        with runner.optim_wrapper.optim_context(runner.model), runner.autocast():
             losses, batches = runner.model(images, rows, self.comm, z)
         loss = torch.stack([value for name, value in losses.items() if "loss" in name]).sum()
         runner.optim_wrapper.update_params(loss)

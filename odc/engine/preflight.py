@@ -118,7 +118,7 @@ class PreflightHook(Hook):
             runner.logger.info(f"pre-flight: {N} images are too few to say anything of (at least {FEWEST})")
             return
         index = torch.linspace(0, N - 1, min(N, self.max_samples)).round().long()
-        with runner.optim_wrapper.optim_context(runner.model):
+        with runner.autocast():
             table = extract(model, loop.data.train, loop.comm, batch_size=loop.data.extract_batch_size, index=index)
         features = loop.comm.gather(table.features).cpu()
         if loop.comm.rank == 0 and bool(features.isfinite().all()):  # extract has warned of what is not

@@ -3,11 +3,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from mmengine.optim import OptimWrapper
 from torch import nn
 
-from odc.compat import Bf16OptimWrapper
 from odc.engine.optim import ByName
 from odc.errors import InputError
+from odc.registry import OPTIM_WRAPPERS
 
 
 class Net(nn.Module):
@@ -79,8 +80,15 @@ def test_an_unknown_prefix_names_the_nearest() -> None:
 
 
 def test_the_wrapper_of_the_config_is_used() -> None:
-    cfg: dict[str, Any] = {"type": "Bf16OptimWrapper", "optimizer": dict(type="SGD", lr=0.1), "accumulative_counts": 2}
-    wrapper = ByName(cfg)(Net())
-    assert isinstance(wrapper, Bf16OptimWrapper)
+    @OPTIM_WRAPPERS.register_module()
+    class Mine(OptimWrapper):
+        pass
+
+    cfg: dict[str, Any] = {"type": "Mine", "optimizer": dict(type="SGD", lr=0.1), "accumulative_counts": 2}
+    try:
+        wrapper = ByName(cfg)(Net())
+    finally:
+        OPTIM_WRAPPERS.module_dict.pop("Mine")
+    assert isinstance(wrapper, Mine)
     assert wrapper._accumulative_counts == 2
-    assert cfg == {"type": "Bf16OptimWrapper", "optimizer": dict(type="SGD", lr=0.1), "accumulative_counts": 2}
+    assert cfg == {"type": "Mine", "optimizer": dict(type="SGD", lr=0.1), "accumulative_counts": 2}
