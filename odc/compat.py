@@ -374,6 +374,8 @@ def load_state(
         chosen._metadata = metadata  # type: ignore[attr-defined]  # versions of the modules that wrote it
     try:
         model.load_state_dict(chosen, strict=not partial)
+    except DamagedError as error:  # of a module that checks what it takes
+        raise DamagedError(f"{source}: {error}; use another file") from error
     except RuntimeError as error:  # a module of its own mind about what it takes
         raise InputError(f"{source} does not fit the model: {_one_line(error)}") from error
     return report

@@ -31,7 +31,7 @@ from odc.comparison.pictures import Sprite, Thumbnails, data_uri
 from odc.comparison.plan import PRETRAINING
 from odc.comparison.table import QUALITY, Record, Spread, amount, spread
 from odc.data.datasets import ImageDataset
-from odc.errors import DamagedError, InputError
+from odc.errors import DamagedError, InputError, printable
 from odc.evaluation import cluster_entropy, clustering_accuracy
 from odc.files import write_text, written_whole
 from odc.reading import listing, mapping, memory, optional, read_arrays, read_json, reading, real
@@ -671,6 +671,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
+        finalize=lambda value: printable(value, keep="\n") if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -331,7 +331,7 @@ class Progress:
         self.terminal = stream.isatty()
 
     def _note(self, record: dict[str, Any]) -> None:
-        if "seconds" in record and "error" not in record:
+        if record.get("seconds") is not None and "error" not in record:
             self.seconds.setdefault(record["method"], []).append(record["seconds"])
 
     def left(self, running: Sequence[Running], waiting: Sequence[Cell]) -> float | None:
