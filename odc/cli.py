@@ -230,7 +230,7 @@ def _add_align(parser: argparse.ArgumentParser) -> None:
 def _align(args: argparse.Namespace) -> None:
     from odc.pipeline import align_clusters
 
-    print(
+    _show(
         align_clusters(
             args.clusters, args.labels, args.out, features=args.features, test=args.test, min_margin=args.min_margin
         )
@@ -342,7 +342,7 @@ def _print_config(args: argparse.Namespace) -> None:
 
     cfg = load_config(args.config, args.cfg_options)
     check_config(cfg)
-    print(cfg.pretty_text)
+    _show(cfg.pretty_text)
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,8 @@
 ==============================  ======================================================================================
 
 Importing this module replaces, in mmengine's own registries, the loaders of checkpoints, the writer of local files and
-the ``Pretrained`` initialiser, since mmengine reaches them by name from places that no subclass can.
+the ``Pretrained`` initialiser, since mmengine reaches them by name from places that no subclass can; and the formatter
+of its logs.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list, get_dist_info, is_distributed, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import HistoryBuffer, MessageHub, MMLogger, print_log
+from mmengine.logging.logger import MMFormatter
 from mmengine.model import is_model_wrapper
 from mmengine.model.weight_init import PretrainedInit, update_init_info
 from mmengine.optim import OptimWrapper
@@ -726,21 +728,27 @@ class StatefulLoop(Protocol):
         """Take up what :meth:`state_dict` returned, on CPU; called on every rank, last of all when resuming."""
 
 
-class _Printable(logging.Filter):
-    """Escapes what no log should get: names of files could otherwise move the cursor, or forge a line.
+class _Formatter(MMFormatter):
+    """mmengine's, without what no log should get: names of files could otherwise move the cursor, or forge a line.
 
-    Only the pages of mmengine's runner keep their lines.
+    Only pages keep their lines.
     """
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Write the escapes into the record."""
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        record = copy.copy(record)
         record.msg, record.args = printable(record.getMessage(), "\n" if _is_page(record) else ""), None
-        return True
+        line: str = super().format(record)
+        return line
+
+
+mmengine.logging.logger.MMFormatter = _Formatter  # of all loggers that are made from now on
 
 
 def _is_page(record: logging.LogRecord) -> bool:
-    """Return whether mmengine's runner wrote it: environment, whole config, list of hooks."""
-    return bool(record.pathname == mmengine.runner.runner.__file__)
+    """Return whether it is a page of mmengine's runner: environment, whole config, list of hooks."""
+    own = record.pathname == mmengine.runner.runner.__file__
+    return bool(own and record.levelno <= logging.INFO and "\n" in record.getMessage())
 
 
 class _OneLiners(logging.Filter):
@@ -760,10 +768,7 @@ class _OneLiners(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the record is for the terminal."""
-        message = record.getMessage()
-        return not any(note in message for note in self._NOTES) and (
-            "\n" not in message or record.levelno > logging.INFO
-        )
+        return not _is_page(record) and not any(note in record.getMessage() for note in self._NOTES)
 
 
 class _CappedScalars(OrderedDict[str, HistoryBuffer]):
@@ -819,7 +824,6 @@ class Runner(mmengine.runner.Runner):
         """Return mmengine's logger, whose terminal shows one-line messages only; the file has everything."""
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
-            handler.addFilter(_Printable())
             if type(handler) is logging.StreamHandler:
                 handler.addFilter(_OneLiners())
         return logger

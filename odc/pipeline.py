@@ -309,8 +309,8 @@ def _checkpoint(value: Any) -> str:
 
 _MARK = "is no record of a stage"
 _SECONDS = real(0)
-_BEGUN = fields({"key": text, "seconds": _SECONDS})
-_DONE = fields(
+BEGUN = fields({"key": text, "seconds": _SECONDS})
+DONE = fields(
     {"key": text, "seconds": _SECONDS},
     optional(real()),  # metrics
     checkpoint=_checkpoint,
@@ -462,7 +462,7 @@ class Pipeline:
         begun, done = folder / "begun.json", folder / "done.json"
         left = {
             file: read_json(file, kind, _MARK, f"delete {folder} to run this stage again")
-            for file, kind in ((done, _DONE), (begun, _BEGUN))
+            for file, kind in ((done, DONE), (begun, BEGUN))
             if file.exists()
         }
         for found in left.values():
