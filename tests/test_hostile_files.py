@@ -30,6 +30,8 @@ from odc.data import Embeddings, LabelFile
 from odc.errors import DamagedError, InputError
 from odc.evaluation.align import Alignment, read_table
 from odc.files import append_line
+from odc.pipeline import DONE
+from odc.reading import read_json
 from odc.registry import DATASETS, HOOKS, build, resolve
 
 _FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "os.fork", "socket.connect")
@@ -545,6 +547,27 @@ def test_curves_that_no_training_leaves(content: str, tmp_path: Path) -> None:
     comparison(tmp_path)
     (tmp_path / "odc-0" / "curves.json").write_text(content)
     assert "curves.json" in refused(lambda: report_only(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[1]",
+        "{",
+        '{"seconds": 1}',
+        '{"key": 5, "seconds": 1}',
+        '{"key": "x", "seconds": "1"}',
+        '{"key": "x", "seconds": 1, "checkpoint": "../../other/epoch_1.pth"}',
+        '{"key": "x", "seconds": 1, "checkpoint": "/tmp/epoch_1.pth"}',
+        '{"key": "x", "seconds": 1, "acc": "high"}',
+        '{"key": "x", "seconds": 1, "per_cluster": 5}',
+        "[" * 10**5,
+    ],
+)
+def test_records_of_stages(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "done.json"
+    path.write_text(content)
+    assert "done.json" in refused(lambda: read_json(path, DONE, "is no record of a stage", "delete it"))
 
 
 def test_a_map_that_was_tampered_with_is_drawn_anew(tmp_path: Path) -> None:
