@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from odc.errors import InputError
+from odc.errors import InputError, printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,12 +25,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = args.run(args) or 0
         sys.stdout.flush()
     except InputError as e:
-        print(f"odc: error: {e}", file=sys.stderr)
+        print(f"odc: error: {printable(str(e))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, head say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return int(code)
+
+
+def _show(text: str) -> None:
+    """Print lines; names in them cannot move the cursor."""
+    print(printable(text, keep="\n"))
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -174,7 +179,7 @@ def _probe(args: argparse.Namespace) -> None:
         drop_neck=args.drop_neck,
         out=args.out,
     )
-    print(report)
+    _show(str(report))
 
 
 def _add_reliable(parser: argparse.ArgumentParser) -> None:
@@ -225,7 +230,7 @@ def _add_align(parser: argparse.ArgumentParser) -> None:
 def _align(args: argparse.Namespace) -> None:
     from odc.pipeline import align_clusters
 
-    print(
+    _show(
         align_clusters(
             args.clusters, args.labels, args.out, features=args.features, test=args.test, min_margin=args.min_margin
         )
@@ -254,7 +259,7 @@ def _spice(args: argparse.Namespace) -> None:
         amp=args.amp,
         strict=args.strict,
     )
-    print(f"\n{summary(pipeline.run())}\n\n{pipeline.folder / 'semi' / 'clusters.csv'}")
+    _show(f"\n{summary(pipeline.run())}\n\n{pipeline.folder / 'semi' / 'clusters.csv'}")
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
@@ -329,7 +334,7 @@ def _compare(args: argparse.Namespace) -> int:
             options=_options(args),
         )
         records = compare(request, sys.stdout)
-    print(f"\n{table(records)}\n\n{out / 'report.html'}")
+    _show(f"\n{table(records)}\n\n{out / 'report.html'}")
     return int(any("error" in r for r in records))
 
 
@@ -339,7 +344,7 @@ def _print_config(args: argparse.Namespace) -> None:
 
     cfg = load_config(args.config, args.cfg_options)
     check_config(cfg)
-    print(cfg.pretty_text)
+    _show(cfg.pretty_text)
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
@@ -352,7 +357,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from odc.apis import convert
 
-    print(convert(args.src, args.dst, layout=args.layout, to=args.to))
+    _show(convert(args.src, args.dst, layout=args.layout, to=args.to))
 
 
 # name: (package, mmengine's visualizer of it)

@@ -6,12 +6,13 @@
 :func:`settle_precision`        bfloat16 only where processor or GPU computes it themselves
 :func:`load_state`              names and shapes are checked; a partial load is asked for and reported
 :func:`load_plain`              tensors and plain Python values only: nothing in a checkpoint is ever executed
-:func:`find_resume`             the newest checkpoint that is whole
+:func:`find_resume`             the checkpoints to resume from, the newest first
 :func:`load_config`             classic configs, with one-line errors
 ==============================  ======================================================================================
 
 Importing this module replaces, in mmengine's own registries, the loaders of checkpoints, the writer of local files and
-the ``Pretrained`` initialiser, since mmengine reaches them by name from places that no subclass can.
+the ``Pretrained`` initialiser, since mmengine reaches them by name from places that no subclass can; and the formatter
+of its logs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import copy
 import datetime
 import difflib
 import functools
+import hashlib
 import importlib
 import inspect
 import io
@@ -34,6 +36,7 @@ import sys
 import traceback
 import types
 import warnings
+import zipfile
 from argparse import ArgumentParser, Namespace
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
@@ -52,15 +55,34 @@ from mmengine.device import get_device
 from mmengine.dist import all_gather_object, broadcast_object_list, get_dist_info, is_distributed, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import HistoryBuffer, MessageHub, MMLogger, print_log
+from mmengine.logging.logger import MMFormatter
 from mmengine.model import is_model_wrapper
 from mmengine.model.weight_init import PretrainedInit, update_init_info
+from mmengine.optim import OptimWrapper
 from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner.checkpoint import CheckpointLoader, get_torchvision_models
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .errors import InputError, nearest
+from .errors import DamagedError, InputError, nearest, printable
 from .files import write_text, written_whole
+from .reading import (
+    DEEPEST,
+    fields,
+    flag,
+    listing,
+    mapping,
+    optional,
+    plain,
+    read_json,
+    read_text,
+    reading,
+    real,
+    scalar,
+    text,
+    whole,
+)
 from .registry import HOOKS
 
 MAX_HISTORY = 1000
@@ -83,49 +105,131 @@ def _reading(source: str) -> Iterator[None]:
     """Turn everything that can go wrong while reading ``source`` into an :class:`InputError` of one line."""
     try:
         yield
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         # torch's message is a page of advice on how to load the file unsafely; only the name in it is of use.
         found = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error))
         if found and "Unsupported" in str(error):
-            raise InputError(
+            raise DamagedError(
                 f"checkpoint '{source}' holds a {found[1]}, which only running code from the file could restore; "
                 "convert it to plain tensors (torch.save of its state_dict) where you trust it"
             ) from None
-        raise InputError(f"checkpoint '{source}' is damaged or not a checkpoint; use another file") from None
+        raise DamagedError(f"checkpoint '{source}' is damaged or not a checkpoint; use another file") from None
     except URLError as error:
         raise InputError(f"checkpoint '{source}' cannot be downloaded ({_one_line(error)}); use a local file") from None
     except Exception as error:  # bytes that are no pickle can make the unpickler raise anything
-        raise InputError(f"checkpoint '{source}' is damaged ({_one_line(error)[:200]}); use another file") from error
+        raise DamagedError(f"checkpoint '{source}' is damaged ({_one_line(error)[:200]}); use another file") from error
 
 
-def load_plain(filename: str | Path, map_location: Any = "cpu", *, mmap: bool = False) -> dict[str, Any]:
+def load_plain(filename: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint of tensors and plain Python values from a local file; code in it is never run.
+
+    The checksums that the file has are verified: those of its archive, or the one that :func:`write_tensors` puts
+    into a ``.safetensors`` file. Files of torch before 1.6 have none.
 
     Args:
         filename: local path; one that ends in ``.safetensors`` is read as such.
         map_location: as for :func:`torch.load`; safetensors are read to the CPU.
-        mmap: map the tensors instead of reading them, to look at a file cheaply.
 
     Returns:
         What the file holds, less ``meta['config']``, which mmengine would execute on resume.
 
     Raises:
-        InputError: the file is missing, damaged, not a dictionary, or holds objects that need unpickling of code.
+        InputError: the file is missing.
+        DamagedError: it is damaged, not a dictionary, or holds objects that need unpickling of code, tensors that are
+            not dense, or containers nested too deep.
     """
     path = Path(filename).expanduser()
     if not path.is_file():
         raise InputError(f"checkpoint '{filename}' does not exist; check the path")
     with _reading(str(filename)):
         if path.suffix == ".safetensors":
-            checkpoint: Any = load_file(path)
+            checkpoint: Any = _load_safetensors(path)
         else:
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-    return _without_config(checkpoint, str(filename))
+            if zipfile.is_zipfile(path):
+                _verify_archive(path)
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        return _without_config(_content(checkpoint), str(filename))
+
+
+def _verify_archive(path: Path) -> None:
+    """Compare the checksums of an archive of torch, which torch itself does not look at: .1 s for 100 MB."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if len(set(names)) < len(names) or any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
+            raise ValueError("its archive has entries twice, or packed ones")
+        if (wrong := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of '{wrong}' is wrong: bytes have changed since it was written")
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = load_file(path)
+    with safe_open(path, "pt") as file:
+        written = (file.metadata() or {}).get(_DIGEST)
+    if written is not None and written != _digest(tensors):
+        raise ValueError("its checksum is wrong: bytes have changed since it was written")
+    return tensors
+
+
+_DIGEST = "odc.sha256"
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _content(value: Any, depth: int = 0, known: dict[int, Any] | None = None) -> Any:
+    """Return a copy whose containers are of the plain kinds, with the tensors themselves.
+
+    An ordered dictionary from a file may have any attributes, methods' names too; of these only a module's versions
+    are kept.
+
+    Raises:
+        ValueError: a tensor is no plain array of numbers, or containers are nested too deep or within themselves.
+    """
+    known = {} if known is None else known
+    if isinstance(value, Tensor):
+        _check_tensor(value)
+    if not isinstance(value, dict | list | tuple | set) or isinstance(value, torch.Size):
+        return value
+    if depth > DEEPEST:
+        raise ValueError(f"it is nested deeper than {DEEPEST}")
+    if id(value) not in known:
+        if not isinstance(value, dict):
+            copied: Any = type(value)(_content(v, depth + 1, known) for v in value)
+        else:
+            copied = type(value)({k: _content(v, depth + 1, known) for k, v in dict.items(value)})
+            versions = getattr(value, "_metadata", None)
+            if isinstance(versions, dict) and all(isinstance(v, dict) for v in dict.values(versions)):
+                copied._metadata = _content(versions, depth + 1, known)
+        known[id(value)] = copied
+    return known[id(value)]
+
+
+def _check_tensor(value: Tensor) -> None:
+    if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested or value.is_complex():
+        kind = f"{'quantized ' * value.is_quantized}{value.layout} {value.dtype} on {value.device}".replace(
+            "torch.", ""
+        )
+        raise ValueError(f"it holds a tensor that is no plain array of real numbers ({kind})")
+    size = value.numel() * value.element_size()
+    if size > max(value.untyped_storage().nbytes(), _EXPANDED):
+        raise ValueError(f"a tensor of shape {tuple(value.shape)} has only {value.untyped_storage().nbytes():,} bytes")
+
+
+_EXPANDED = 2**20  # bytes that a tensor may have beyond its storage, as views that repeat values have
 
 
 def _without_config(checkpoint: Any, source: str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
-        raise InputError(f"checkpoint '{source}' holds a {type(checkpoint).__name__}, not a dictionary of tensors")
+        raise DamagedError(f"checkpoint '{source}' holds a {type(checkpoint).__name__}, not a dictionary of tensors")
     meta = checkpoint.get("meta")
     if isinstance(meta, dict):
         meta.pop("config", None)
@@ -145,6 +249,7 @@ def _load_from_http(filename: str, map_location: Any = None) -> dict[str, Any]:
         checkpoint = torch.hub.load_state_dict_from_url(
             filename, map_location=map_location, progress=False, weights_only=True
         )
+        checkpoint = _content(checkpoint)
     if world > 1 and rank == 0:
         torch_dist.barrier()
     return _without_config(checkpoint, filename)
@@ -248,7 +353,7 @@ def load_state(
     mismatched = {
         k: f"{k}: file {_shape(given[k])}, model {_shape(wanted[k])}"
         for k in common
-        if _shape(given[k]) != _shape(wanted[k]) and not k.startswith(resizing)
+        if _shape(given[k]) != _shape(wanted[k]) and not (k.startswith(resizing) and isinstance(given[k], Tensor))
     }
     report = LoadReport(
         loaded=tuple(k for k in common if k not in mismatched),
@@ -264,21 +369,40 @@ def load_state(
             "or take what fits with load_partial=True (of init_cfg: partial=True)"
         )
     chosen = OrderedDict((k, given[k]) for k in report.loaded)
+    trained = {k for k, _ in model.named_parameters()}
+    for k, value in chosen.items():
+        if wrong := _wrong_values(value, wanted[k], k in trained):
+            raise DamagedError(f"{source} is damaged: {k} {wrong}; use another file")
     if metadata is not None:
         chosen._metadata = metadata  # type: ignore[attr-defined]  # versions of the modules that wrote it
     try:
         model.load_state_dict(chosen, strict=not partial)
+    except DamagedError as error:  # of a module that checks what it takes
+        raise DamagedError(f"{source}: {error}; use another file") from error
     except RuntimeError as error:  # a module of its own mind about what it takes
         raise InputError(f"{source} does not fit the model: {_one_line(error)}") from error
     return report
+
+
+def _wrong_values(value: Any, wanted: Tensor, trained: bool) -> str | None:
+    """Return what is wrong with a tensor that is to be loaded: that of a parameter is finite, none has a NaN."""
+    if not isinstance(value, Tensor):
+        return None
+    if value.dtype != wanted.dtype and not (value.is_floating_point() and wanted.is_floating_point()):
+        return f"has the type {value.dtype}, not {wanted.dtype}".replace("torch.", "")
+    if value.is_floating_point() and bool((~value.isfinite() if trained else value.isnan()).any()):
+        return "has values that are not finite" if trained else "has a NaN"
+    return None
 
 
 def _shape(value: Any) -> tuple[int, ...] | str:
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
-def _model_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    state: Mapping[str, Any] = checkpoint.get("state_dict", checkpoint)
+def _model_state(checkpoint: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    state = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise DamagedError(f"{source} is damaged: its state_dict is no dictionary of names; use another file")
     return state
 
 
@@ -304,13 +428,14 @@ class Pretrained(PretrainedInit):
 
     def __call__(self, module: nn.Module) -> None:
         """Load the weights into ``module``."""
-        state = _model_state(CheckpointLoader.load_checkpoint(self.checkpoint, map_location=self.map_location))
+        source = f"checkpoint '{self.checkpoint}'"
+        state = _model_state(CheckpointLoader.load_checkpoint(self.checkpoint, map_location=self.map_location), source)
         if self.prefix is not None:
             prefix = self.prefix.rstrip(".") + "."
             state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             if not state:
                 raise InputError(f"checkpoint '{self.checkpoint}' has no names under prefix '{prefix}'; check prefix")
-        report = load_state(module, state, partial=self.partial, source=f"checkpoint '{self.checkpoint}'")
+        report = load_state(module, state, partial=self.partial, source=source)
         print_log(f"{self.checkpoint}: {report}", logger="current")
         if hasattr(module, "_params_init_info"):  # mmengine's record of who initialised what, while it initialises
             update_init_info(module, init_info=self._get_init_info())
@@ -369,7 +494,7 @@ def write_tensors(path: str | Path, content: Mapping[str, Any]) -> None:
         content: what :func:`load_plain` will return.
     """
     if Path(path).suffix == ".safetensors":
-        data = save(dict(content), metadata={"format": "pt"})
+        data = save(dict(content), metadata={"format": "pt", _DIGEST: _digest(content)})
     else:
         buffer = io.BytesIO()
         torch.save(dict(content), buffer)
@@ -393,52 +518,107 @@ class AtomicLocalBackend(LocalBackend):
 
 
 def mark_last(work_dir: str | Path, checkpoint: str | Path) -> None:
-    """Record in ``work_dir/last_checkpoint`` what to resume from: the bare name of a file that lies in ``work_dir``."""
-    inside = Path(checkpoint).absolute().parent == Path(work_dir).absolute()
-    text = Path(checkpoint).name if inside else str(checkpoint)
-    write_text(Path(work_dir) / "last_checkpoint", text)
+    """Record in ``work_dir/last_checkpoint`` what to resume from: the name of a file that lies in ``work_dir``."""
+    write_text(Path(work_dir) / "last_checkpoint", Path(checkpoint).name)
 
 
-def find_resume(work_dir: str | Path) -> str | None:
-    """Return the checkpoint to resume from, or ``None`` where ``work_dir`` has none.
+def find_resume(work_dir: str | Path) -> Iterator[str]:
+    """Yield the checkpoints in ``work_dir``, the newest first.
 
-    It is the one that ``last_checkpoint`` names or, where that is missing or damaged, the ``epoch_*.pth`` or
-    ``iter_*.pth`` of the most iterations. Damaged files are skipped with a warning.
-
-    Raises:
-        InputError: there are checkpoints, but none can be loaded.
+    The first is the one that ``last_checkpoint`` names; the others, ``epoch_*.pth`` and ``iter_*.pth``, come by the
+    iterations behind them, and last those that cannot be read.
     """
     directory = Path(work_dir)
-    skipped = []
+    last = _last_checkpoint(directory)
+    if last is not None:
+        yield str(last)
 
     def iterations(path: Path) -> int:
-        """Return the iterations behind ``path``, -1 where it cannot be loaded."""
         try:
-            return int(load_plain(path, mmap=True).get("meta", {}).get("iter", 0))
-        except InputError as error:
-            skipped.append(path)
-            _warn(f"not resuming from {path}: {error}")
+            return int(_META(load_plain(path).get("meta"))["iter"])
+        except ValueError:
             return -1
 
-    marker = directory / "last_checkpoint"
-    if marker.is_file():
-        last = directory / marker.read_text(encoding="utf-8").strip()
-        if not last.is_file():  # an absolute path, written before work_dir was moved
-            last = directory / last.name
-        if iterations(last) >= 0:
-            return str(last)
-    files = [p for pattern in ("epoch_*.pth", "iter_*.pth") for p in directory.glob(pattern) if p not in skipped]
     # By the count in the file: times of modification change when a directory is copied.
+    files = [p for pattern in ("epoch_*.pth", "iter_*.pth") for p in directory.glob(pattern) if p != last]
     counts = {path: iterations(path) for path in files}
-    newest = max(counts, key=lambda path: (counts[path], path.stat().st_mtime_ns), default=None)
-    if newest is not None and counts[newest] >= 0:
-        return str(newest)
-    if skipped:
-        raise InputError(
-            f"work_dir '{work_dir}' has {len(skipped)} checkpoint(s), none of which can be loaded "
-            f"('{skipped[0]}', ...); start anew in another work_dir"
-        )
-    return None
+    yield from map(str, sorted(files, key=lambda path: (counts[path], path.stat().st_mtime_ns), reverse=True))
+
+
+def _last_checkpoint(directory: Path) -> Path | None:
+    """Return the file that ``last_checkpoint`` names, which lies beside it, if it does."""
+    marker = directory / "last_checkpoint"
+    if not marker.exists():
+        return None
+    try:
+        name = read_text(marker, most=255)
+        if name != os.path.basename(name) or not name.isprintable():
+            raise ValueError("it holds no name of a file")
+    except (OSError, ValueError) as error:
+        _warn(f"'{marker}' does not name a checkpoint ({_one_line(error)}); looking for the newest")
+        return None
+    return directory / name if (directory / name).is_file() else None
+
+
+# ----------------------------------------------------------------------------------------- what a checkpoint may hold
+
+
+def _anything(value: Any) -> Any:
+    return value
+
+
+def _note(value: Any) -> Any:
+    """Kind: what the message hub keeps; hooks of mmengine and of this package go by some entries, and delete by one."""
+    known = {"keep_ckpt_ids": listing(whole()), "last_ckpt": text, "preflight": mapping(real())}
+    best = {"best_ckpt": optional(text), "best_score": real()}
+    of_best = {name: kind for name in value for start, kind in best.items() if str(name).startswith(start)}
+    return fields({}, _anything, **known, **of_best)(value)
+
+
+_META = fields({"epoch": whole(), "iter": whole()}, _anything, seed=optional(whole(high=2**32 - 1)))
+_HUB = fields({"log_scalars": mapping(_anything), "runtime_info": _note, "resumed_keys": mapping(flag)})
+_OPTIMIZER = fields(
+    {
+        "state": mapping(mapping(_anything), keys=whole()),
+        "param_groups": listing(fields({"params": listing(whole())}, _anything)),
+    },
+    _anything,
+)
+
+
+def _like(own: Any, saved: Any) -> Any:
+    """Kind, once ``own`` is given: what can take its place."""
+    if isinstance(own, bool):
+        flag(saved)
+    elif isinstance(own, int | float):
+        if real()(saved) is None:
+            raise ValueError("it is not finite")
+    elif isinstance(own, str):
+        text(saved)
+    elif isinstance(own, list | tuple):
+        listing(scalar)(saved)
+    elif own is None:
+        scalar(saved)
+    return saved
+
+
+def _check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Check the state of an optimiser against the parameters and options that it is to be loaded into."""
+    _OPTIMIZER(state)
+    parameters: dict[int, Tensor] = {}
+    for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
+        parameters.update(zip(saved["params"], own["params"], strict=False))
+        for name, value in saved.items():
+            if name != "params":
+                _like(own.get(name, 0.0), value)
+    for position, entries in state["state"].items():
+        for name, value in entries.items():
+            if not isinstance(value, Tensor):
+                scalar(value)
+            elif position not in parameters or value.shape not in (parameters[position].shape, ()):
+                raise ValueError(f"'{name}' of parameter {position} has the shape {tuple(value.shape)}")
+            elif not bool(value.isfinite().all()):
+                raise ValueError(f"'{name}' of parameter {position} is not finite")
 
 
 @HOOKS.register_module()
@@ -460,6 +640,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             if name not in inspect.signature(mmengine.runner.Runner.save_checkpoint).parameters:
                 known = inspect.signature(mmengine.hooks.CheckpointHook).parameters
                 raise InputError(f"CheckpointHook has no option '{name}'{nearest(name, known)}")
+        if self.out_dir is not None:
+            raise InputError(f"CheckpointHook saves into the work directory, not into out_dir='{self.out_dir}'")
         if self.max_keep_ckpts == 1:
             raise InputError("max_keep_ckpts=1 keeps no checkpoint to fall back to; use 2 or more, or -1 for all")
 
@@ -547,6 +729,29 @@ class StatefulLoop(Protocol):
         """Take up what :meth:`state_dict` returned, on CPU; called on every rank, last of all when resuming."""
 
 
+class _Formatter(MMFormatter):
+    """mmengine's, without what no log should get: names of files could otherwise move the cursor, or forge a line.
+
+    Only pages keep their lines.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        record = copy.copy(record)
+        record.msg, record.args = printable(record.getMessage(), "\n" if _is_page(record) else ""), None
+        line: str = super().format(record)
+        return line
+
+
+mmengine.logging.logger.MMFormatter = _Formatter  # of all loggers that are made from now on
+
+
+def _is_page(record: logging.LogRecord) -> bool:
+    """Return whether it is a page of mmengine's runner: environment, whole config, list of hooks."""
+    own = record.pathname == mmengine.runner.runner.__file__
+    return bool(own and record.levelno <= logging.INFO and "\n" in record.getMessage())
+
+
 class _OneLiners(logging.Filter):
     """Keeps pages (environment, whole config, list of hooks) and mmengine's notes to itself off the terminal.
 
@@ -564,10 +769,7 @@ class _OneLiners(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the record is for the terminal."""
-        message = record.getMessage()
-        return not any(note in message for note in self._NOTES) and (
-            "\n" not in message or record.levelno > logging.INFO
-        )
+        return not _is_page(record) and not any(note in record.getMessage() for note in self._NOTES)
 
 
 class _CappedScalars(OrderedDict[str, HistoryBuffer]):
@@ -587,7 +789,8 @@ class Runner(mmengine.runner.Runner):
       checkpoint is executed when loading;
     - ``load_from`` must fit the model exactly unless the config says ``load_partial = True``; a resumed checkpoint
       must always fit;
-    - ``resume=True`` without ``load_from`` takes the newest checkpoint that is whole (:func:`find_resume`);
+    - ``resume=True`` without ``load_from`` takes the newest checkpoint that is whole (:func:`find_resume`), and says
+      which ones are not;
     - a train loop with ``state_dict`` and ``load_state_dict`` is saved and resumed too (:class:`StatefulLoop`);
     - launchers work without a GPU, by gloo; DDP never broadcasts buffers by itself;
     - any number of runners can be built in one process;
@@ -737,7 +940,8 @@ class Runner(mmengine.runner.Runner):
         partial = self.cfg.get("load_partial", False) if strict is None else not strict
         checkpoint: dict[str, Any] = CheckpointLoader.load_checkpoint(filename, map_location=map_location)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        report = load_state(self.model, _model_state(checkpoint), partial=partial, source=f"checkpoint '{filename}'")
+        source = f"checkpoint '{filename}'"
+        report = load_state(self.model, _model_state(checkpoint, source), partial=partial, source=source)
         self._has_loaded = True
         meta = checkpoint.get("meta")
         saved = meta.get("precision") if isinstance(meta, Mapping) else None
@@ -752,12 +956,25 @@ class Runner(mmengine.runner.Runner):
         if not self._resume or self._load_from is not None:
             super().load_or_resume()
             return
-        found = [find_resume(self.work_dir) if is_main_process() else None]
-        broadcast_object_list(found)  # one choice for all ranks
-        if found[0] is None:
-            self.logger.info(f"no checkpoint to resume from in {self.work_dir}; starting from the beginning")
-        else:
-            self.resume(found[0])
+        candidates = find_resume(self.work_dir)
+        tried: list[str] = []
+        while True:
+            found = [next(candidates, None) if is_main_process() else None]
+            broadcast_object_list(found)  # one choice for all ranks
+            if found[0] is None:
+                break
+            try:
+                self.resume(found[0])
+                return
+            except DamagedError as error:
+                tried.append(found[0])
+                _warn(f"not resuming from {found[0]}: {error}")
+        if tried:
+            raise InputError(
+                f"work_dir '{self.work_dir}' has {len(tried)} checkpoint(s), none of which can be loaded "
+                f"('{tried[0]}', ...); start anew in another work_dir"
+            )
+        self.logger.info(f"no checkpoint to resume from in {self.work_dir}; starting from the beginning")
 
     def resume(
         self,
@@ -776,7 +993,8 @@ class Runner(mmengine.runner.Runner):
             map_location: as for :func:`torch.load`.
 
         Raises:
-            InputError: the checkpoint cannot be read safely, does not fit, or lacks what resuming needs.
+            InputError: the checkpoint does not fit, or lacks what resuming needs.
+            DamagedError: it cannot be read safely, or holds what no run could have written.
         """
         loop = self.train_loop
         if loop is None:
@@ -790,22 +1008,19 @@ class Runner(mmengine.runner.Runner):
                 f"checkpoint '{filename}' lacks {', '.join(lacking)}, so training cannot continue from it; "
                 "to start from its weights, set load_from without resume"
             )
-        meta = checkpoint["meta"]
-        loop._epoch, loop._iter = meta["epoch"], meta["iter"]
-        self._resume_seed(meta.get("seed"), filename)
-        self._resumed_precision = self.precision
-        self.message_hub.load_state_dict(checkpoint["message_hub"])
-        if resume_optimizer:
-            self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
-            try:
-                self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
-            except ValueError as error:
-                raise InputError(f"the optimiser of checkpoint '{filename}' does not fit: {_one_line(error)}") from None
-        if resume_param_scheduler and self.param_schedulers is not None and "param_schedulers" in checkpoint:
-            self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
-            self._resume_schedulers(checkpoint["param_schedulers"])
-        if isinstance(loop, StatefulLoop):
-            loop.load_state_dict(checkpoint["loop"])
+        with reading(filename, "is no checkpoint of a run", "use another one"):
+            meta, hub = _META(checkpoint["meta"]), _HUB(checkpoint["message_hub"])
+            loop._epoch, loop._iter = meta["epoch"], meta["iter"]
+            self._resume_seed(meta.get("seed"), filename)
+            self._resumed_precision = self.precision
+            self.message_hub.load_state_dict(hub)
+            if resume_optimizer:
+                self._resume_optimizer(checkpoint["optimizer"], filename)
+            if resume_param_scheduler and self.param_schedulers is not None and "param_schedulers" in checkpoint:
+                self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
+                self._resume_schedulers(checkpoint["param_schedulers"])
+            if isinstance(loop, StatefulLoop):
+                loop.load_state_dict(checkpoint["loop"])
         self.logger.info(f"resumed {filename} at epoch {self.epoch}, iteration {self.iter}")
 
     def _resume_seed(self, seed: int | None, filename: str) -> None:
@@ -817,10 +1032,21 @@ class Runner(mmengine.runner.Runner):
         self._randomness_cfg = {**self._randomness_cfg, "seed": seed}
         self.set_randomness(**self._randomness_cfg)
 
+    def _resume_optimizer(self, state: Any, filename: str) -> None:
+        self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+        if isinstance(self.optim_wrapper, OptimWrapper):
+            _check_optimizer(state, self.optim_wrapper.optimizer)
+        try:
+            self.optim_wrapper.load_state_dict(state)
+        except ValueError as error:
+            raise InputError(f"the optimiser of checkpoint '{filename}' does not fit: {_one_line(error)}") from None
+
     def _resume_schedulers(self, saved: Any) -> None:
         position = {"last_step", "best", "num_bad_epochs", "cooldown_counter"}
         for number, (scheduler, state) in enumerate(zip(_flat(self.param_schedulers), _flat(saved), strict=False)):
-            for name, value in to_plain(scheduler.state_dict()).items():
+            own = to_plain(scheduler.state_dict())
+            fields({}, **{name: functools.partial(_like, value) for name, value in own.items()})(state)
+            for name, value in own.items():
                 if name.startswith("_") or name in position or name not in state or state[name] == value:
                     continue
                 self.logger.warning(
@@ -962,7 +1188,8 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
     stay on ``sys.path``, so that worker processes find the modules too.
 
     Args:
-        path: a ``.py``, ``.json`` or ``.yaml`` config; calls such as ``os.path.join`` in it are run.
+        path: a ``.py`` config, which is code: all that stands in it is run; or a ``.json`` one, which is data: it can
+            neither inherit nor import.
         overrides: dotted keys to values, as ``--cfg-options`` gives them.
 
     Raises:
@@ -971,6 +1198,11 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
     path = Path(path)
     if not path.is_file():
         raise InputError(f"config '{path}' does not exist{_near(path)}")
+    if path.suffix not in (".py", ".json"):
+        raise InputError(f"config '{path}' ends in neither .py nor .json: write it as one of them")
+    if path.suffix == ".json":
+        values = read_json(path, _config_data, "is no config in JSON", "see odc print-config for what a config holds")
+        return _merged(Config(values, filename=str(path)), path, overrides)
     try:
         # lazy_import=None would take a config that imports anything for one of mmengine's lazy-import configs.
         config = Config.fromfile(str(path), lazy_import=False, import_custom_modules=False)
@@ -983,6 +1215,29 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
             warnings.simplefilter("ignore", ResourceWarning)
             traceback.clear_frames(error.__traceback__)
         raise InputError(f"config '{where}" + ("" if wrong else _one_line(error))) from error
+    _merged(config, path, overrides)
+    if config.get("custom_imports"):
+        _import_custom(config.custom_imports, path)
+    return config
+
+
+def _config_data(value: Any) -> dict[str, Any]:
+    """Kind: what a config in JSON may be."""
+
+    def check(part: Any) -> None:
+        for name, entry in part.items() if isinstance(part, dict) else enumerate(part):
+            if name in ("_base_", "_scope_", "custom_imports"):
+                raise ValueError(f"it has '{name}', which leads to code: write it as a .py config")
+            if isinstance(entry, dict | list):
+                check(entry)
+
+    values: dict[str, Any] = mapping(plain)(plain(value))
+    check(values)
+    return values
+
+
+def _merged(config: Config, path: Path, overrides: dict[str, Any] | None) -> Config:
+    """Merge the overrides into a config, and return it."""
     try:
         for key, value in (overrides or {}).items():
             if isinstance(value, dict) and "_delete_" in value:
@@ -990,8 +1245,6 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
         config.merge_from_dict(copy.deepcopy(overrides or {}))  # merging takes _delete_ out of what it is given
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(f"config '{path}' has no place for the overrides {overrides}: {_one_line(error)}") from error
-    if config.get("custom_imports"):
-        _import_custom(config.custom_imports, path)
     return config
 
 

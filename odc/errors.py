@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# What would move the cursor, forge a line or turn the direction of writing; and what no encoding can write.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class InputError(ValueError):
@@ -12,6 +16,20 @@ class InputError(ValueError):
     The message is one line: what was wrong, the numbers or names on both sides, and the remedy. The command line
     prints it without a traceback and exits with code 2.
     """
+
+
+class DamagedError(InputError):
+    """A file holds what this package could not have written: an older copy of it may do."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return text in which what no terminal should get is written as an escape, ``\\x1b`` or ``\\n`` say.
+
+    Args:
+        text: may come from anywhere: names of files and methods, entries of files.
+        keep: characters to leave as they are.
+    """
+    return _UNPRINTABLE.sub(lambda m: m[0] if m[0] in keep else m[0].encode("unicode_escape").decode(), text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

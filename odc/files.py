@@ -39,3 +39,12 @@ def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text to ``path``, completely or not at all."""
     with written_whole(path) as file:
         file.write(text.encode())
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Add a line to a file of lines; one that a kill has cut short before it stays a line of its own."""
+    with Path(path).open("ab+") as file:
+        torn = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+        file.write(b"\n" * torn + line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())

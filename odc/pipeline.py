@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from odc.evaluation.align import Alignment, align, match_paths, read_table
 from odc.evaluation.markdown import markdown_table
 from odc.evaluation.metrics import clustering_accuracy
 from odc.files import write_text
+from odc.reading import fields, listing, optional, read_json, real, text, whole
 from odc.registry import DATASETS, build
 from odc.structures import UNLABELLED
 
@@ -182,6 +184,9 @@ def draw_beta(beta: Any, threshold: float, path: Path) -> None:
     figure.savefig(path, format="png")
 
 
+_FEW = 10_000  # clusters that a table may have, however few of their images it has
+
+
 def align_clusters(
     clusters: str | Path,
     labels: str | Path,
@@ -225,6 +230,11 @@ def align_clusters(
                 f"is '{missing[0]}': extract them from the same data set"
             )
         x = table.features[[place[path] for path in paths]].numpy()
+    if of.max() >= max(len(of), _FEW):
+        raise InputError(
+            f"'{clusters}' has cluster {of.max()}, but only {len(of):,} images: clusters are numbered from 0, give a "
+            "table that odc wrote"
+        )
     found = align(of, int(of.max()) + 1, index, label, classes, x, min_margin)
     found.save(Path(out))
     lines = [f"cluster {m.cluster}: {_told(m, found.rule)}" for m in found.matches]
@@ -289,6 +299,27 @@ def fit_queue(cfg: Config, N: int) -> str | None:
     head.batch_size, head.queue_size = fitting, N // 2 // fitting * fitting
     text = f"MoCo's queue of {queue:,} keys is too large for {N:,} images: it gets {head.queue_size:,}"
     return text + (f", and batches of {fitting} instead of {batch}" if fitting < batch else "")
+
+
+def _checkpoint(value: Any) -> str:
+    """Kind: the name of a checkpoint in the folder of its stage."""
+    if not re.fullmatch(r"epoch_\d+\.pth", text(value)):
+        raise ValueError(f"epoch_<number>.pth is expected, not '{value[:60]}'")
+    return str(value)
+
+
+_MARK = "is no record of a stage"
+_SECONDS = real(0)
+_RAN = {"key": text, "seconds": _SECONDS, "precision": text, "threads": whole(1)}
+BEGUN = fields(_RAN)
+DONE = fields(
+    _RAN,
+    optional(real()),  # metrics
+    checkpoint=_checkpoint,
+    told=text,
+    per_cluster=listing(whole()),
+    **dict.fromkeys(("count", "total", "labelled", "images"), whole()),
+)
 
 
 class Pipeline:
@@ -436,19 +467,22 @@ class Pipeline:
     def _stage(self, name: str, key: str, work: Callable[[], dict[str, Any]], title: str) -> dict[str, Any]:
         folder, ran = writable(self.folder / name), self._ran(name)
         begun, done = folder / "begun.json", folder / "done.json"
-        for file in (done, begun):
-            before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"key": key}
+        left = {
+            file: read_json(file, kind, _MARK, f"delete {folder} to run this stage again")
+            for file, kind in ((done, DONE), (begun, BEGUN))
+            if file.exists()
+        }
+        for before in left.values():
             if before["key"] != key:
                 raise InputError(
                     f"{folder} holds a stage of another config, other data or other stages before it"
                     f"{_otherwise(before, ran)}: delete {folder}, or choose another --work-dir"
                 )
-        if done.exists():
+        if done in left:
             self.logger.info(f"{title}: there already, from the same config and data")
-            result: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
-            return result
+            return dict(left[done])
         self.logger.info(f"{title}: begins")
-        earlier = json.loads(begun.read_text(encoding="utf-8"))["seconds"] if begun.exists() else 0.0
+        earlier = left[begun]["seconds"] if begun in left else 0.0
         started = time.monotonic()
 
         def seconds() -> float:

@@ -16,7 +16,7 @@ BACKBONES = Registry("backbone", scope="odc", locations=["odc.models.backbones"]
 NECKS = Registry("neck", scope="odc", locations=["odc.models.necks"])
 HEADS = Registry("head", scope="odc", locations=["odc.heads"])
 MODELS = Registry("model", parent=root.MODELS, scope="odc", locations=["odc.models"])
-DATASETS = Registry("dataset", parent=root.DATASETS, scope="odc", locations=["odc.data.datasets"])
+DATASETS = Registry("dataset", scope="odc", locations=["odc.data.datasets"])  # mmengine's unpickle files
 TRANSFORMS = Registry("transform", parent=root.TRANSFORMS, scope="odc", locations=["odc.data.transforms"])
 LOOPS = Registry("loop", parent=root.LOOPS, scope="odc", locations=["odc.engine.loops"])
 HOOKS = Registry("hook", parent=root.HOOKS, scope="odc", locations=["odc.engine.hooks"])
@@ -32,6 +32,27 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     scope="odc",
     locations=["odc.engine.optim"],
 )
+
+
+def _registered(registry: Registry, name: str) -> Any:
+    """Return what is registered as ``name``, or ``scope.name``, in ``registry`` or above it, or ``None``.
+
+    Nothing is imported, whatever the name: data files, configs in JSON too, hold names of parts. mmengine's own look-up
+    takes a dotted name for the path of any object in any module, ``os.system`` too.
+    """
+    scope, _, key = name.rpartition(".")
+    above = registry
+    while above is not None:
+        above.import_from_location()
+        if scope in ("", above.scope) and key in above.module_dict:
+            return above.module_dict[key]
+        if scope in above.children:
+            return _registered(above.children[scope], key)
+        above = above.parent
+    return None
+
+
+Registry.get = _registered  # what mmengine builds itself follows the same rule
 
 
 # What a config may give for a parameter annotated so; anything else is not checked.
@@ -89,15 +110,14 @@ def resolve(registry: Registry, cfg: Any, **given: Any) -> tuple[Any, dict[str, 
     if not isinstance(cfg, Mapping) or "type" not in cfg:
         raise InputError(f"a {registry.name} is configured by a dict with 'type', not by {cfg!r}")
     arguments = {**given, **cfg}
-    kind = arguments.pop("type")
+    target = kind = arguments.pop("type")
     if isinstance(kind, str):
-        registry.import_from_location()
-        known = {**(registry.parent.module_dict if registry.parent else {}), **registry.module_dict}
-        target = known.get(kind) or registry.get(kind)  # the latter: names with a scope
+        target = registry.get(kind)
         if target is None:
+            known = {**(registry.parent.module_dict if registry.parent else {}), **registry.module_dict}
             raise InputError(f"unknown {registry.name} '{kind}'{nearest(kind, known)}")
-    else:
-        target = kind
+    elif not callable(kind):
+        raise InputError(f"the type of a {registry.name} is the name of one, not {kind!r}")
     check_arguments(target, arguments, f"{registry.name} '{target.__name__}'")
     return target, arguments
 

@@ -493,61 +493,68 @@ def test_keeping_one_checkpoint_is_refused() -> None:
 
 def save(path: Path, iteration: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"meta": {"iter": iteration}, "state_dict": {"w": torch.zeros(2000)}}, path)
+    torch.save({"meta": {"epoch": 1, "iter": iteration}, "state_dict": {"w": torch.zeros(2000)}}, path)
 
 
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-500])
 
 
+def names(work_dir: Path) -> list[str]:
+    found = [Path(path) for path in find_resume(work_dir)]
+    assert all(path.parent == work_dir for path in found)
+    return [path.name for path in found]
+
+
 def test_last_checkpoint_survives_moving_the_directory(tmp_path: Path, warned: list[str]) -> None:
     build(tmp_path / "old", epochs=1).train()
     assert (tmp_path / "old" / "last_checkpoint").read_text() == "epoch_1.pth"
     (tmp_path / "old").rename(tmp_path / "new")
-    assert find_resume(tmp_path / "new") == str(tmp_path / "new" / "epoch_1.pth")
-    # what mmengine wrote
-    (tmp_path / "new" / "last_checkpoint").write_text(str(tmp_path / "old" / "epoch_1.pth"))
-    assert find_resume(tmp_path / "new") == str(tmp_path / "new" / "epoch_1.pth")
+    assert names(tmp_path / "new") == ["epoch_1.pth"]
     assert not warned
 
 
-def test_a_checkpoint_outside_work_dir_is_recorded_in_full(tmp_path: Path) -> None:
-    save(tmp_path / "elsewhere" / "epoch_1.pth", 2)
-    mark_last(tmp_path, tmp_path / "elsewhere" / "epoch_1.pth")
-    assert find_resume(tmp_path) == str(tmp_path / "elsewhere" / "epoch_1.pth")
+@pytest.mark.parametrize(
+    "content", [b"../elsewhere/epoch_1.pth", b"/etc/passwd", b"\xff\x00\x80", b"epoch_1.pth" * 1000, b"a\x1b[2Jb", b""]
+)
+def test_last_checkpoint_names_a_file_beside_it_or_nothing(tmp_path: Path, content: bytes, warned: list[str]) -> None:
+    save(tmp_path / "elsewhere" / "epoch_1.pth", 9)
+    save(tmp_path / "run" / "epoch_2.pth", 2)
+    (tmp_path / "run" / "last_checkpoint").write_bytes(content)
+    assert names(tmp_path / "run") == ["epoch_2.pth"]
+    assert all("does not name a checkpoint" in line and line.isprintable() for line in warned)
+
+
+def test_checkpoints_lie_in_the_work_directory() -> None:
+    with pytest.raises(InputError, match="work directory, not into out_dir='elsewhere'"):
+        CheckpointHook(out_dir="elsewhere")
 
 
 def test_without_checkpoints_there_is_nothing_to_resume(tmp_path: Path) -> None:
-    assert find_resume(tmp_path) is None
-    assert find_resume(tmp_path / "missing") is None
+    assert names(tmp_path) == []
+    assert names(tmp_path / "missing") == []
 
 
-def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path: Path, warned: list[str]) -> None:
+def test_checkpoints_come_newest_first_and_damaged_ones_last(tmp_path: Path) -> None:
     for epoch in (2, 9, 10):
         save(tmp_path / f"epoch_{epoch}.pth", 2 * epoch)
     os.utime(tmp_path / "epoch_2.pth", (2e9, 2e9))  # times of modification prove nothing after a copy
-    mark_last(tmp_path, tmp_path / "epoch_10.pth")
-    assert find_resume(tmp_path) == str(tmp_path / "epoch_10.pth")
+    assert names(tmp_path) == ["epoch_10.pth", "epoch_9.pth", "epoch_2.pth"]
+    mark_last(tmp_path, tmp_path / "epoch_9.pth")
+    assert names(tmp_path) == ["epoch_9.pth", "epoch_10.pth", "epoch_2.pth"]
     truncate(tmp_path / "epoch_10.pth")
-    assert find_resume(tmp_path) == str(tmp_path / "epoch_9.pth")
-    assert len(warned) == 1
-    assert "epoch_10.pth" in warned[0]
     save(tmp_path / "iter_19.pth", 19)
-    assert find_resume(tmp_path) == str(tmp_path / "iter_19.pth")
-
-
-def test_without_last_checkpoint_the_most_iterations_win(tmp_path: Path) -> None:
-    for epoch in (9, 10):
-        save(tmp_path / f"epoch_{epoch}.pth", 2 * epoch)
-    assert find_resume(tmp_path) == str(tmp_path / "epoch_10.pth")
+    assert names(tmp_path) == ["epoch_9.pth", "iter_19.pth", "epoch_2.pth", "epoch_10.pth"]
 
 
 def test_starting_anew_over_damaged_checkpoints_is_refused(tmp_path: Path, warned: list[str]) -> None:
     save(tmp_path / "epoch_1.pth", 2)
     truncate(tmp_path / "epoch_1.pth")
     with pytest.raises(InputError, match="none of which can be loaded") as error:
-        find_resume(tmp_path)
+        build(tmp_path, resume=True).train()
     one_line(error)
+    assert len(warned) == 1
+    assert "epoch_1.pth" in warned[0]
 
 
 # ----------------------------------------------------------------------------------------------------------- resume
@@ -865,15 +872,23 @@ def test_warnings_go_to_the_log(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_pages_stay_off_the_terminal_and_go_to_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runner = build(tmp_path)
-    runner.logger.info("a page\nof text")
     runner.logger.info("a line")
-    runner.logger.warning("a warning\nof two lines")
     captured = capsys.readouterr()
     shown = captured.out + captured.err
     assert "a line" in shown
-    assert "of two lines" in shown
-    assert "of text" not in shown
     assert "Hooks will be executed" not in shown
+    assert "Hooks will be executed in the following order:\n" in next(tmp_path.rglob("*.log")).read_text()
+
+
+def test_no_name_forges_a_line_or_moves_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runner = build(tmp_path)
+    capsys.readouterr()
+    name = "a\x1b[2J\x07\rb\n11/26 00:00:00 - mmengine - INFO - evaluation  acc 1.0000\u202e\udcff.png"
+    runner.logger.info("skipped %s", name)
+    runner.logger.warning(f"skipped {name}")
+    captured = capsys.readouterr()
+    shown = (captured.out + captured.err).splitlines()
     log = next(tmp_path.rglob("*.log")).read_text()
-    assert "of text" in log
-    assert "Hooks will be executed" in log
+    expected = r"skipped a\x1b[2J\x07\rb\n11/26 00:00:00 - mmengine - INFO - evaluation  acc 1.0000\u202e\udcff.png"
+    assert [line.endswith(expected) for line in shown] == [True, True]
+    assert all(line in log for line in shown)

@@ -304,7 +304,7 @@ def test_damaged_files_are_named(cells: list[dict[str, Any]], tmp_path: Path) ->
     outcome, curves = tmp_path / "cell" / "outcome.npz", tmp_path / "cell" / "curves.json"
     whole = outcome.read_bytes()
     outcome.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"outcome\.npz cannot be read"):
+    with pytest.raises(InputError, match=r"outcome\.npz\' is no outcome of a cell"):
         render([record], tmp_path / "r.html")
     np.savez(outcome, cluster=np.zeros(N, np.int32))
     with pytest.raises(InputError, match="confidence"):
@@ -314,7 +314,7 @@ def test_damaged_files_are_named(cells: list[dict[str, Any]], tmp_path: Path) ->
     with pytest.raises(InputError, match="of 240 images but the data set has 5"):
         render([record], tmp_path / "r.html", smaller)
     curves.write_text('[{"epoch": 1}, 3]')
-    with pytest.raises(InputError, match=r"curves\.json is not a list of epochs"):
+    with pytest.raises(InputError, match=r"curves\.json' is not a list of epochs"):
         render([record], tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 

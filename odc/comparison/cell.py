@@ -38,6 +38,7 @@ from odc.evaluation.evaluator import ClusterMetrics, Evaluation, KNNMetric
 from odc.files import write_text
 from odc.models import AvgPool, ClusterModel, MoCo
 from odc.pipeline import Pipeline, fit_queue
+from odc.reading import fields, real, whole
 from odc.registry import DATASETS, MODELS, build
 from odc.structures import LocalComm
 
@@ -311,14 +312,20 @@ def run_cell(cell: Cell, pipe: Connection) -> None:
         embed(found)  # here, beside the other cells, and not one after the other when all have ended
 
 
+_LOGGED = fields({"step": whole()}, real())
+
+
 def read_curves(logs: Path) -> list[dict[str, float]]:
     """Return what was logged of each epoch, ascending: ``{"epoch": 1, "loss": ..., "nmi_prev": ...}``."""
     epochs: dict[int, dict[str, float]] = {}
     for file in sorted(logs.glob("*/vis_data/scalars.json")):  # one for each start; a resumed run goes on
         for line in file.read_text(encoding="utf-8").splitlines():
-            logged = json.loads(line)
-            step = int(logged.pop("step"))
-            values = {name.partition("/")[2]: value for name, value in logged.items()}
+            try:
+                logged = _LOGGED(json.loads(line))
+            except (ValueError, RecursionError):  # cut short by a kill
+                continue
+            step = logged.pop("step")
+            values = {name.partition("/")[2]: value for name, value in logged.items() if value is not None}
             losses = [value for name, value in values.items() if "loss" in name]
             if losses:
                 values.setdefault("loss", sum(losses))  # a method with several trains on their sum

@@ -122,7 +122,9 @@ class Estimator:
         given = {name: num_clusters for name in self.names if name in known}
         if "random_state" in known:
             given["random_state"] = seed
-        clusters = np.asarray(kind(**{**given, **self.options}).fit_predict(x))
+        clusters = np.array(kind(**{**given, **self.options}).fit_predict(x))
         if clusters.shape != x.shape[:1]:
             raise InputError(f"{self.path}.fit_predict gave {clusters.shape} clusters for {x.shape} features")
+        in_one = clusters >= 0  # numbered 0 to K - 1 whatever the class calls them; negative: in none
+        clusters[in_one] = np.unique(clusters[in_one], return_inverse=True)[1]
         return clusters.astype(np.int64)

@@ -7,11 +7,11 @@ comes from generators of fixed seed. The map of each method's features (t-SNE) i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import statistics
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +31,10 @@ from odc.comparison.pictures import Sprite, Thumbnails, data_uri
 from odc.comparison.plan import PRETRAINING
 from odc.comparison.table import QUALITY, Record, Spread, amount, one_seed, spread
 from odc.data.datasets import ImageDataset
-from odc.errors import InputError
+from odc.errors import DamagedError, InputError, printable
 from odc.evaluation import cluster_entropy, clustering_accuracy
 from odc.files import write_text, written_whole
+from odc.reading import listing, mapping, memory, optional, read_arrays, read_json, reading, real
 from odc.structures import UNLABELLED, make_generator
 
 Ints = npt.NDArray[np.int64]
@@ -89,19 +90,23 @@ def read_outcome(folder: Path, total: int) -> Outcome | None:
     path = folder / OUTCOME_FILE
     if not path.is_file():
         return None
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            cluster = file["cluster"].astype(np.int64)
-            confidence, margin, features = (
-                file[name].astype(np.float32) for name in ("confidence", "margin", "features")
-            )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
-        raise InputError(f"{path} cannot be read ({' '.join(str(e).split())}): run this cell again") from e
-    lengths = {len(cluster), len(confidence), len(margin), len(features)}
+    with reading(path, "is no outcome of a cell", "run this cell again"):
+        arrays = read_arrays(path, _OUTCOME, most=memory() // 4)
+    cluster, confidence, margin, features = (arrays[name] for name in _OUTCOME)
+    lengths = {len(array) for array in arrays.values()}
     if lengths != {total}:
         found = " and ".join(f"{n:,}" for n in sorted(lengths))
         raise InputError(f"{path} is of {found} images but the data set has {total:,}: run this cell again")
-    return Outcome(cluster, confidence, margin, features, path)
+    if total and not UNLABELLED <= cluster.min() <= cluster.max() < total:
+        raise DamagedError(
+            f"'{path}' is no outcome of a cell (clusters {cluster.min()} to {cluster.max()} of {total:,} images): "
+            "run this cell again"
+        )
+    confidence, margin, features = (array.astype(np.float32) for array in (confidence, margin, features))
+    return Outcome(cluster.astype(np.int64), confidence, margin, features, path)
+
+
+_OUTCOME = {"cluster": ("iu", 1), "confidence": ("f", 1), "margin": ("f", 1), "features": ("f", 2)}
 
 
 def read_curves(folder: Path) -> list[dict[str, float]]:
@@ -113,11 +118,8 @@ def read_curves(folder: Path) -> list[dict[str, float]]:
     path = folder / CURVES_FILE
     if not path.is_file():
         return []
-    try:
-        epochs = json.loads(path.read_text(encoding="utf-8"))
-        return [{name: float(value) for name, value in epoch.items() if value is not None} for epoch in epochs]
-    except (ValueError, TypeError, AttributeError) as e:
-        raise InputError(f"{path} is not a list of epochs ({' '.join(str(e).split())}): run this cell again") from e
+    epochs = read_json(path, listing(mapping(optional(real()))), "is not a list of epochs", "run this cell again")
+    return [{name: float(value) for name, value in epoch.items() if value is not None} for epoch in epochs]
 
 
 def number(record: Record, key: str) -> float | None:
@@ -473,12 +475,12 @@ def embed(outcome: Outcome) -> tuple[tuple[Ints, charts.Floats] | None, str]:
     digest.update(np.ascontiguousarray(features).data)
     checksum = digest.hexdigest()
     if cache.is_file():
-        try:
-            with cache.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                if str(file["checksum"]) == checksum:
-                    return (file["index"].astype(np.int64), file["xy"]), ""
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            pass  # a damaged copy is made anew
+        with contextlib.suppress(DamagedError), reading(cache, "is no map", "it is drawn anew"):
+            kept = read_arrays(cache, {"index": ("iu", 1), "xy": ("f", 2), "checksum": ("U", 0)}, most=2**20)
+            index, xy = kept["index"].astype(np.int64), kept["xy"]
+            there = xy.shape == (len(index), 2) and np.isfinite(xy).all() and (np.diff(index, prepend=-1) > 0).all()
+            if str(kept["checksum"]) == checksum and there and index[-1] < len(features):
+                return (index, xy), ""
     index = np.arange(len(features))
     if len(features) > MOST_POINTS:
         chosen = torch.randperm(len(features), generator=make_generator(0, "report", "map"))[:MOST_POINTS]
@@ -670,6 +672,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
+        finalize=lambda value: printable(value, keep="\n") if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

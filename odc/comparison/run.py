@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import shutil
 import statistics
 import time
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from mmengine.logging import print_log
 
 from odc.apis import writable
 from odc.comparison.cell import LOG, num_clusters, run_cell
@@ -28,8 +31,23 @@ from odc.comparison.provenance import command, provenance, relative
 from odc.comparison.report import write_report
 from odc.comparison.table import QUALITY, UNLABELLED, document
 from odc.data.datasets import ImageDataset
-from odc.errors import InputError
-from odc.files import write_text
+from odc.errors import DamagedError, InputError, printable
+from odc.files import append_line, write_text
+from odc.reading import (
+    fields,
+    inside,
+    listing,
+    mapping,
+    optional,
+    plain,
+    read_json,
+    read_text,
+    reading,
+    real,
+    scalar,
+    text,
+    whole,
+)
 from odc.registry import DATASETS, build
 
 RESULTS, ABOUT = "results.jsonl", "comparison.json"
@@ -48,8 +66,7 @@ def compare(request: Request, stream: TextIO) -> list[dict[str, Any]]:
     Raises:
         InputError: for a wrong request, or a folder with results of other settings.
     """
-    file = request.out / ABOUT
-    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    before = read_about(request.out) if (request.out / ABOUT).exists() else {}
     threads = before.get("threads", request.threads)
     if threads != request.threads:
         stream.write(f"threads a cell: {threads}, as before in {request.out}, not {request.threads}\n")
@@ -66,14 +83,14 @@ def compare(request: Request, stream: TextIO) -> list[dict[str, Any]]:
             raise InputError(f"{out / RESULTS} has {cell.title} {how}: choose another --out, or delete that folder")
     dataset: ImageDataset = build(DATASETS, about["data"])
     about |= {"images": len(dataset), "fingerprint": dataset.fingerprint}
-    before = before or about
+    before = before or {**about, "methods": []}
     if before["fingerprint"] != about["fingerprint"]:
         raise InputError(
             f"{out} compares on {before['images']:,} images with fingerprint {before['fingerprint']}, now there are "
             f"{len(dataset):,} with {about['fingerprint']}: choose another --out"
         )
     # Rows of earlier calls on the same folder stay in its table.
-    about["methods"] = list(dict.fromkeys([*before.get("methods", []), *(cell.method for cell in cells)]))
+    about["methods"] = list(dict.fromkeys([*before["methods"], *(cell.method for cell in cells)]))
     write_text(out / ABOUT, json.dumps(about, indent=1) + "\n")
     ended = {place: record for place, record in found.items() if "error" not in record}
     waiting = [cell for cell in cells if (cell.method, cell.seed) not in ended]
@@ -88,14 +105,16 @@ def report_only(out: Path) -> list[dict[str, Any]]:
 
     Raises:
         InputError: there is no comparison in the folder, or its images have changed.
+        DamagedError: its files hold what no comparison writes.
     """
     if not (out / ABOUT).is_file():
         raise InputError(f"there is no comparison in {out}: it has no {ABOUT}")
-    about = json.loads((out / ABOUT).read_text(encoding="utf-8"))
+    about = read_about(out)
     records = list(read_results(out).values())
     if not records:
         raise InputError(f"no cell of the comparison in {out} has ended yet: there is nothing to report")
-    dataset: ImageDataset = build(DATASETS, about["data"])
+    with reading(out / ABOUT, "names data that cannot be read", "put back the images that were compared on"):
+        dataset: ImageDataset = build(DATASETS, about["data"])
     if dataset.fingerprint != about["fingerprint"]:
         raise InputError(
             f"the {len(dataset):,} images {dataset.origin} are not those that were compared on (fingerprint "
@@ -108,6 +127,11 @@ def render(
     out: Path, records: Sequence[dict[str, Any]], dataset: ImageDataset, about: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Write ``table.md`` and ``report.html``; return the records in the order of the methods, then of the seeds."""
+    for r in records:
+        if r["method"] not in about["methods"]:
+            raise DamagedError(
+                f"{out / RESULTS} has '{r['method']}', which {out / ABOUT} does not name: delete that line"
+            )
     records = sorted(records, key=lambda r: (about["methods"].index(r["method"]), r["seed"]))
     write_text(out / "table.md", document(records, about["command"]) + "\n")
     told = [{**r, "folder": str(out / r["folder"])} for r in records]
@@ -133,17 +157,79 @@ def describe(cells: Sequence[Cell], request: Request) -> dict[str, Any]:
     }
 
 
+def _fingerprint(value: Any) -> str:
+    """Kind: hexadecimal digits."""
+    if not re.fullmatch("[0-9a-f]{16,64}", text(value)):
+        raise ValueError("hexadecimal digits are expected")
+    return str(value)
+
+
+def _method(value: Any) -> str:
+    """Kind: the name of a row; nothing is imported by it, though it may be the path of a class."""
+    if not text(value) or len(value) > 200:
+        raise ValueError(f"the name of a method has 1 to 200 characters, not {len(value)}")
+    return str(value)
+
+
+_ABOUT = fields(
+    {
+        **dict.fromkeys(("dataset", "evaluated_on", "command"), text),
+        **dict.fromkeys(("images", "num_clusters", "threads"), whole(1)),
+        "data": mapping(plain),
+        "fingerprint": _fingerprint,
+        "methods": listing(_method),
+    }
+)
+_SHARES = dict.fromkeys(("acc", "nmi", "ari", "knn", "entropy", "purity"), optional(real(-1.001, 1.001)))
+_AMOUNTS = ("seconds", "pretrain_seconds", "images_seen", "peak_rss_mb", "epochs", "clusters", "empty", "noise")
+_RECORD = fields(
+    {
+        "method": _method,
+        "seed": whole(),
+        "folder": inside,
+        "key": _fingerprint,
+        "versions": mapping(text),
+        **dict.fromkeys(
+            ("dataset", "evaluated_on", "config", "precision", "machine", "git_revision", "command", "date"), text
+        ),
+        **dict.fromkeys(("images", "num_clusters", "threads"), whole(1)),
+    },
+    scalar,  # metrics of one's own
+    **_SHARES,
+    **dict.fromkeys(_AMOUNTS, optional(real(0))),
+    **dict.fromkeys(("error", "log"), text),
+)
+
+
+def read_about(out: Path) -> dict[str, Any]:
+    """Return what ``comparison.json`` says of the data.
+
+    Raises:
+        DamagedError: it says what no comparison writes.
+    """
+    what, remedy = "is not what a comparison writes of its data", f"delete it, and run the comparison on {out} again"
+    about: dict[str, Any] = read_json(out / ABOUT, _ABOUT, what, remedy)
+    return about
+
+
 def read_results(out: Path) -> dict[Place, dict[str, Any]]:
-    """Return the last record of every cell; a line that a kill cut short does not count."""
+    """Return the last record of every cell; a line that a kill cut short, or that is no record, does not count."""
     file = out / RESULTS
     records: dict[Place, dict[str, Any]] = {}
-    if file.exists():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            records[record["method"], record["seed"]] = record
+    if not file.exists():
+        return records
+    with reading(file, "is no file of results", "delete it to run all methods again"):
+        lines = read_text(file).split("\n")
+    for place, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            with reading(file, f"has no result in line {place}", "its cell counts as not run"):
+                record = _RECORD(json.loads(line))
+        except DamagedError as error:
+            print_log(str(error), "current", logging.WARNING)
+            continue
+        records[record["method"], record["seed"]] = record
     return records
 
 
@@ -192,8 +278,7 @@ def run_all(
     def keep(cell: Cell, values: dict[str, Any]) -> None:
         record = complete(cell, values, about, ended, request.out) | facts
         ended[cell.method, cell.seed] = record
-        with (request.out / RESULTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(request.out / RESULTS, json.dumps(record))
         progress.ended(record)
 
     try:
@@ -267,7 +352,7 @@ class Progress:
         self.terminal = stream.isatty()
 
     def _note(self, record: dict[str, Any]) -> None:
-        if "seconds" in record and "error" not in record:
+        if record.get("seconds") is not None and "error" not in record:
             self.seconds.setdefault(record["method"], []).append(record["seconds"])
 
     def left(self, running: Sequence[Running], waiting: Sequence[Cell]) -> float | None:
@@ -298,7 +383,7 @@ class Progress:
         seconds = self.left(running, waiting)
         left = "?" if seconds is None else datetime.timedelta(seconds=round(seconds))
         line = f"{self.done}/{self.total} done, about {left} left: "
-        line += "; ".join(f"{r.cell.title} {r.where}" for r in running)
+        line = printable(line + "; ".join(f"{r.cell.title} {r.where}" for r in running))
         if self.terminal:
             self.stream.write(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}")
         else:
@@ -314,7 +399,7 @@ class Progress:
         values = "  ".join(f"{m} {record[m]:.3f}" for m in names if record.get(m) is not None)
         result = record.get("error", values) + (f" (see {record['log']})" if "log" in record else "")
         title = f"{record['method']} seed {record['seed']}"
-        self.stream.write(f"{clear}{title}  {result}  {record.get('seconds', 0):.1f} s\n")
+        self.stream.write(clear + printable(f"{title}  {result}  {record.get('seconds', 0):.1f} s") + "\n")
         self.stream.flush()
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from odc.comparison.plan import PRETRAINING
-from odc.evaluation.markdown import markdown_table
+from odc.errors import printable
+from odc.evaluation.markdown import escaped, markdown_table
 
 Record = Mapping[str, Any]
 QUALITY = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "knn": "kNN"}
@@ -40,19 +41,20 @@ def table(records: Sequence[Record]) -> str:
         lines.append(note)
     if good:
         first = good[0]
+        where = escaped(first["evaluated_on"])
         lines.append(
-            f"Evaluated on the {first['images']:,} images of {first['evaluated_on']}, K = {first['num_clusters']}; "
+            f"Evaluated on the {first['images']:,} images of {where}, K = {first['num_clusters']}; "
             "images seen: views that training put through the network."
         )
     shared = [r for r in records if r["method"] == PRETRAINING and "error" not in r]
     if shared:
-        seconds, memory = (spread([r[name] for r in shared]) for name in ("seconds", "peak_rss_mb"))
+        seconds, memory = (spread([r.get(name) for r in shared]) for name in ("seconds", "peak_rss_mb"))
         took = f"{amount(seconds)} s and {amount(memory, 0)} MB"
         lines.append(
-            f"Before SPICE and the rows of -{PRETRAINING}, once a seed and shared by them: {shared[0]['epochs']:.0f} "
-            f"epochs of pre-training by {shared[0]['config']}, {took}."
+            f"Before SPICE and the rows of -{PRETRAINING}, once a seed and shared by them: "
+            f"{shared[0].get('epochs') or 0:.0f} epochs of pre-training by {escaped(shared[0]['config'])}, {took}."
         )
-    lines += [f"{r['method']} seed {r['seed']} failed: {r['error']}" for r in records if "error" in r]
+    lines += [escaped(f"{r['method']} seed {r['seed']} failed: {r['error']}") for r in records if "error" in r]
     return "\n\n".join(lines)
 
 
@@ -76,13 +78,14 @@ def document(records: Sequence[Record], command: str) -> str:
     for name in ("machine", "precision", "threads", "versions", "git_revision", "date"):
         known = [r[name] if name != "versions" else ", ".join(f"{k} {v}" for k, v in r[name].items()) for r in records]
         known = [str(value)[:10] if name == "date" else str(value) for value in known]
-        facts.append(" / ".join(dict.fromkeys(known)))
+        facts.append(escaped(" / ".join(dict.fromkeys(known))))
     machine, precision, threads, versions, revision, date = facts
     where = (
         f"Machine: {machine}; trained in {precision}, threads a run: {threads}. Versions: {versions}. "
         f"Revision {revision or 'unknown'}, {date}."
     )
-    return f"# Methods compared on {records[0]['dataset']}\n\n```\n{command}\n```\n\n{table(records)}\n\n{where}"
+    title = f"# Methods compared on {escaped(records[0]['dataset'])}"
+    return f"{title}\n\n```\n{printable(command)}\n```\n\n{table(records)}\n\n{where}"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,11 @@ from torch import Tensor
 from odc.data.datasets import ImageDataset
 from odc.errors import InputError
 from odc.files import written_whole
+from odc.reading import mapping, memory, read_arrays, reading, text
 
-_FINGERPRINT, _META = b"odc.fingerprint", b"odc.meta"
+_FINGERPRINT, _NOTES = b"odc.fingerprint", b"odc.meta"
+_ARRAYS = {"index": ("i", 1), "paths": ("U", 1), "features": ("f", 2), "fingerprint": ("U", 0), "meta": ("U", 0)}
+_META = mapping(text)
 _ROWS = 16_384  # of a group in a Parquet file: what a reader must hold at once
 
 
@@ -85,13 +89,8 @@ class Embeddings:
         read = {".npz": cls._read_npz, ".parquet": cls._read_parquet}[check_ending(path)]
         if not path.is_file():
             raise InputError(f"features '{path}' do not exist (looked at {path.absolute()}): odc extract writes them")
-        try:
+        with reading(path, "is no table of features", "odc extract writes one"):
             return read(path)
-        except InputError:
-            raise
-        except Exception as error:  # readers raise whatever damaged bytes lead them to
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise InputError(f"'{path}' is no table of features ({reason}): odc extract writes one") from error
 
     def for_dataset(self, dataset: ImageDataset) -> Tensor:
         """Return the features (N, D) in the order of the data set's sample ids.
@@ -125,20 +124,15 @@ class Embeddings:
 
     @classmethod
     def _read_npz(cls, path: Path) -> Embeddings:
-        with path.open("rb") as opened:
-            file = np.load(opened, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
-            paths = file["paths"]
-            if paths.ndim != 1 or paths.dtype.kind != "U":
-                raise ValueError(f"paths must be (N,) text, not {paths.shape} {paths.dtype}")
-            return cls(
-                torch.from_numpy(file["index"]),
-                tuple(paths.tolist()),
-                torch.from_numpy(file["features"]),
-                str(file["fingerprint"]),
-                _meta(str(file["meta"])),
-            )
+        # Uncompressed, so that it has no more bytes in memory than on disk.
+        arrays = read_arrays(path, _ARRAYS, most=path.stat().st_size)
+        return cls(
+            torch.from_numpy(arrays["index"]),
+            tuple(arrays["paths"].tolist()),
+            torch.from_numpy(arrays["features"]),
+            str(arrays["fingerprint"]),
+            _META(json.loads(str(arrays["meta"]))),
+        )
 
     def _write_parquet(self, file: IO[bytes]) -> None:
         pa, parquet = _pyarrow()
@@ -151,7 +145,7 @@ class Embeddings:
             raise InputError(f"the name of {name} is not UTF-8, as Parquet needs: write an .npz file") from error
         table = pa.table(
             {"id": self.index.numpy(), "path": paths, "feature": pa.FixedSizeListArray.from_arrays(values, D)},
-            metadata={_FINGERPRINT: self.fingerprint, _META: json.dumps(self.meta)},
+            metadata={_FINGERPRINT: self.fingerprint, _NOTES: json.dumps(self.meta)},
         )
         parquet.write_table(table, file, row_group_size=_ROWS, use_dictionary=False, write_page_checksum=True)
 
@@ -159,10 +153,10 @@ class Embeddings:
     def _read_parquet(cls, path: Path) -> Embeddings:
         _, parquet = _pyarrow()
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            D = _check_parquet(file)
             table = file.read()
         metadata = table.schema.metadata or {}
         feature = table.column("feature").combine_chunks()
-        D = feature.type.list_size
         if any(column.null_count for column in table.columns) or feature.flatten().null_count:
             raise ValueError("some values are missing")
         return cls(
@@ -170,7 +164,7 @@ class Embeddings:
             tuple(table.column("path").to_pylist()),
             torch.from_numpy(feature.flatten().to_numpy().reshape(-1, D).copy()),
             metadata[_FINGERPRINT].decode(),
-            _meta(metadata[_META].decode()),
+            _META(json.loads(metadata[_NOTES])),
         )
 
 
@@ -188,8 +182,23 @@ def check_ending(path: str | Path) -> str:
     return suffix
 
 
-def _meta(text: str) -> dict[str, str]:
-    return {str(name): str(value) for name, value in json.loads(text).items()}
+def _check_parquet(file: Any) -> int:
+    """Return D of a Parquet file that is opened, after a look at its schema and at how large it becomes in memory."""
+    metadata, groups = file.metadata, [file.metadata.row_group(g) for g in range(file.metadata.num_row_groups)]
+    kinds = {name: str(kind) for name, kind in zip(file.schema_arrow.names, file.schema_arrow.types, strict=True)}
+    found = re.fullmatch(r"fixed_size_list<\w+: float>\[(\d+)\]", kinds.get("feature", ""))
+    if found is None or kinds != {"id": "int64", "path": "string", "feature": found[0]}:
+        raise ValueError(f"its columns are {', '.join(f'{name}: {kind}' for name, kind in kinds.items())}"[:200])
+    D, N = int(found[1]), metadata.num_rows
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    if any("DICTIONARY" in encoding for column in columns for encoding in column.encodings):
+        raise ValueError("its values are encoded by a dictionary")
+    if (
+        N * (8 + 4 * D) + sum(c.total_uncompressed_size for c in columns) > memory()
+        or sum(g.num_rows for g in groups) != N
+    ):
+        raise ValueError(f"{N:,} rows of {D:,} numbers do not fit into memory")
+    return D
 
 
 def _pyarrow() -> tuple[Any, Any]:

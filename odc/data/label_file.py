@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.format import read_array
 from torch import Tensor
 
 from odc.data.datasets import ImageDataset, Targets
-from odc.errors import InputError
+from odc.errors import DamagedError, InputError
 from odc.files import written_whole
+from odc.reading import read_arrays, reading
 from odc.structures import UNLABELLED, place_in_group
 
-_NAMES = ("target", "num_classes", "fingerprint", "meta")
+_ARRAYS = {"target": ("iu", 1), "num_classes": ("iu", 0), "fingerprint": ("U", 0), "meta": ("U", 2)}
+_MOST = 2**30  # bytes: labels of 134 million images
 
 
 @dataclass(frozen=True)
@@ -83,32 +80,17 @@ class LabelFile:
         """Return what :meth:`save` wrote; nothing in the file is executed.
 
         Raises:
-            InputError: there is no such file, or it is not a file of labels.
+            DamagedError: there is no such file, or it is not a file of labels.
         """
-        arrays: dict[str, Any] = {}
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = {name.removesuffix(".npy") for name in archive.namelist()}
-                if names == set(_NAMES):
-                    # Whole members, so that zipfile compares their checksums before an array is made of them.
-                    members = {name: io.BytesIO(archive.read(f"{name}.npy")) for name in _NAMES}
-                    arrays = {name: read_array(member, allow_pickle=False) for name, member in members.items()}
-        except OSError as error:
-            raise InputError(f"cannot read labels from '{path}': {(error.strerror or str(error)).lower()}") from error
-        except (ValueError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise InputError(f"'{path}' is not a file of labels: {reason}") from error
-        if not arrays:
-            raise InputError(f"'{path}' is not a file of labels: it holds {sorted(names)}, not {sorted(_NAMES)}")
+        with reading(path, "is not a file of labels", "write one with odc reliable, or LabelFile.save"):
+            arrays = read_arrays(path, _ARRAYS, most=_MOST)
         number, fingerprint, meta = arrays["num_classes"], arrays["fingerprint"], arrays["meta"]
-        if number.shape or number.dtype.kind not in "iu" or fingerprint.shape or fingerprint.dtype.kind != "U":
-            raise InputError(f"'{path}' is not a file of labels: num_classes is no integer or fingerprint no text")
-        if meta.dtype.kind != "U" or meta.ndim != 2 or meta.shape[1] != 2:
-            raise InputError(f"'{path}' is not a file of labels: meta is no list of pairs of texts")
+        if meta.shape[1] != 2:
+            raise DamagedError(f"'{path}' is not a file of labels: meta is no list of pairs of texts")
         try:
             return cls(arrays["target"], int(number), str(fingerprint), {str(k): str(v) for k, v in meta})
         except InputError as error:
-            raise InputError(f"'{path}': {error}") from error
+            raise DamagedError(f"'{path}': {error}") from error
 
     def for_dataset(self, dataset: ImageDataset) -> Tensor:
         """Return the labels (N,) int64 of a data set's images.

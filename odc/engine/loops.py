@@ -33,6 +33,7 @@ from odc.engine.schedules import Schedule
 from odc.errors import InputError, nearest
 from odc.evaluation.evaluator import Evaluation
 from odc.models.cluster_model import ClusterModel
+from odc.reading import fields, flag, mapping, whole
 from odc.registry import LOOPS, METRICS, SCHEDULES, build
 from odc.structures import Batch, FeatureTable, Plan, PseudoLabels, Stream, derive_seed, make_generator
 
@@ -58,6 +59,28 @@ class FeatureCache:
     def lookup(self, streams: Iterable[Stream], rows: dict[str, Batch]) -> dict[tuple[str, str], Tensor]:
         """Return the features of a step, ``{(stream, view): (B, P, D) float32}``."""
         return {(s.name, view): self.z[view][self.slot[rows[s.name].row]] for s in streams for view in s.views}
+
+
+def _table(value: Any) -> Tensor:
+    """Kind: whole numbers in rows, (M, ...) int64."""
+    if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.ndim != 2:
+        raise ValueError("a table of whole numbers is expected")
+    return value
+
+
+_POSITION = fields(
+    {
+        **dict.fromkeys(("chunk", "repeat", "step", "images_seen", "seed"), whole()),
+        **dict.fromkeys(("begun", "refreshed"), flag),
+        **dict.fromkeys(("index_before", "labels_before"), _table),
+        "order": mapping(_table),
+        "threads": whole(1),
+    }
+)
+
+
+def _flat(tables: dict[str, Tensor]) -> Tensor:
+    return torch.cat([torch.zeros(0, dtype=torch.int64), *(table.flatten() for table in tables.values())])
 
 
 @LOOPS.register_module()
@@ -173,7 +196,22 @@ class ClusterTrainLoop(BaseLoop):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position; the rest of the run has the seed that it began with."""
+        """Go to a saved position; the rest of the run has the seed that it began with.
+
+        Raises:
+            ValueError: it is no position, or one among other rows than the model's labels have.
+        """
+        state = _POSITION(state)
+        model = unwrap(self.runner.model)
+        M, N = len(model.labels.index), len(self.data.dataset)
+        for what, index, most in (("labels", model.labels.index, N), ("rows", _flat(state["order"]), M)):
+            if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < most:
+                raise ValueError(f"{what} {int(index.min())} to {int(index.max())} of {most:,}")
+        if any(state["step"] > len(order) for order in state["order"].values()):
+            raise ValueError(f"step {state['step']}, but its order ends before")
+        expected, found = model.head.label_classes, tuple(model.labels.num_classes.tolist())
+        if expected is not None and found not in (expected, (0,)):
+            raise ValueError(f"the labels have {found} classes, the head {expected}")
         self.seed = state["seed"]
         if state["threads"] != torch.get_num_threads():
             self.runner.logger.warning(

@@ -9,6 +9,7 @@ them best; a cluster whose class does not stand out stays without one.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from scipy.optimize import linear_sum_assignment
 
 from odc.errors import InputError, nearest
 from odc.files import write_text
+from odc.reading import fields, listing, optional, read_json, read_text, real, text, whole
 
 ENOUGH_VOTES = 3
 IntArray = npt.NDArray[np.int64]
@@ -95,15 +97,38 @@ class Alignment:
         """Read what :meth:`save` wrote.
 
         Raises:
-            InputError: there is no such file, or it is not such a map.
+            DamagedError: there is no such file, or it is not such a map.
         """
-        try:
-            value = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(value["rule"], tuple(value["classes"]), tuple(Match(**m) for m in value["clusters"]))
-        except OSError as error:
-            raise InputError(f"cannot read the map '{path}': {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"'{path}' is no map of clusters to classes: make one with odc align") from error
+        value = read_json(path, _map, "is no map of clusters to classes", "make one with odc align")
+        return cls(value["rule"], tuple(value["classes"]), tuple(Match(**m) for m in value["clusters"]))
+
+
+_FIELDS = fields(
+    {
+        "rule": text,
+        "classes": listing(text),
+        "clusters": listing(
+            fields(
+                {
+                    **dict.fromkeys(("cluster", "support", "labelled"), whole()),
+                    "label": optional(text),
+                    "margin": real(),
+                }
+            )
+        ),
+    },
+    unmatched=listing(text),
+)
+
+
+def _map(value: Any) -> dict[str, Any]:
+    """Kind: what :meth:`Alignment.save` writes."""
+    found: dict[str, Any] = _FIELDS(value)
+    classes = found["classes"]
+    for i, match in enumerate(found["clusters"]):
+        if match["cluster"] != i or match["label"] not in (None, *classes):
+            raise ValueError(f"entry {i} is cluster {match['cluster']}, '{match['label']}' of {len(classes)} classes")
+    return found
 
 
 def align(
@@ -188,10 +213,9 @@ def read_table(path: str | Path, *columns: str) -> list[dict[str, str]]:
         InputError: it cannot be read, is empty, or a column lacks.
     """
     try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(read_text(path, most=2**30).removeprefix("\ufeff"), newline=""))
+        rows = list(reader)
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"cannot read the table '{path}': {error}") from error
     names = list(reader.fieldnames or ())
     for column in columns:

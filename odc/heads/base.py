@@ -17,7 +17,13 @@ class ClusterHead(nn.Module, ABC):
     A head writes :meth:`plan`, :meth:`loss` and :meth:`predict`, and overrides any of :meth:`logits`,
     :meth:`refresh`, :meth:`update` and :meth:`select`, whose defaults do nothing. It is built with ``in_channels``,
     the width D of the features it gets. All it must remember is in parameters and persistent buffers.
+
+    Attributes:
+        label_classes: numbers of classes (T of them) of the labels that :meth:`refresh` makes: a checkpoint with labels
+            of others is damaged. ``None``: any.
     """
+
+    label_classes: tuple[int, ...] | None = None
 
     @abstractmethod
     def plan(self, epoch: int) -> Plan:

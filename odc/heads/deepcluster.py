@@ -60,6 +60,7 @@ class DeepClusterHead(ClusterHead):
         if num_clusters < 1:
             raise InputError(f"DeepClusterHead's num_clusters must be at least 1, not {num_clusters}")
         self.num_clusters = num_clusters
+        self.label_classes = (num_clusters,)
         self.batch_size = batch_size
         self.pca_dim = pca_dim
         self.kmeans_iter = kmeans_iter

@@ -187,7 +187,7 @@ class DeeperClusterHead(ClusterHead):
             "sum": (R, num_clusters),
             "product": (1, R * num_clusters),
         }[classes]
-        S, Z = self.num_classes
+        self.label_classes = S, Z = self.num_classes
         # A classifier of one class has nothing to learn, and no gradient.
         self.classifier = linear_classifier(in_channels, S) if S > 1 else None
         groups = S if classes == "hierarchy" else 1

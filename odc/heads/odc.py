@@ -70,6 +70,7 @@ class ODCHead(ClusterHead):
             raise InputError(f"ODCHead's centroid_interval must be at least 1, not {centroid_interval}")
         self.batch_size = batch_size
         self.num_clusters = num_clusters
+        self.label_classes = (num_clusters,)
         self.centroid_interval = centroid_interval
         self.kmeans_iter = kmeans_iter
         self.kmeans_redo = kmeans_redo

@@ -164,6 +164,7 @@ class SpiceSelfHead(ClusterHead):
             )
         self.num_clusters = num_clusters
         self.num_heads = num_heads
+        self.label_classes = (num_heads, num_clusters)
         self.batch_size = batch_size
         self.chunk = max(5000, 500 * num_clusters) if chunk is None else chunk
         self.repeats = repeats

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odc.errors import InputError
+from odc.errors import DamagedError, InputError
 from odc.structures import UNLABELLED, LabelDelta, Labels, PseudoLabels
+
+_STATE = ("index", "variant", "target", "num_classes", "counts")
 
 
 class LabelStore(nn.Module):
@@ -39,7 +41,7 @@ class LabelStore(nn.Module):
 
     def __init__(self, num_samples: int) -> None:
         super().__init__()
-        for name in ("index", "variant", "target", "num_classes", "counts"):
+        for name in _STATE:
             self.register_buffer(name, torch.zeros(0, dtype=torch.int64))
         # Row of each sample id; empty where samples have several rows or rows several samples.
         self.register_buffer("_row", torch.zeros(0, dtype=torch.int64), persistent=False)
@@ -135,7 +137,35 @@ class LabelStore(nn.Module):
         if bool((row[ids] == rows).all()):
             self._row = row
 
+    @staticmethod
+    def _check_state(state: list[Any]) -> None:
+        """Check that tensors to be loaded, in the order of their names, are those of one store.
+
+        Raises:
+            DamagedError: they do not fit each other.
+        """
+        if not all(isinstance(tensor, Tensor) for tensor in state):
+            return  # some lack, which is reported as for any other module
+        index, variant, target, num_classes, counts = state
+        shapes = [tuple(tensor.shape) for tensor in state]
+        (M, T), K = (target.shape if target.ndim == 2 else (-1, -1)), int(num_classes[0]) if num_classes.numel() else -1
+        fits = index.ndim == 2 and [len(index), *shapes[1:4]] == [M, (M,), (M, T), (T,)] and shapes[4] == (K,)
+        if not fits or any(tensor.dtype != torch.int64 for tensor in state):
+            raise DamagedError(
+                f"pseudo-labels are damaged: {dict(zip(_STATE, shapes, strict=True))} do not fit together"
+            )
+        if any(tensor.numel() and int(tensor.min()) < 0 for tensor in (index, variant)):
+            raise DamagedError("pseudo-labels are damaged: an id or a variant is negative")
+        first = target[:, 0]
+        wrong = (target < UNLABELLED) | (target >= num_classes)
+        if bool(wrong.any()) or not torch.equal(torch.bincount(first[first >= 0], minlength=K), counts):
+            raise DamagedError(
+                f"pseudo-labels are damaged: targets from {int(target.min())} to {int(target.max())} do not fit "
+                f"{num_classes.tolist()} classes and their counts"
+            )
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self._check_state([state_dict.get(f"{prefix}{name}") for name in _STATE])
         for name, buffer in list(self.named_buffers(recurse=False)):
             loaded = state_dict.get(prefix + name)
             if isinstance(loaded, Tensor) and loaded.shape != buffer.shape:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from odc.errors import InputError
+from odc.errors import DamagedError, InputError
 
 EPS = 1e-12  # features of a smaller norm are zero
 CHUNK = 65536  # rows of the bank in float32 at a time
@@ -347,7 +347,33 @@ class SampleMemory(nn.Module):
             rows = slice(start, start + CHUNK)
             _accumulate(self.sum, self.labels[rows].long(), self.bank[rows].float())
 
+    def _check_state(self, state: dict[str, Any]) -> None:
+        """Check that tensors to be loaded are those of one memory.
+
+        Raises:
+            DamagedError: they do not fit each other.
+        """
+        for name, tensor in state.items():
+            skip = int(name in ("bank", "labels"))  # N may differ
+            if not isinstance(tensor, Tensor) or tensor.shape[skip:] != self.get_buffer(name).shape[skip:]:
+                return  # another D or K, or some lack: reported as for any other module
+        bank, labels, count, K = state["bank"], state["labels"], state["count"], self.count.shape[0]
+        if len(bank) != len(labels) or any(
+            tensor.dtype.is_floating_point != self.get_buffer(name).is_floating_point()
+            for name, tensor in state.items()
+        ):
+            raise DamagedError(f"the memory is damaged: {len(bank)} features, {len(labels)} labels, or of other types")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < K:
+            raise DamagedError(
+                f"the memory is damaged: labels {int(labels.min())} to {int(labels.max())} of {K} clusters"
+            )
+        if not torch.equal(torch.bincount(labels, minlength=K), count.to(labels.device)):
+            raise DamagedError("the memory is damaged: the counts of its clusters are not those of its labels")
+        if not all(bool(state[name].isfinite().all()) for name in ("bank", "sum", "centroids")):
+            raise DamagedError("the memory is damaged: features that are not finite")
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self._check_state({name: state_dict.get(prefix + name) for name in self._buffers})
         for name in ("bank", "labels"):
             buffer, loaded = getattr(self, name), state_dict.get(prefix + name)
             # Only N may differ: another D or K is reported as for any other module.

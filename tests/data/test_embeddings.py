@@ -143,7 +143,7 @@ def arrays(**changes: Any) -> dict[str, Any]:
 def test_pickles_are_refused_and_not_run(name: str, tmp_path: Path) -> None:
     trap = np.array([Trap(tmp_path / "sprung")] * 3, dtype=object)
     np.savez(tmp_path / "f.npz", **arrays(**{name: trap}))
-    with pytest.raises(InputError, match=r"is no table of features \(.*allow_pickle=False"):
+    with pytest.raises(InputError, match=r"is no table of features \(.* object "):
         Embeddings.load(tmp_path / "f.npz")
     (tmp_path / "g.npz").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
     with pytest.raises(InputError, match="is no table of features"):
@@ -199,7 +199,7 @@ def test_parquet_files_of_something_else(tmp_path: Path) -> None:
 def test_a_single_array(tmp_path: Path) -> None:
     with (tmp_path / "f.npz").open("wb") as file:
         np.save(file, TABLE.features.numpy())
-    with pytest.raises(InputError, match=r"f.npz' is no table of features \(a single array\)"):
+    with pytest.raises(InputError, match=r"f.npz' is no table of features \(File is not a zip file\)"):
         Embeddings.load(tmp_path / "f.npz")
 
 

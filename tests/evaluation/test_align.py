@@ -105,7 +105,7 @@ def test_the_map_is_read_back(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("[1]")
     with pytest.raises(InputError, match="is no map of clusters"):
         Alignment.load(tmp_path / "other.json")
-    with pytest.raises(InputError, match="cannot read the map"):
+    with pytest.raises(InputError, match=r"is no map.*no such file"):
         Alignment.load(tmp_path / "missing.json")
 
 

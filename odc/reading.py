@@ -1,0 +1,274 @@
+"""Files that are read back: their size before their content, and their content before anything is done with it.
+
+They may come from anybody, so a reader takes what this package could have written and nothing else. What that is, is
+said by *kinds*: functions that return the value they were given, or raise ``ValueError`` with the reason. No name in
+such a file leads to code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib import format as npy
+
+from odc.errors import DamagedError, InputError
+
+Kind = Callable[[Any], Any]
+
+MOST_TEXT = 2**26  # bytes of a text file: a record is 1 KiB
+DEEPEST = 50  # containers within each other
+_PIECE = 2**20  # bytes read at a time
+_LARGEST = 1e15  # numbers are counts, shares, losses and seconds
+
+
+@contextmanager
+def reading(path: str | Path, what: str, remedy: str) -> Iterator[None]:
+    """Turn everything that goes wrong while reading ``path`` into a :class:`DamagedError` of one line.
+
+    Args:
+        path: the file.
+        what: what is then said of it, ``"is no table of features"`` say.
+        remedy: what to do about it.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # damaged bytes can lead a reader to anything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if isinstance(error, RecursionError | MemoryError):
+            reason = "nested too deep" if isinstance(error, RecursionError) else "more than memory holds"
+        elif isinstance(error, OSError) and error.strerror:
+            reason = error.strerror.lower()
+        raise DamagedError(f"'{path}' {what} ({reason}): {remedy}") from error
+
+
+# --------------------------------------------------------------------------------------------------------------- text
+
+
+def read_text(path: str | Path, most: int = MOST_TEXT) -> str:
+    """Return a regular file of UTF-8 text of at most ``most`` bytes; raises ValueError or OSError."""
+    size = size_of(path)
+    if size > most:
+        raise ValueError(f"{size:,} bytes, more than the {most:,} it can have")
+    with open(path, encoding="utf-8", newline="") as file:
+        return file.read()
+
+
+def size_of(path: str | Path) -> int:
+    """Return the bytes of a regular file; raises ValueError for a folder, a pipe or a device, which is not opened."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("a folder" if stat.S_ISDIR(status.st_mode) else "no regular file")
+    return status.st_size
+
+
+def read_json(path: str | Path, kind: Kind, what: str, remedy: str) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        DamagedError: it is no JSON, too large, or not of the kind.
+    """
+    with reading(path, what, remedy):
+        return kind(json.loads(read_text(path)))
+
+
+# -------------------------------------------------------------------------------------------------------------- kinds
+
+
+def _shown(value: Any) -> str:
+    text = f"{type(value).__name__}" if isinstance(value, Collection) and not isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def text(value: Any) -> str:
+    """Kind: text."""
+    if not isinstance(value, str):
+        raise ValueError(f"text is expected, not {_shown(value)}")
+    return value
+
+
+def flag(value: Any) -> bool:
+    """Kind: true or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"true or false is expected, not {_shown(value)}")
+    return value
+
+
+def whole(low: int = 0, high: int = 2**62) -> Kind:
+    """Return the kind of whole numbers from ``low`` to ``high``."""
+
+    def kind(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"a whole number of at least {low} is expected, not {_shown(value)}")
+        return value
+
+    return kind
+
+
+def real(low: float = -_LARGEST, high: float = _LARGEST) -> Kind:
+    """Return the kind of numbers from ``low`` to ``high``; one that is not finite was not measured: ``None``."""
+
+    def kind(value: Any) -> float | None:
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise ValueError(f"a number from {low:g} to {high:g} is expected, not {_shown(value)}")
+        return value
+
+    return kind
+
+
+def optional(kind: Kind) -> Kind:
+    """Return the kind that takes ``None``, too."""
+    return lambda value: None if value is None else kind(value)
+
+
+def scalar(value: Any) -> Any:
+    """Kind: text, a number, true, false or nothing."""
+    return value if value is None or isinstance(value, str | bool) else real()(value)
+
+
+def inside(value: Any) -> str:
+    """Kind: a path that stays in the folder that it is relative to."""
+    path = PurePosixPath(text(value))
+    if path.is_absolute() or ".." in path.parts or "\0" in value:
+        raise ValueError(f"a path inside the folder is expected, not {_shown(value)}")
+    return str(path)
+
+
+def listing(kind: Kind) -> Kind:
+    """Return the kind of lists of a kind."""
+
+    def listed(value: Any) -> list[Any]:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"a list is expected, not {_shown(value)}")
+        return [_within(i, kind, v) for i, v in enumerate(value)]
+
+    return listed
+
+
+def mapping(kind: Kind, keys: Kind = text) -> Kind:
+    """Return the kind of dictionaries whose values are of a kind."""
+
+    def mapped(value: Any) -> dict[Any, Any]:
+        if not isinstance(value, dict):
+            raise ValueError(f"a dictionary is expected, not {_shown(value)}")
+        return {keys(k): _within(k, kind, v) for k, v in value.items()}
+
+    return mapped
+
+
+def fields(needed: Mapping[str, Kind], others: Kind | None = None, **known: Kind) -> Kind:
+    """Return the kind of dictionaries with the entries ``needed``, and perhaps those ``known``.
+
+    Any further entry is of the kind ``others``, or an error where that is ``None``.
+    """
+    kinds = {**needed, **known}
+
+    def filled(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise ValueError(f"a dictionary is expected, not {_shown(value)}")
+        if lacking := sorted(needed.keys() - value.keys()):
+            raise ValueError(f"it lacks {', '.join(lacking)}")
+        found = {}
+        for name, entry in value.items():
+            kind = kinds.get(name, others)
+            if kind is None:
+                raise ValueError(f"it has an entry {_shown(name)}, which is unknown")
+            found[text(name)] = _within(name, kind, entry)
+        return found
+
+    return filled
+
+
+def _within(place: Any, kind: Kind, value: Any) -> Any:
+    try:
+        return kind(value)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{str(place)[:60]}: {error}") from None
+
+
+def plain(value: Any) -> Any:
+    """Kind: text, numbers, lists and dictionaries, not nested deeper than :data:`DEEPEST`."""
+
+    def check(part: Any, depth: int) -> None:
+        if depth > DEEPEST:
+            raise ValueError(f"nested deeper than {DEEPEST}")
+        if isinstance(part, dict):
+            for name, entry in part.items():
+                text(name)
+                check(entry, depth + 1)
+        elif isinstance(part, list):
+            for entry in part:
+                check(entry, depth + 1)
+        else:
+            scalar(part)
+
+    check(value, 0)
+    return value
+
+
+# ------------------------------------------------------------------------------------------------------------- arrays
+
+
+def memory() -> int:
+    """Return the bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def read_arrays(path: str | Path, wanted: Mapping[str, tuple[str, int]], most: int) -> dict[str, npt.NDArray[Any]]:
+    """Read the arrays of an ``.npz`` file: these and no others, none of them pickled, their checksums verified.
+
+    Args:
+        path: the file.
+        wanted: of each array the letters that its dtype's kind is one of (``"f"`` floating, ``"iu"`` integers, ``"U"``
+            text), and how many dimensions it has.
+        most: bytes that all of them may have when they are unpacked, which is looked at before one is.
+
+    Raises:
+        ValueError: or what else damaged bytes lead to; see :func:`reading`.
+    """
+    size_of(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if members.keys() != wanted.keys() or len(members) != len(archive.infolist()):
+            raise ValueError(f"it holds {', '.join(sorted(members))[:200]}, not {', '.join(sorted(wanted))}")
+        total = sum(info.file_size for info in members.values())
+        if total > most:
+            raise ValueError(f"it unpacks to {total:,} bytes, more than the {most:,} it can have")
+        return {name: _read_array(archive, members[name], *wanted[name]) for name in wanted}
+
+
+def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, kinds: str, ndim: int) -> npt.NDArray[Any]:
+    content = bytearray(info.file_size)
+    place = 0
+    with archive.open(info) as member:
+        header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(member)]
+        shape, fortran, dtype = header(member)
+        start = member.tell()
+        member.seek(0)  # so that the checksum is that of the whole
+        count = math.prod(shape)
+        if dtype.kind not in kinds or len(shape) != ndim or dtype.itemsize == 0:
+            raise ValueError(f"{info.filename} has {dtype} {shape}, not {ndim} dimensions of kind {kinds}")
+        if not dtype.isnative or min(shape, default=0) < 0 or start + count * dtype.itemsize != info.file_size:
+            raise ValueError(f"{info.filename} declares {shape} {dtype}, but has {info.file_size - start:,} bytes")
+        while piece := member.read(_PIECE):
+            content[place : place + len(piece)] = piece
+            place += len(piece)
+    if place != info.file_size:
+        raise ValueError(f"{info.filename} ends after {place:,} of {info.file_size:,} bytes")
+    array: npt.NDArray[Any] = np.frombuffer(content, dtype, count, start)
+    return array.reshape(shape, order="F" if fortran else "C")
