@@ -25,6 +25,7 @@ import importlib
 import inspect
 import io
 import logging
+import math
 import os
 import pickle
 import re
@@ -33,7 +34,7 @@ import sys
 import traceback
 import types
 import warnings
-from argparse import ArgumentParser, Namespace
+from argparse import Action, ArgumentParser, Namespace
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ import mmengine
 import numpy as np
 import torch
 import torch.distributed as torch_dist
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list, get_dist_info, is_distributed, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
@@ -58,9 +59,11 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner.checkpoint import CheckpointLoader, get_torchvision_models
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import InputError, nearest
 from .files import write_text, written_whole
+from .options import Written, at, parse, read_option
 from .registry import HOOKS, OPTIM_WRAPPERS
 
 MAX_HISTORY = 1000
@@ -212,8 +215,16 @@ class LoadReport:
         return "; ".join(parts)
 
 
+_TAKE_PART = "take what fits with load_partial=True (of init_cfg: partial=True)"
+
+
 def load_state(
-    model: nn.Module, state_dict: Mapping[str, Any], *, partial: bool = False, source: str = "the given state"
+    model: nn.Module,
+    state_dict: Mapping[str, Any],
+    *,
+    partial: bool = False,
+    source: str = "the given state",
+    otherwise: str = _TAKE_PART,
 ) -> LoadReport:
     """Load ``state_dict`` into ``model``: all of it, or nothing and an error.
 
@@ -226,6 +237,7 @@ def load_state(
         state_dict: names to tensors.
         partial: load the names that are in both with equal shapes, and leave the rest of the model as it is.
         source: what to call the state in messages.
+        otherwise: what to do, in the message, about a state of another model.
 
     Returns:
         Names loaded, missing, unexpected and mismatched.
@@ -259,10 +271,7 @@ def load_state(
     if not report.loaded and wanted:
         raise InputError(f"{source}: nothing in it fits the model: {report}; use the checkpoint of such a model")
     if not (partial or report.complete):
-        raise InputError(
-            f"{source} does not fit the model: {report}; use the model it was saved from, "
-            "or take what fits with load_partial=True (of init_cfg: partial=True)"
-        )
+        raise InputError(f"{source} does not fit the model: {report}; use the model it was saved from, or {otherwise}")
     chosen = OrderedDict((k, given[k]) for k in report.loaded)
     if metadata is not None:
         chosen._metadata = metadata  # type: ignore[attr-defined]  # versions of the modules that wrote it
@@ -441,6 +450,16 @@ def find_resume(work_dir: str | Path) -> str | None:
     return None
 
 
+# mmengine's guess whether more of a metric is better, by parts of its name, knows none of clustering's.
+_GREATER = [*mmengine.hooks.CheckpointHook._default_greater_keys, "nmi", "ari", "knn", "linear", "entropy"]
+_LESS = [*mmengine.hooks.CheckpointHook._default_less_keys, "empty"]
+
+
+def _check_measured(name: str, metrics: Mapping[str, float], who: str) -> None:
+    if name not in metrics:
+        raise InputError(f"{who} waits for the metric '{name}', which this evaluation lacks{nearest(name, metrics)}")
+
+
 @HOOKS.register_module()
 class CheckpointHook(mmengine.hooks.CheckpointHook):
     """mmengine's hook that never leaves the disk without a complete checkpoint, and writes none during evaluation.
@@ -452,6 +471,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         InputError: ``max_keep_ckpts=1``, which leaves nothing to fall back to, or an option that it does not have.
     """
 
+    _default_greater_keys: ClassVar[list[str]] = _GREATER
+    _default_less_keys: ClassVar[list[str]] = _LESS
     _in_training = False
 
     def __init__(self, **kwargs: Any) -> None:
@@ -477,8 +498,18 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
 
     def after_val_epoch(self, runner: mmengine.runner.Runner, metrics: dict[str, float]) -> None:
         """Save the best model, in training."""
-        if self._in_training:
-            super().after_val_epoch(runner, metrics)
+        if not self._in_training or not self.save_best:
+            return
+        for name in self.key_indicators:
+            if name != "auto":
+                _check_measured(name, metrics, "save_best")
+        super().after_val_epoch(runner, metrics)
+
+    def _init_rule(self, rule: str | None, key_indicator: str) -> None:
+        try:
+            super()._init_rule(rule, key_indicator)
+        except ValueError as error:
+            raise InputError(f"save_best='{key_indicator}' needs rule='greater' or rule='less': {error}") from error
 
     def _best(self) -> list[tuple[str, str | None]]:
         if not self.save_best:
@@ -533,6 +564,34 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             self.file_backend.remove(path)
 
 
+@HOOKS.register_module()
+class EarlyStoppingHook(mmengine.hooks.EarlyStoppingHook):
+    """mmengine's hook for any metric, which a resumed run continues to count.
+
+    Takes the arguments of mmengine's.
+    """
+
+    _default_greater_keys: ClassVar[list[str]] = _GREATER
+    _default_less_keys: ClassVar[list[str]] = _LESS
+
+    def before_run(self, runner: mmengine.runner.Runner) -> None:
+        """Do nothing: mmengine builds the loop here, only to see whether it can be stopped."""
+
+    def after_val_epoch(self, runner: mmengine.runner.Runner, metrics: dict[str, float]) -> None:
+        """Stop the training, if the metric says so: a function of its values so far, by epoch."""
+        _check_measured(self.monitor, metrics, type(self).__name__)
+        hub, key = runner.message_hub, f"early_stopping_{self.monitor}"
+        known = hub.get_info(key) if key in hub.runtime_info else {}
+        values = {**known, runner.epoch: float(metrics[self.monitor])}
+        hub.update_info(key, values)
+        self.wait_count, self.best_score = 0, -math.inf if self.rule == "greater" else math.inf
+        for epoch in sorted(values):
+            stop, message = self._check_stop_condition(values[epoch])
+        if stop:
+            runner.train_loop.stop_training = True
+            runner.logger.info(message)
+
+
 # ----------------------------------------------------------------------------------------------------------- Runner
 
 
@@ -560,6 +619,7 @@ class _OneLiners(logging.Filter):
         "Checkpoints will be saved to",
         "Loads checkpoint by",
         "all SyncBatchNorm (SyncBN) layers in the model",
+        "paramwise_options -- ",  # a line for every parameter
     )
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -674,7 +734,33 @@ class Runner(mmengine.runner.Runner):
             hooks["checkpoint"] = {**checkpoint, "type": CheckpointHook}
         super().register_default_hooks(hooks)
 
+    def register_hook(self, hook: Any, priority: Any = None) -> None:
+        """Register a hook; what it does not take is wrong input."""
+        try:
+            super().register_hook(hook, priority)
+        except InputError:
+            raise
+        except (TypeError, ValueError, AssertionError, ImportError, KeyError) as error:
+            name = hook.get("type") if isinstance(hook, Mapping) else type(hook).__name__
+            raise InputError(f"hook '{name}' cannot be made of {hook}: {_one_line(error)}") from error
+
+    def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:
+        """Scale the learning rates by the rows of a move of the optimiser; mmengine would ask a ``DataLoader``."""
+        if auto_scale_lr and auto_scale_lr.get("enable"):
+            rows, base = self.train_loop.batch_size, auto_scale_lr["base_batch_size"]
+            for group in optim_wrapper.optimizer.param_groups:
+                group["lr"] *= rows / base
+            self.logger.info(
+                f"learning rates are those for {base} rows times {rows / base:g}, for {rows} (auto_scale_lr)"
+            )
+
     # -- saving
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save, unless a weight is not finite: a checkpoint is there to go on from."""
+        if (name := non_finite(self.model)) is not None:
+            raise diverged(self, f"'{name}' of the model is not finite after iteration {self.iter + 1}")
+        super().save_checkpoint(*args, **kwargs)
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Call all hooks; after those ``before_save_checkpoint``, complete the checkpoint and make it plain."""
@@ -709,7 +795,16 @@ class Runner(mmengine.runner.Runner):
         partial = self.cfg.get("load_partial", False) if strict is None else not strict
         checkpoint: dict[str, Any] = CheckpointLoader.load_checkpoint(filename, map_location=map_location)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        report = load_state(self.model, _model_state(checkpoint), partial=partial, source=f"checkpoint '{filename}'")
+        otherwise = _TAKE_PART
+        if self._resume:  # which takes all or nothing
+            otherwise = f"start anew with what fits: load_from='{filename}' and load_partial=True, without --resume"
+        report = load_state(
+            self.model,
+            _model_state(checkpoint),
+            partial=partial,
+            source=f"checkpoint '{filename}'",
+            otherwise=otherwise,
+        )
         self._has_loaded = True
         self.logger.info(f"model state from {filename}: {report}")
         return checkpoint
@@ -798,6 +893,40 @@ class Runner(mmengine.runner.Runner):
             scheduler.load_state_dict(state)
 
 
+def non_finite(model: nn.Module) -> str | None:
+    """Return the name of the first parameter or batch-norm statistic that is not finite; ``None``: all are."""
+    model = model.get_submodule("module") if is_model_wrapper(model) else model
+    named: dict[str, Tensor] = dict(model.named_parameters())
+    for prefix, module in model.named_modules():
+        if isinstance(module, _BatchNorm):
+            named.update((name, b) for name, b in module.named_buffers(prefix) if b.is_floating_point())
+    if not named:
+        return None
+    finite = torch.stack([tensor.detach().isfinite().all() for tensor in named.values()])
+    return None if bool(finite.all()) else list(named)[int((~finite).nonzero()[0])]
+
+
+def diverged(runner: mmengine.runner.Runner, what: str, remedy: str | None = None) -> BaseException:
+    """Return what to raise, on all ranks, where a training has left the finite numbers; the first rank says why.
+
+    Args:
+        runner: the runner.
+        what: what is not finite, and where.
+        remedy: by default to lower the learning rate.
+    """
+    if not is_main_process():
+        return SystemExit(2)
+    if remedy is None:
+        rate = max(group.get("initial_lr", group["lr"]) for group in runner.optim_wrapper.optimizer.param_groups)
+        remedy = f"lower the learning rate, now {rate:g} (optim_wrapper.optimizer.lr)"
+    try:
+        last = find_resume(runner.work_dir)
+    except InputError:
+        last = None
+    kept = "no checkpoint was saved" if last is None else f"the last checkpoint, '{last}', was saved before that"
+    return InputError(f"{what}: {remedy}; {kept}")
+
+
 def _flat(schedulers: Any) -> list[Any]:
     """Return mmengine's schedulers, or their states, in one list: with several optimisers they are lists by name."""
     return [s for group in schedulers.values() for s in group] if isinstance(schedulers, dict) else list(schedulers)
@@ -849,17 +978,20 @@ class Bf16OptimWrapper(OptimWrapper):
 # ----------------------------------------------------------------------------------------------------------- config
 
 
-class Overrides(DictAction):
-    """mmengine's ``--cfg-options KEY=VALUE ...``, with one line for a word without ``=``."""
+class Overrides(Action):
+    """``--cfg-options KEY=VALUE ...``, each value as it is written: :func:`load_config` knows what kind it is to be."""
 
     def __call__(
         self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None
     ) -> None:
         """Store ``{key: value}``."""
-        for value in values:
-            if "=" not in value:
-                parser.error(f"{option_string} takes KEY=VALUE, not '{value}'")
-        super().__call__(parser, namespace, values, option_string)
+        options = dict(getattr(namespace, self.dest) or {})
+        for word in values:
+            key, equals, value = word.partition("=")
+            if not equals:
+                parser.error(f"{option_string} takes KEY=VALUE, not '{word}'")
+            options[key] = Written(value)
+        setattr(namespace, self.dest, options)
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
@@ -870,7 +1002,8 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
 
     Args:
         path: a ``.py``, ``.json`` or ``.yaml`` config; calls such as ``os.path.join`` in it are run.
-        overrides: dotted keys to values, as ``--cfg-options`` gives them.
+        overrides: dotted keys to values; those of ``--cfg-options`` are :class:`odc.options.Written`, and get the kind
+            that their place in the config is annotated with.
 
     Raises:
         InputError: the file is missing, cannot be parsed or run, an override has no place, or an import fails.
@@ -890,15 +1023,22 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
             warnings.simplefilter("ignore", ResourceWarning)
             traceback.clear_frames(error.__traceback__)
         raise InputError(f"config '{where}" + ("" if wrong else _one_line(error))) from error
+    overrides = overrides or {}
+    written = {key: (value, at(config, key)) for key, value in overrides.items() if isinstance(value, Written)}
     try:
-        for key, value in (overrides or {}).items():
+        for key, value in overrides.items():
             if isinstance(value, dict) and "_delete_" in value:
                 config.merge_from_dict({key: None})  # where there is nothing, merging would keep _delete_ itself
-        config.merge_from_dict(copy.deepcopy(overrides or {}))  # merging takes _delete_ out of what it is given
+        # A copy: merging takes _delete_ out of what it is given.
+        config.merge_from_dict(
+            {**copy.deepcopy(overrides), **{key: parse(value) for key, (value, _) in written.items()}}
+        )
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(f"config '{path}' has no place for the overrides {overrides}: {_one_line(error)}") from error
     if config.get("custom_imports"):
         _import_custom(config.custom_imports, path)
+    for key, (value, replaced) in written.items():  # now the types are there, and their annotations
+        config.merge_from_dict({key: read_option(value, config, key, replaced)})
     return config
 
 

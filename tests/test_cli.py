@@ -20,7 +20,7 @@ from PIL import Image
 from small_heads import config
 from test_conformance import differences
 
-from odc import cli
+from odc import apis, cli
 from odc.cli import main
 from odc.compat import load_plain
 
@@ -399,11 +399,11 @@ def test_a_reader_may_stop_reading(write: Write) -> None:
 def test_curves_are_shown_where_one_asks_for_them(
     write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(cli._LOGS, "wandb", ("no_such_package", "WandbVisBackend"))
+    monkeypatch.setitem(apis.PACKAGES, "WandbVisBackend", "no_such_package")
     assert main(["train", write(), "--log", "wandb"]) == 2
-    assert "--log wandb needs the package no_such_package: pip install no_such_package" in capsys.readouterr().err
+    assert "WandbVisBackend needs the package no_such_package: pip install no_such_package" in capsys.readouterr().err
     # Another writer in the place of TensorBoard's, which need not be installed here.
-    monkeypatch.setitem(cli._LOGS, "tensorboard", ("json", "LocalVisBackend"))
+    monkeypatch.setitem(cli._LOGS, "tensorboard", "LocalVisBackend")
     kept: list[Any] = []
     monkeypatch.setattr("odc.apis.train", lambda cfg: kept.append(cfg))
     assert main(["train", write(), "--log", "tensorboard", "--work-dir", "run"]) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from odc.data.views import Request, Views, mix_array
 from odc.engine.data import EXTRACT_VIEW, Source
+from odc.errors import InputError
 from odc.models.cluster_model import ClusterModel
 from odc.structures import Comm, FeatureTable, derive_seed
 
@@ -74,13 +74,9 @@ def extract(
     model.train(was_training)
     if not features:
         raise RuntimeError(f"rank {comm.rank} has no sample to extract: {index.numel()} samples for {comm.world} ranks")
-    table = FeatureTable(
-        mine.to(device), torch.cat(features), torch.cat(outputs) if outputs else None, total=index.numel()
-    )
-    bad = int((~torch.isfinite(table.features).all(1)).sum())
-    if bad:
-        print_log(f"{bad:,} of {mine.numel():,} feature rows are not finite", "current", logging.WARNING)
-    return table
+    z = torch.cat(features)
+    _check_finite(z, mine, source, view, comm)
+    return FeatureTable(mine.to(device), z, torch.cat(outputs) if outputs else None, total=index.numel())
 
 
 @torch.no_grad()
@@ -130,7 +126,31 @@ def encode_views(
     for images in _noted(source.loader.run(requests()), len(ids), batch_size):
         for view in views:
             features[view].append(model.features(images["", view][:, 0].to(device, non_blocking=True)))
+    for view, parts in features.items():
+        _check_finite(torch.cat(parts), torch.from_numpy(ids), source, view, comm)
     return {view: comm.gather(torch.cat(parts)) for view, parts in features.items()}
+
+
+def _check_finite(z: Tensor, index: Tensor, source: Source, view: str, comm: Comm) -> None:
+    """Refuse features z (Nr, D) of images (Nr,) that are not finite, on all ranks together, and say whose fault it is.
+
+    Raises:
+        InputError: naming the first image, and whether its pixels are finite.
+    """
+    bad = index[~z.isfinite().all(1).cpu()]
+    total = int(comm.sum(torch.tensor(len(bad), device=z.device)))
+    if not total:
+        return
+    shown = bad[:1].tolist()
+    again = source.loader.run(iter([[Request("", view, (i,), 0, 0) for i in shown]])) if shown else ()
+    pixels = all(bool(x.isfinite().all()) for images in again for x in images.values())
+    first = f"'{source.dataset.paths[shown[0]]}' first" if shown else "of another process"
+    cause = (
+        "their pixels are, so it is the weights: lower the learning rate, or take other weights"
+        if pixels
+        else f"nor are their pixels through data.views.{view}: mend the images, or the transforms"
+    )
+    raise InputError(f"features of {total:,} images, {first}, are not finite; {cause}")
 
 
 def _noted(batches: Iterator[Views], total: int, batch_size: int) -> Iterator[Views]:
