@@ -6,7 +6,9 @@ The names are mmengine's own registries', so one that a new version brings shows
 from __future__ import annotations
 
 import math
+import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from small_heads import config
 from odc.apis import PACKAGES, build_runner, check_config, check_parts, check_seed, prepare_config, train
 from odc.errors import InputError
 from odc.refused import REFUSED_KEYS, REFUSED_TYPES
+from odc.registry import HOOKS as OUR_HOOKS
 
 # Options that a type cannot do without.
 NEEDED: dict[str, dict[str, Any]] = {
@@ -29,6 +32,19 @@ NEEDED: dict[str, dict[str, Any]] = {
     "PrepareTTAHook": dict(tta_cfg={}),
     "SGD": dict(lr=0.01),
 }
+
+
+@OUR_HOOKS.register_module(force=True)
+class Interrupt(mmengine.hooks.Hook):
+    """Asks the training to stop after the second evaluation."""
+
+    priority = "VERY_LOW"
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        if runner.epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 SHORT = {"train_cfg.max_epochs": 1, "train_cfg.val_interval": 1}
 
 
@@ -155,10 +171,8 @@ def test_options_that_do_not(options: dict[str, Any], words: str, tmp_path: Path
 
 
 def test_a_hook_of_ones_own_by_the_name_of_a_refused_one(tmp_path: Path) -> None:
-    from odc.registry import HOOKS as OURS
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(OURS._module_dict, "EMAHook", type("EMAHook", (mmengine.hooks.Hook,), {}))
+        patch.setitem(OUR_HOOKS._module_dict, "EMAHook", type("EMAHook", (mmengine.hooks.Hook,), {}))
         check_parts(config("odc", str(tmp_path), custom_hooks=[dict(type="EMAHook")]))
 
 
@@ -206,9 +220,12 @@ def test_training_stops_early_and_says_the_same_when_it_is_resumed(tmp_path: Pat
     assert values["epochs"] == 3
     assert (tmp_path / "a" / "clusters.csv").exists()
     assert (tmp_path / "a" / "metrics.json").exists()
-    resumed = {"resume": True, "load_from": str(tmp_path / "a" / "epoch_2.pth")}
-    again = train(config("odc", str(tmp_path / "b"), **options, **resumed))
-    assert again["epochs"] == 3 or again["epochs"] == 4  # the evaluation after the checkpoint is not in it
+    cut = {"custom_hooks": [hook, dict(type="Interrupt")]}
+    with pytest.raises(SystemExit) as stopped:
+        train(config("odc", str(tmp_path / "b"), **{**options, **cut}))
+    assert stopped.value.code == 128 + signal.SIGTERM
+    again = train(config("odc", str(tmp_path / "b"), **options, resume=True))
+    assert again == values
 
 
 def test_the_rate_is_scaled_by_the_rows_of_a_move(tmp_path: Path) -> None:

@@ -52,6 +52,9 @@ def extract(
 
     Returns:
         This rank's shard, on the model's device.
+
+    Raises:
+        InputError: features are not finite.
     """
     if index is None:
         index = torch.arange(len(source.dataset))
@@ -74,9 +77,35 @@ def extract(
     model.train(was_training)
     if not features:
         raise RuntimeError(f"rank {comm.rank} has no sample to extract: {index.numel()} samples for {comm.world} ranks")
-    z = torch.cat(features)
-    _check_finite(z, mine, source, view, comm)
-    return FeatureTable(mine.to(device), z, torch.cat(outputs) if outputs else None, total=index.numel())
+    table = FeatureTable(
+        mine.to(device), torch.cat(features), torch.cat(outputs) if outputs else None, total=index.numel()
+    )
+    _check_finite(table.features, mine, index.numel(), source, view, comm)
+    return table
+
+
+def _check_finite(features: Tensor, ids: Tensor, total: int, source: Source, view: str, comm: Comm) -> None:
+    """Refuse features (n, D) of these samples that are not finite, before they reach a memory, a clustering or a file.
+
+    Raises:
+        InputError: on all ranks; it names the first such image, and says whether its pixels are finite.
+    """
+    bad = comm.gather(ids[~features.isfinite().all(1).cpu()].to(features.device))
+    if not len(bad):
+        return
+    first = bad[:1].cpu()
+    (images,) = source.loader.run(_requests(first, [view], 1, 0))
+    if bool(images["", view].isfinite().all()):
+        why = (
+            "its pixels are, so the network has diverged (lower optim_wrapper.optimizer.lr and begin from an older "
+            "checkpoint), or the weights that it began from are damaged"
+        )
+    else:
+        why = f"nor are its pixels, as the view '{view}' gives them: see the transforms in data.views.{view}"
+    raise InputError(
+        f"the features of {len(bad):,} of {total:,} images are not finite, of "
+        f"'{source.dataset.paths[int(first)]}' first; {why}"
+    )
 
 
 @torch.no_grad()
@@ -127,30 +156,8 @@ def encode_views(
         for view in views:
             features[view].append(model.features(images["", view][:, 0].to(device, non_blocking=True)))
     for view, parts in features.items():
-        _check_finite(torch.cat(parts), torch.from_numpy(ids), source, view, comm)
+        _check_finite(torch.cat(parts), torch.from_numpy(ids), len(index), source, view, comm)
     return {view: comm.gather(torch.cat(parts)) for view, parts in features.items()}
-
-
-def _check_finite(z: Tensor, index: Tensor, source: Source, view: str, comm: Comm) -> None:
-    """Refuse features z (Nr, D) of images (Nr,) that are not finite, on all ranks together, and say whose fault it is.
-
-    Raises:
-        InputError: naming the first image, and whether its pixels are finite.
-    """
-    bad = index[~z.isfinite().all(1).cpu()]
-    total = int(comm.sum(torch.tensor(len(bad), device=z.device)))
-    if not total:
-        return
-    shown = bad[:1].tolist()
-    again = source.loader.run(iter([[Request("", view, (i,), 0, 0) for i in shown]])) if shown else ()
-    pixels = all(bool(x.isfinite().all()) for images in again for x in images.values())
-    first = f"'{source.dataset.paths[shown[0]]}' first" if shown else "of another process"
-    cause = (
-        "their pixels are, so it is the weights: lower the learning rate, or take other weights"
-        if pixels
-        else f"nor are their pixels through data.views.{view}: mend the images, or the transforms"
-    )
-    raise InputError(f"features of {total:,} images, {first}, are not finite; {cause}")
 
 
 def _noted(batches: Iterator[Views], total: int, batch_size: int) -> Iterator[Views]:

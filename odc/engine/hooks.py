@@ -41,12 +41,15 @@ class ProgressHook(Hook):
         self._noted = time.monotonic()
         self._started: float | None = None
 
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Start the clock, at the first step."""
+        if self._started is None:  # what went before, loading and looking at features, is not done again
+            self._started, self._at_start = time.monotonic(), runner.train_loop.progress
+
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, float] | None = None
     ) -> None:
         """Log the step, if the last line is long ago."""
-        if self._started is None:  # what went before, loading and looking at features, is not done again
-            self._started, self._at_start = time.monotonic(), runner.train_loop.progress
         if time.monotonic() - self._noted >= self.seconds:
             step = f"epoch {runner.epoch + 1}/{runner.max_epochs}  step {batch_idx + 1}/{len(runner.train_dataloader)}"
             self._line(runner, step, runner.train_loop.epoch_means())

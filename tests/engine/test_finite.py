@@ -82,7 +82,7 @@ def test_pixels_are_named_before_the_rate(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"images, '0\d\d' first, have pixels that are not finite .*data.views.train"):
         build_runner(config("odc", str(tmp_path / "a"), **views)).train()
     views = {"data.views.extract": [dict(type="ToFloat"), dict(type="Normalize", mean=[torch.nan], std=[1.0])]}
-    with pytest.raises(InputError, match=r"features of 48 images, '000' first, are not finite; nor are their pixels"):
+    with pytest.raises(InputError, match=r"features of 48 of 48 images are not finite, of '000' first; nor are"):
         build_runner(config("odc", str(tmp_path / "b"), **views)).train()
 
 
@@ -91,5 +91,5 @@ def test_weights_are_named_where_pixels_are_finite(tmp_path: Path) -> None:
     checkpoint = torch.load(tmp_path / "epoch_1.pth", weights_only=True)
     checkpoint["state_dict"]["backbone.layers.0.weight"][0] = torch.nan
     torch.save(checkpoint, tmp_path / "bad.pth")
-    with pytest.raises(InputError, match="features of 48 images, '000' first, are not finite; their pixels are"):
+    with pytest.raises(InputError, match="features of 48 of 48 images are not finite, of '000' first; its pixels are"):
         evaluate(config("dc", str(tmp_path / "b")), str(tmp_path / "bad.pth"))
