@@ -117,7 +117,7 @@ def resolve(registry: Registry, cfg: Any, **given: Any) -> tuple[Any, dict[str, 
         if name in REFUSED_TYPES and (target is None or target.__module__.startswith(("mmengine.", "torch."))):
             raise InputError(f"{registry.name} '{kind}' is not for this training: {REFUSED_TYPES[name]}")
         if target is None:
-            raise InputError(f"unknown {registry.name} '{kind}'{nearest(kind, known)}")
+            raise InputError(f"unknown {registry.name} '{kind}'{nearest(kind, known.keys() - REFUSED_TYPES.keys())}")
     else:
         target = kind
     check_arguments(target, arguments, f"{registry.name} '{target.__name__}'")
