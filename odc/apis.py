@@ -332,8 +332,6 @@ def build_runner(cfg: Config) -> Runner:
         compile_backbone(unwrap(runner.model), options)
     data = ClusterData(**cfg.data)
     runner.use_data(data, data if val else None)
-    if val:
-        _check_monitored(cfg, labelled=data.eval.dataset.targets is not None)
     print_log(data.train.dataset.describe(), "current")
     if data.eval is not data.train:
         print_log(f"evaluated on {data.eval.dataset.describe()}", "current")
@@ -351,6 +349,7 @@ def train(cfg: Config, hooks: Sequence[Hook] = ()) -> dict[str, float]:
         The last evaluation, ``epochs``, and ``images_seen``: views of images that the training put through the network.
     """
     runner = build_runner(cfg)
+    _check_monitored(cfg, labelled=runner.train_loop.data.eval.dataset.targets is not None)
     for hook in hooks:
         runner.register_hook(hook)
     runner.train()

@@ -573,12 +573,19 @@ class EarlyStoppingHook(mmengine.hooks.EarlyStoppingHook):
 
     _default_greater_keys: ClassVar[list[str]] = _GREATER
     _default_less_keys: ClassVar[list[str]] = _LESS
+    _in_training = False
 
     def before_run(self, runner: mmengine.runner.Runner) -> None:
         """Do nothing: mmengine builds the loop here, only to see whether it can be stopped."""
 
+    def before_train(self, runner: mmengine.runner.Runner) -> None:
+        """Remember that there is something to stop."""
+        self._in_training = True
+
     def after_val_epoch(self, runner: mmengine.runner.Runner, metrics: dict[str, float]) -> None:
         """Stop the training, if the metric says so: a function of its values so far, by epoch."""
+        if not self._in_training:
+            return
         _check_measured(self.monitor, metrics, type(self).__name__)
         hub, key = runner.message_hub, f"early_stopping_{self.monitor}"
         known = hub.get_info(key) if key in hub.runtime_info else {}

@@ -209,7 +209,7 @@ def test_a_metric_that_needs_labels(tmp_path: Path) -> None:
         Image.new("L", (8, 8), i * 10).save(tmp_path / f"{i}.png")
     options = {"data.dataset": dict(type="ImageFolder", root=str(tmp_path), _delete_=True)}
     with pytest.raises(InputError, match="does not measure 'acc' of images without labels; known: empty, entropy"):
-        build_runner(config("odc", str(tmp_path / "w"), **options, **{"default_hooks.checkpoint.save_best": "acc"}))
+        train(config("odc", str(tmp_path / "w"), **options, **{"default_hooks.checkpoint.save_best": "acc"}))
 
 
 def test_training_stops_early_and_says_the_same_when_it_is_resumed(tmp_path: Path) -> None:
