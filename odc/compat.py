@@ -909,7 +909,7 @@ def non_finite(model: nn.Module) -> str | None:
             named.update((name, b) for name, b in module.named_buffers(prefix) if b.is_floating_point())
     if not named:
         return None
-    finite = torch.stack([tensor.detach().isfinite().all() for tensor in named.values()])
+    finite = torch.stack([tensor.detach().sum(dtype=torch.float32) for tensor in named.values()]).isfinite()
     return None if bool(finite.all()) else list(named)[int((~finite).nonzero()[0])]
 
 
