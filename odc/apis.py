@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import torch
 from mmengine import Config
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.registry import LOG_PROCESSORS
 from torch import Tensor
 
 from odc.compat import Runner, check_precision, load_config, load_plain, write_tensors
@@ -24,6 +26,7 @@ from odc.engine.data import EXTRACT_VIEW, ClusterData, Source
 from odc.engine.extract import extract as extract_table
 from odc.engine.loops import ClusterTrainLoop, ClusterValLoop, unwrap
 from odc.engine.optim import check_clipping, check_optimizer
+from odc.engine.processes import check_environment, check_wrapper
 from odc.errors import InputError, nearest
 from odc.evaluation.gallery import write_clusters
 from odc.evaluation.probes import HELD_OUT, ProbeReport, run_probes, stratified_split
@@ -31,6 +34,8 @@ from odc.files import write_text
 from odc.models.cluster_model import ClusterModel
 from odc.models.convert import MARK, describe, extract, rename, suggest
 from odc.models.necks import AvgPool
+from odc.options import at
+from odc.refused import REFUSED_KEYS
 from odc.registry import (
     BACKBONES,
     DATASETS,
@@ -41,6 +46,7 @@ from odc.registry import (
     NECKS,
     OPTIM_WRAPPER_CONSTRUCTORS,
     OPTIM_WRAPPERS,
+    VISBACKENDS,
     VISUALIZERS,
     build,
     check_arguments,
@@ -58,6 +64,7 @@ KNOWN_KEYS = {
     "default_hooks",
     "default_scope",
     "env_cfg",
+    "find_unused_parameters",
     "experiment_name",
     "launcher",
     "load_from",
@@ -65,6 +72,7 @@ KNOWN_KEYS = {
     "log_level",
     "log_processor",
     "model",
+    "model_wrapper_cfg",
     "optim_wrapper",
     "precision",
     "randomness",
@@ -82,8 +90,11 @@ def check_config(cfg: Config) -> None:
     Raises:
         InputError: for an unknown key, naming the nearest known one, or a key that lacks.
     """
+    for key, instead in REFUSED_KEYS.items():
+        if at(cfg, key) not in (None, False, {}, [], ()):
+            raise InputError(f"{cfg.filename or 'the config'}: '{key}' is not for this training: {instead}")
     for key in cfg:
-        if key not in KNOWN_KEYS and not key.startswith("_"):
+        if key not in KNOWN_KEYS and key not in REFUSED_KEYS and not key.startswith("_"):
             raise InputError(f"{cfg.filename or 'the config'}: unknown key '{key}'{nearest(key, KNOWN_KEYS)}")
     for key in ("model", "data", "train_cfg", "optim_wrapper"):
         if key not in cfg:
@@ -102,7 +113,8 @@ def check_parts(cfg: Config) -> None:
         resolve(BACKBONES, parts["backbone"])
         resolve(NECKS, parts.get("neck") or {"type": "AvgPool"}, in_channels=0)
         resolve(HEADS, parts["head"], in_channels=0)
-    check_arguments(ClusterTrainLoop, cfg.train_cfg, "train_cfg", given=("runner", "dataloader"))
+    given = ("runner", "dataloader", "accumulative_counts")
+    check_arguments(ClusterTrainLoop, cfg.train_cfg, "train_cfg", given=given)
     _check_mapping("optim_wrapper", cfg.optim_wrapper)
     wrapper = dict(cfg.optim_wrapper)
     paramwise = wrapper.pop("paramwise_cfg", None)
@@ -123,18 +135,85 @@ def check_parts(cfg: Config) -> None:
         resolve(HOOKS, {k: v for k, v in hook.items() if k != "priority"} if isinstance(hook, Mapping) else hook)
     for metric in cfg.get("val_evaluator") or ():
         resolve(METRICS, metric)
+    _check_monitored(cfg, labelled=True)
     if cfg.get("visualizer"):
-        resolve(VISUALIZERS, cfg.visualizer)
+        _check_visualizer(cfg.visualizer)
+    check_wrapper(_check_mapping("model_wrapper_cfg", cfg.get("model_wrapper_cfg") or {}))
+    check_environment(_check_mapping("env_cfg", cfg.get("env_cfg") or {}))
+    _check_scaling(_check_mapping("auto_scale_lr", cfg.get("auto_scale_lr") or {}))
+    _build_for_check(LOG_PROCESSORS, {"type": "LogProcessor", **(cfg.get("log_processor") or {})})
     check_compile(cfg.get("compile"))
     check_precision(cfg.get("precision"))
-    for name in cfg.randomness:
-        if name not in ("seed", "diff_rank_seed", "deterministic"):
-            raise InputError(
-                f"randomness has no option '{name}'{nearest(name, ('seed', 'diff_rank_seed', 'deterministic'))}"
-            )
+    check_arguments(Runner.set_randomness, cfg.randomness, "randomness", given=("self",))
     level = cfg.get("log_level", "INFO")
     if not isinstance(level, int) and not isinstance(logging.getLevelName(level), int):
         raise InputError(f"no log_level '{level}'{nearest(str(level), ('DEBUG', 'INFO', 'WARNING', 'ERROR'))}")
+
+
+# mmengine's visualizer back ends that need a package which this one does not require.
+PACKAGES = {
+    "AimVisBackend": "aim",
+    "ClearMLVisBackend": "clearml",
+    "DVCLiveVisBackend": "dvclive",
+    "MLflowVisBackend": "mlflow",
+    "NeptuneVisBackend": "neptune",
+    "TensorboardVisBackend": "tensorboard",
+    "WandbVisBackend": "wandb",
+}
+
+
+def _check_visualizer(cfg: Any) -> None:
+    resolve(VISUALIZERS, cfg)
+    for backend in cfg.get("vis_backends") or ():
+        kind, _ = resolve(VISBACKENDS, backend, save_dir=".")
+        package = PACKAGES.get(kind.__name__)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise InputError(f"{kind.__name__} needs the package {package}: pip install {package}")
+
+
+def _check_monitored(cfg: Config, labelled: bool) -> None:
+    """Check that the metrics which hooks wait for are measured, as far as the metrics say what they measure."""
+    hooks = [*(cfg.get("default_hooks") or {}).values(), *(cfg.get("custom_hooks") or ())]
+    wanted: list[tuple[str, str]] = []
+    for hook in hooks:
+        if isinstance(hook, Mapping) and hook.get("save_best"):
+            names = [hook["save_best"]] if isinstance(hook["save_best"], str) else hook["save_best"]
+            wanted += [(f"{hook['type']}'s save_best", name) for name in names]
+        if isinstance(hook, Mapping) and hook.get("monitor"):
+            wanted.append((f"{hook['type']}'s monitor", hook["monitor"]))
+    if not wanted:
+        return
+    kinds = [resolve(METRICS, metric)[0] for metric in cfg.get("val_evaluator") or ()]
+    if not kinds:
+        raise InputError(
+            f"{wanted[0][0]} is '{wanted[0][1]}', but nothing is measured: the config has no val_evaluator"
+        )
+    if not all(hasattr(kind, "names") for kind in kinds):
+        return
+    known = [name for kind in kinds for name in kind.names(labelled)]
+    for where, name in wanted:
+        if name != "auto" and name not in known:
+            without = "" if labelled else " of images without labels"
+            raise InputError(f"{where}: val_evaluator does not measure '{name}'{without}{nearest(name, known)}")
+
+
+def _check_scaling(cfg: Mapping[str, Any]) -> None:
+    known = ("enable", "base_batch_size")
+    for name in cfg:
+        if name not in known:
+            raise InputError(f"auto_scale_lr has no option '{name}'{nearest(name, known)}")
+    base = cfg.get("base_batch_size")
+    if cfg.get("enable") and (not isinstance(base, int) or base < 1):
+        raise InputError(f"auto_scale_lr.base_batch_size is the rows that the learning rate is for, not {base}")
+
+
+def _build_for_check(registry: Any, cfg: Mapping[str, Any]) -> None:
+    """Build what is cheap, to hear what it has to say of its options."""
+    target, arguments = resolve(registry, cfg)
+    try:
+        target(**arguments)
+    except (TypeError, ValueError, AssertionError, KeyError) as error:
+        raise InputError(f"{registry.name} '{target.__name__}' does not take {arguments}: {error}") from error
 
 
 def _check_mapping(name: str, value: Any) -> Any:
@@ -159,6 +238,16 @@ def writable(folder: str | Path) -> Path:
     return path
 
 
+def check_seed(seed: Any, where: str) -> None:
+    """Check a seed, before anything runs.
+
+    Raises:
+        InputError: it is no whole number of 32 bits, which is what NumPy's generator takes.
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise InputError(f"{where} is a whole number from 0 to {2**32 - 1}, not {seed!r}")
+
+
 def prepare_config(
     config: str | Path,
     *,
@@ -181,7 +270,7 @@ def prepare_config(
         launcher: ``"none"``, ``"pytorch"``, ``"slurm"`` or ``"mpi"``.
 
     Raises:
-        InputError: for a config that does not exist or has unknown keys.
+        InputError: for a config that does not exist or has unknown keys, and a seed out of range.
     """
     cfg = load_config(str(config), cfg_options)
     check_config(cfg)
@@ -189,11 +278,14 @@ def prepare_config(
         cfg.work_dir = str(work_dir)
     elif cfg.get("work_dir") is None:
         cfg.work_dir = str(Path("work_dirs") / Path(config).stem)
+    if isinstance(cfg.get("val_evaluator"), Mapping):
+        cfg.val_evaluator = [cfg.val_evaluator]
     _check_mapping("randomness", cfg.get("randomness", {}))
     if seed is not None:
         cfg.setdefault("randomness", {})["seed"] = seed
     if cfg.get("randomness", {}).get("seed") is None:
         raise InputError(f"{config}: randomness.seed is not set: a run without a seed cannot be repeated")
+    check_seed(cfg.randomness.seed, f"{config}: randomness.seed" if seed is None else "the seed")
     if amp:
         cfg.precision = "bfloat16"
     if strict:
@@ -211,12 +303,14 @@ def build_runner(cfg: Config) -> Runner:
     check_parts(cfg)
     writable(cfg.work_dir)
     val = dict(type="ClusterValLoop") if cfg.get("val_evaluator") else None
+    optim_wrapper = cfg.optim_wrapper.copy()
+    counts = optim_wrapper.pop("accumulative_counts", 1)
     runner = Runner(
         model=cfg.model,
         work_dir=cfg.work_dir,
         train_dataloader={},  # both follow: what the data has to say belongs into the log of this run
-        train_cfg=dict(type="ClusterTrainLoop", **cfg.train_cfg),
-        optim_wrapper=cfg.optim_wrapper,
+        train_cfg=dict(type="ClusterTrainLoop", accumulative_counts=counts, **cfg.train_cfg),
+        optim_wrapper=optim_wrapper,  # the loop accumulates: mmengine's wrapper knows no position to resume
         val_dataloader={} if val else None,
         val_cfg=val,
         val_evaluator=cfg.val_evaluator if val else None,
@@ -257,6 +351,7 @@ def train(cfg: Config, hooks: Sequence[Hook] = ()) -> dict[str, float]:
         The last evaluation, ``epochs``, and ``images_seen``: views of images that the training put through the network.
     """
     runner = build_runner(cfg)
+    _check_monitored(cfg, labelled=runner.train_loop.data.eval.dataset.targets is not None)
     for hook in hooks:
         runner.register_hook(hook)
     runner.train()

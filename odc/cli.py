@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import odc
 from odc.errors import InputError, printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; return the exit code: 0, 1 where a compared method failed, or 2 for wrong input."""
     parser = argparse.ArgumentParser(prog="odc", description="Deep clustering of images.")
+    parser.add_argument("--version", action="version", version=f"odc {odc.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, help_, add, run in _COMMANDS:
         command = commands.add_parser(name, help=help_, description=help_)
@@ -59,11 +60,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options of the command line for the config, with the visualizers that ``--log`` asks for."""
     options = dict(args.cfg_options or {})
     backends = [{"type": "LocalVisBackend"}]
-    for name in args.log:
-        module, kind = _LOGS[name]
-        if importlib.util.find_spec(module) is None:
-            raise InputError(f"--log {name} needs the package {module}: pip install {module}")
-        backends.append({"type": kind})
+    backends += [{"type": _LOGS[name]} for name in args.log]
     if args.log:
         options["visualizer"] = {"type": "Visualizer", "vis_backends": backends}
     return options
@@ -360,8 +357,7 @@ def _convert(args: argparse.Namespace) -> None:
     _show(convert(args.src, args.dst, layout=args.layout, to=args.to))
 
 
-# name: (package, mmengine's visualizer of it)
-_LOGS = {"tensorboard": ("tensorboard", "TensorboardVisBackend"), "wandb": ("wandb", "WandbVisBackend")}
+_LOGS = {"tensorboard": "TensorboardVisBackend", "wandb": "WandbVisBackend"}
 _Run = Callable[[argparse.Namespace], int | None]  # the exit code, None for 0
 _COMMANDS: list[tuple[str, str, Callable[[argparse.ArgumentParser], None], _Run]] = [
     ("train", "Train by a config.", _add_train, _train),

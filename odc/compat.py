@@ -27,6 +27,7 @@ import importlib
 import inspect
 import io
 import logging
+import math
 import os
 import pickle
 import platform
@@ -37,7 +38,7 @@ import traceback
 import types
 import warnings
 import zipfile
-from argparse import ArgumentParser, Namespace
+from argparse import Action, ArgumentParser, Namespace
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -50,7 +51,7 @@ import mmengine
 import numpy as np
 import torch
 import torch.distributed as torch_dist
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import all_gather_object, broadcast_object_list, get_dist_info, is_distributed, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
@@ -64,9 +65,11 @@ from mmengine.runner.checkpoint import CheckpointLoader, get_torchvision_models
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import DamagedError, InputError, nearest, printable
 from .files import write_text, written_whole
+from .options import Written, at, parse, read_option
 from .reading import (
     DEEPEST,
     fields,
@@ -317,8 +320,16 @@ class LoadReport:
         return "; ".join(parts)
 
 
+_TAKE_PART = "take what fits with load_partial=True (of init_cfg: partial=True)"
+
+
 def load_state(
-    model: nn.Module, state_dict: Mapping[str, Any], *, partial: bool = False, source: str = "the given state"
+    model: nn.Module,
+    state_dict: Mapping[str, Any],
+    *,
+    partial: bool = False,
+    source: str = "the given state",
+    otherwise: str = _TAKE_PART,
 ) -> LoadReport:
     """Load ``state_dict`` into ``model``: all of it, or nothing and an error.
 
@@ -331,6 +342,7 @@ def load_state(
         state_dict: names to tensors.
         partial: load the names that are in both with equal shapes, and leave the rest of the model as it is.
         source: what to call the state in messages.
+        otherwise: what to do, in the message, about a state of another model.
 
     Returns:
         Names loaded, missing, unexpected and mismatched.
@@ -364,10 +376,7 @@ def load_state(
     if not report.loaded and wanted:
         raise InputError(f"{source}: nothing in it fits the model: {report}; use the checkpoint of such a model")
     if not (partial or report.complete):
-        raise InputError(
-            f"{source} does not fit the model: {report}; use the model it was saved from, "
-            "or take what fits with load_partial=True (of init_cfg: partial=True)"
-        )
+        raise InputError(f"{source} does not fit the model: {report}; use the model it was saved from, or {otherwise}")
     chosen = OrderedDict((k, given[k]) for k in report.loaded)
     trained = {k for k, _ in model.named_parameters()}
     for k, value in chosen.items():
@@ -621,6 +630,16 @@ def _check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
                 raise ValueError(f"'{name}' of parameter {position} is not finite")
 
 
+# mmengine's guess whether more of a metric is better, by parts of its name, knows none of clustering's.
+_GREATER = [*mmengine.hooks.CheckpointHook._default_greater_keys, "nmi", "ari", "knn", "linear", "entropy"]
+_LESS = [*mmengine.hooks.CheckpointHook._default_less_keys, "empty"]
+
+
+def _check_measured(name: str, metrics: Mapping[str, float], who: str) -> None:
+    if name not in metrics:
+        raise InputError(f"{who} waits for the metric '{name}', which this evaluation lacks{nearest(name, metrics)}")
+
+
 @HOOKS.register_module()
 class CheckpointHook(mmengine.hooks.CheckpointHook):
     """mmengine's hook that never leaves the disk without a complete checkpoint, and writes none during evaluation.
@@ -632,6 +651,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         InputError: ``max_keep_ckpts=1``, which leaves nothing to fall back to, or an option that it does not have.
     """
 
+    _default_greater_keys: ClassVar[list[str]] = _GREATER
+    _default_less_keys: ClassVar[list[str]] = _LESS
     _in_training = False
 
     def __init__(self, **kwargs: Any) -> None:
@@ -659,8 +680,18 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
 
     def after_val_epoch(self, runner: mmengine.runner.Runner, metrics: dict[str, float]) -> None:
         """Save the best model, in training."""
-        if self._in_training:
-            super().after_val_epoch(runner, metrics)
+        if not self._in_training or not self.save_best:
+            return
+        for name in self.key_indicators:
+            if name != "auto":
+                _check_measured(name, metrics, "save_best")
+        super().after_val_epoch(runner, metrics)
+
+    def _init_rule(self, rule: str | None, key_indicator: str) -> None:
+        try:
+            super()._init_rule(rule, key_indicator)
+        except ValueError as error:
+            raise InputError(f"save_best='{key_indicator}' needs rule='greater' or rule='less': {error}") from error
 
     def _best(self) -> list[tuple[str, str | None]]:
         if not self.save_best:
@@ -715,6 +746,41 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             self.file_backend.remove(path)
 
 
+@HOOKS.register_module()
+class EarlyStoppingHook(mmengine.hooks.EarlyStoppingHook):
+    """mmengine's hook for any metric, which a resumed run continues to count.
+
+    Takes the arguments of mmengine's.
+    """
+
+    _default_greater_keys: ClassVar[list[str]] = _GREATER
+    _default_less_keys: ClassVar[list[str]] = _LESS
+    _in_training = False
+
+    def before_run(self, runner: mmengine.runner.Runner) -> None:
+        """Do nothing: mmengine builds the loop here, only to see whether it can be stopped."""
+
+    def before_train(self, runner: mmengine.runner.Runner) -> None:
+        """Remember that there is something to stop."""
+        self._in_training = True
+
+    def after_val_epoch(self, runner: mmengine.runner.Runner, metrics: dict[str, float]) -> None:
+        """Stop the training, if the metric says so: a function of its values so far, by epoch."""
+        if not self._in_training:
+            return
+        _check_measured(self.monitor, metrics, type(self).__name__)
+        hub, key = runner.message_hub, f"early_stopping_{self.monitor}"
+        known = hub.get_info(key) if key in hub.runtime_info else {}
+        values = {**known, runner.epoch: float(metrics[self.monitor])}
+        hub.update_info(key, values)
+        self.wait_count, self.best_score = 0, -math.inf if self.rule == "greater" else math.inf
+        for epoch in sorted(values):
+            stop, message = self._check_stop_condition(values[epoch])
+        if stop:
+            runner.train_loop.stop_training = True
+            runner.logger.info(message)
+
+
 # ----------------------------------------------------------------------------------------------------------- Runner
 
 
@@ -765,6 +831,7 @@ class _OneLiners(logging.Filter):
         "Checkpoints will be saved to",
         "Loads checkpoint by",
         "all SyncBatchNorm (SyncBN) layers in the model",
+        "paramwise_options -- ",  # a line for every parameter
     )
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -904,7 +971,33 @@ class Runner(mmengine.runner.Runner):
         device: str = next(self.model.parameters()).device.type
         return torch.autocast(device, dtype=torch.bfloat16)
 
+    def register_hook(self, hook: Any, priority: Any = None) -> None:
+        """Register a hook; what it does not take is wrong input."""
+        try:
+            super().register_hook(hook, priority)
+        except InputError:
+            raise
+        except (TypeError, ValueError, AssertionError, ImportError, KeyError) as error:
+            name = hook.get("type") if isinstance(hook, Mapping) else type(hook).__name__
+            raise InputError(f"hook '{name}' cannot be made of {hook}: {_one_line(error)}") from error
+
+    def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:
+        """Scale the learning rates by the rows of a move of the optimiser; mmengine would ask a ``DataLoader``."""
+        if auto_scale_lr and auto_scale_lr.get("enable"):
+            rows, base = self.train_loop.batch_size, auto_scale_lr["base_batch_size"]
+            for group in optim_wrapper.optimizer.param_groups:
+                group["lr"] *= rows / base
+            self.logger.info(
+                f"learning rates are those for {base} rows times {rows / base:g}, for {rows} (auto_scale_lr)"
+            )
+
     # -- saving
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save, unless a weight is not finite: a checkpoint is there to go on from."""
+        if (name := non_finite(self.model)) is not None:
+            raise diverged(self, f"'{name}' of the model is not finite after iteration {self.iter + 1}")
+        super().save_checkpoint(*args, **kwargs)
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Call all hooks; after those ``before_save_checkpoint``, complete the checkpoint and make it plain."""
@@ -940,8 +1033,13 @@ class Runner(mmengine.runner.Runner):
         partial = self.cfg.get("load_partial", False) if strict is None else not strict
         checkpoint: dict[str, Any] = CheckpointLoader.load_checkpoint(filename, map_location=map_location)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        otherwise = _TAKE_PART
+        if self._resume:  # which takes all or nothing
+            otherwise = f"start anew with what fits: load_from='{filename}' and load_partial=True, without --resume"
         source = f"checkpoint '{filename}'"
-        report = load_state(self.model, _model_state(checkpoint, source), partial=partial, source=source)
+        report = load_state(
+            self.model, _model_state(checkpoint, source), partial=partial, source=source, otherwise=otherwise
+        )
         self._has_loaded = True
         meta = checkpoint.get("meta")
         saved = meta.get("precision") if isinstance(meta, Mapping) else None
@@ -1056,6 +1154,40 @@ class Runner(mmengine.runner.Runner):
             scheduler.load_state_dict(state)
 
 
+def non_finite(model: nn.Module) -> str | None:
+    """Return the name of the first parameter or batch-norm statistic that is not finite; ``None``: all are."""
+    model = model.get_submodule("module") if is_model_wrapper(model) else model
+    named: dict[str, Tensor] = dict(model.named_parameters())
+    for prefix, module in model.named_modules():
+        if isinstance(module, _BatchNorm):
+            named.update((name, b) for name, b in module.named_buffers(prefix) if b.is_floating_point())
+    if not named:
+        return None
+    finite = torch.stack([tensor.detach().sum(dtype=torch.float32) for tensor in named.values()]).isfinite()
+    return None if bool(finite.all()) else list(named)[int((~finite).nonzero()[0])]
+
+
+def diverged(runner: mmengine.runner.Runner, what: str, remedy: str | None = None) -> BaseException:
+    """Return what to raise, on all ranks, where a training has left the finite numbers; the first rank says why.
+
+    Args:
+        runner: the runner.
+        what: what is not finite, and where.
+        remedy: by default to lower the learning rate.
+    """
+    if not is_main_process():
+        return SystemExit(2)
+    if remedy is None:
+        rate = max(group.get("initial_lr", group["lr"]) for group in runner.optim_wrapper.optimizer.param_groups)
+        remedy = f"lower the learning rate, now {rate:g} (optim_wrapper.optimizer.lr)"
+    try:
+        last = find_resume(runner.work_dir)
+    except InputError:
+        last = None
+    kept = "no checkpoint was saved" if last is None else f"the last checkpoint, '{last}', was saved before that"
+    return InputError(f"{what}: {remedy}; {kept}")
+
+
 def _flat(schedulers: Any) -> list[Any]:
     """Return mmengine's schedulers, or their states, in one list: with several optimisers they are lists by name."""
     return [s for group in schedulers.values() for s in group] if isinstance(schedulers, dict) else list(schedulers)
@@ -1168,17 +1300,20 @@ def _lacks_bfloat16_anywhere() -> str | None:
 # ----------------------------------------------------------------------------------------------------------- config
 
 
-class Overrides(DictAction):
-    """mmengine's ``--cfg-options KEY=VALUE ...``, with one line for a word without ``=``."""
+class Overrides(Action):
+    """``--cfg-options KEY=VALUE ...``, each value as it is written: :func:`load_config` knows what kind it is to be."""
 
     def __call__(
         self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None
     ) -> None:
         """Store ``{key: value}``."""
-        for value in values:
-            if "=" not in value:
-                parser.error(f"{option_string} takes KEY=VALUE, not '{value}'")
-        super().__call__(parser, namespace, values, option_string)
+        options = dict(getattr(namespace, self.dest) or {})
+        for word in values:
+            key, equals, value = word.partition("=")
+            if not equals:
+                parser.error(f"{option_string} takes KEY=VALUE, not '{word}'")
+            options[key] = Written(value)
+        setattr(namespace, self.dest, options)
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
@@ -1190,7 +1325,8 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
     Args:
         path: a ``.py`` config, which is code: all that stands in it is run; or a ``.json`` one, which is data: it can
             neither inherit nor import.
-        overrides: dotted keys to values, as ``--cfg-options`` gives them.
+        overrides: dotted keys to values; those of ``--cfg-options`` are :class:`odc.options.Written`, and get the kind
+            that their place in the config is annotated with.
 
     Raises:
         InputError: the file is missing, cannot be parsed or run, an override has no place, or an import fails.
@@ -1202,10 +1338,17 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
         raise InputError(f"config '{path}' ends in neither .py nor .json: write it as one of them")
     if path.suffix == ".json":
         values = read_json(path, _config_data, "is no config in JSON", "see odc print-config for what a config holds")
-        return _merged(Config(values, filename=str(path)), path, overrides)
+        config = Config(values, filename=str(path))
+    else:
+        config = _run_config(path)
+    _merge(config, path, overrides or {})
+    return config
+
+
+def _run_config(path: Path) -> Config:
     try:
         # lazy_import=None would take a config that imports anything for one of mmengine's lazy-import configs.
-        config = Config.fromfile(str(path), lazy_import=False, import_custom_modules=False)
+        return Config.fromfile(str(path), lazy_import=False, import_custom_modules=False)
     except Exception as error:
         wrong = _syntax_error(path) if isinstance(error, SyntaxError) else None
         where = (
@@ -1215,10 +1358,6 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
             warnings.simplefilter("ignore", ResourceWarning)
             traceback.clear_frames(error.__traceback__)
         raise InputError(f"config '{where}" + ("" if wrong else _one_line(error))) from error
-    _merged(config, path, overrides)
-    if config.get("custom_imports"):
-        _import_custom(config.custom_imports, path)
-    return config
 
 
 def _config_data(value: Any) -> dict[str, Any]:
@@ -1236,16 +1375,23 @@ def _config_data(value: Any) -> dict[str, Any]:
     return values
 
 
-def _merged(config: Config, path: Path, overrides: dict[str, Any] | None) -> Config:
-    """Merge the overrides into a config, and return it."""
+def _merge(config: Config, path: Path, overrides: dict[str, Any]) -> None:
+    """Merge the overrides into a config, and import what its ``custom_imports`` names."""
+    written = {key: (value, at(config, key)) for key, value in overrides.items() if isinstance(value, Written)}
     try:
-        for key, value in (overrides or {}).items():
+        for key, value in overrides.items():
             if isinstance(value, dict) and "_delete_" in value:
                 config.merge_from_dict({key: None})  # where there is nothing, merging would keep _delete_ itself
-        config.merge_from_dict(copy.deepcopy(overrides or {}))  # merging takes _delete_ out of what it is given
+        # A copy: merging takes _delete_ out of what it is given.
+        config.merge_from_dict(
+            {**copy.deepcopy(overrides), **{key: parse(value) for key, (value, _) in written.items()}}
+        )
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(f"config '{path}' has no place for the overrides {overrides}: {_one_line(error)}") from error
-    return config
+    if config.get("custom_imports"):
+        _import_custom(config.custom_imports, path)
+    for key, (value, replaced) in written.items():  # now the types are there, and their annotations
+        config.merge_from_dict({key: read_option(value, config, key, replaced)})
 
 
 def _syntax_error(path: Path) -> SyntaxError | None:

@@ -22,7 +22,7 @@ from mmengine import Config
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 
-from odc.apis import convert, extract_features, load_runner, prepare_config, train, writable
+from odc.apis import check_parts, convert, extract_features, load_runner, prepare_config, train, writable
 from odc.clustering.consistency import beta_histogram, local_consistency, reliable_samples
 from odc.compat import load_config, settle_precision
 from odc.data.datasets import ImageDataset
@@ -36,8 +36,9 @@ from odc.evaluation.align import Alignment, align, match_paths, read_table
 from odc.evaluation.markdown import markdown_table
 from odc.evaluation.metrics import clustering_accuracy
 from odc.files import write_text
+from odc.options import read_arguments
 from odc.reading import fields, listing, optional, read_json, real, text, whole
-from odc.registry import DATASETS, build
+from odc.registry import DATASETS, build, check_arguments
 from odc.structures import UNLABELLED
 
 TRAINED = ("moco", "self", "semi")
@@ -383,7 +384,10 @@ class Pipeline:
             )
             for name in TRAINED
         }
-        self.reliable_options = {**stages["reliable"], **options["reliable"]}
+        self.reliable_options = {**stages["reliable"], **read_arguments(options["reliable"], reliable)}
+        check_arguments(reliable, self.reliable_options, "reliable", given=("cfg", "checkpoint", "out", "features"))
+        for cfg in self.configs.values():
+            check_parts(cfg)  # here, and not when the stage's turn comes
         self.dataset: ImageDataset = build(DATASETS, self.configs["moco"].data.dataset)
         by_hand = "model.head.queue_size" in options["moco"]
         self.fitted = None if by_hand or pretrained else fit_queue(self.configs["moco"], len(self.dataset))

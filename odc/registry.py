@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import numbers
+import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
 import mmengine.registry as root
 from mmengine.registry import Registry
 
 from odc.errors import InputError, nearest
+from odc.refused import REFUSED_TYPES
 
 BACKBONES = Registry("backbone", scope="odc", locations=["odc.models.backbones"])
 NECKS = Registry("neck", scope="odc", locations=["odc.models.necks"])
@@ -32,6 +34,9 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     scope="odc",
     locations=["odc.engine.optim"],
 )
+
+MODEL_WRAPPERS = Registry("model wrapper", parent=root.MODEL_WRAPPERS, scope="odc", locations=["mmengine.model"])
+REGISTRIES = tuple(value for value in list(globals().values()) if isinstance(value, Registry))
 
 
 def _registered(registry: Registry, name: str) -> Any:
@@ -70,9 +75,24 @@ _KINDS: dict[str, Any] = {
 }
 
 
+def alternatives(annotation: Any) -> list[str]:
+    """Return the names of the kinds that an annotation allows, ``["Sequence[str]", "None"]`` say."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [name for kind in get_args(annotation) for name in alternatives(kind)]
+    if not isinstance(annotation, str):
+        plain = isinstance(annotation, type) and not get_args(annotation)
+        annotation = annotation.__name__ if plain else str(annotation).replace("typing.", "")
+    if (optional := annotation.removeprefix("Optional[")) != annotation:
+        return [*alternatives(optional.removesuffix("]")), "None"]
+    names, depth = [""], 0
+    for c in annotation:
+        depth += (c == "[") - (c == "]")
+        names = [*names, ""] if c == "|" and not depth else [*names[:-1], names[-1] + c]
+    return [{"NoneType": "None"}.get(name.strip(), name.strip()) for name in names]
+
+
 def _check_kind(value: Any, annotation: Any, where: str) -> None:
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
-    names = [part.partition("[")[0].strip() for part in text.split("|")]
+    names = [name.partition("[")[0] for name in alternatives(annotation)]
     if not all(name in _KINDS for name in names):
         return
     flag = isinstance(value, bool) and "bool" not in names  # Python takes True for 1
@@ -113,9 +133,12 @@ def resolve(registry: Registry, cfg: Any, **given: Any) -> tuple[Any, dict[str, 
     target = kind = arguments.pop("type")
     if isinstance(kind, str):
         target = registry.get(kind)
+        name = kind.rpartition(".")[2]
+        if name in REFUSED_TYPES and (target is None or target.__module__.startswith(("mmengine.", "torch."))):
+            raise InputError(f"{registry.name} '{kind}' is not for this training: {REFUSED_TYPES[name]}")
         if target is None:
             known = {**(registry.parent.module_dict if registry.parent else {}), **registry.module_dict}
-            raise InputError(f"unknown {registry.name} '{kind}'{nearest(kind, known)}")
+            raise InputError(f"unknown {registry.name} '{kind}'{nearest(kind, known.keys() - REFUSED_TYPES.keys())}")
     elif not callable(kind):
         raise InputError(f"the type of a {registry.name} is the name of one, not {kind!r}")
     check_arguments(target, arguments, f"{registry.name} '{target.__name__}'")

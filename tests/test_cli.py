@@ -20,7 +20,8 @@ from PIL import Image
 from small_heads import config
 from test_conformance import differences
 
-from odc import cli
+import odc
+from odc import apis, cli
 from odc.cli import main
 from odc.compat import load_plain
 
@@ -192,7 +193,10 @@ def test_custom_imports_from_a_file_beside_the_config(write: Write, monkeypatch:
         ("train_cfg.max_epoch=3", ["'max_epoch'", "did you mean 'max_epochs'"]),
         ("train_cfg.max_epochs=two", ["'max_epochs' must be int, not 'two'"]),
         ("train_cfg.max_epochs=0", ["max_epochs", "at least 1", "0"]),
-        ("train_cfg.type=EpochBasedTrainLoop", ["train_cfg has no option 'type'; known: label_file, "]),
+        (
+            "train_cfg.type=EpochBasedTrainLoop",
+            ["'train_cfg.type' is not for this training: one loop"],
+        ),
         ("train_cfg.schedule.type=Cosin", ["'Cosin'", "did you mean 'Cosine'"]),
         ("train_cfg.schedule=Cosine", ["'schedule' must be dict or None, not 'Cosine'"]),
         ("optim_wrapper.optimizer.momentun=0.3", ["'momentun'", "did you mean 'momentum'"]),
@@ -200,7 +204,7 @@ def test_custom_imports_from_a_file_beside_the_config(write: Write, monkeypatch:
         ("optim_wrapper.optimizer.lr=-1", ["optimizer 'SGD' does not take lr=-1", "Invalid learning rate"]),
         ("optim_wrapper.optimizer.lr=fast", ["optimizer 'SGD' does not take lr='fast'"]),
         ("optim_wrapper.optimiser.lr=1", ["'optimiser'", "did you mean 'optimizer'"]),
-        ("optim_wrapper.type=AmpOptimWraper", ["'AmpOptimWraper'", "did you mean 'AmpOptimWrapper'"]),
+        ("optim_wrapper.type=AmpOptimWraper", ["'AmpOptimWraper'", "did you mean 'OptimWrapper'"]),
         ("optim_wrapper.constructor=ByNam", ["'ByNam'", "did you mean 'ByName'"]),
         ("optim_wrapper.clip_grad.max_nrm=1", ["clip_grad", "'max_nrm'", "did you mean 'max_norm'"]),
         ("default_hooks.checkpoint.intervl=1", ["CheckpointHook", "'intervl'", "did you mean 'interval'"]),
@@ -386,6 +390,13 @@ def test_an_override_without_a_value_is_one_line(write: Write, capsys: pytest.Ca
     assert "--cfg-options takes KEY=VALUE, not 'model.head.num_clusters'" in capsys.readouterr().err
 
 
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"odc {odc.__version__}\n"
+
+
 def test_a_reader_may_stop_reading(write: Write) -> None:
     command = [sys.executable, "-m", "odc.cli", "print-config", write()]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -399,11 +410,11 @@ def test_a_reader_may_stop_reading(write: Write) -> None:
 def test_curves_are_shown_where_one_asks_for_them(
     write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(cli._LOGS, "wandb", ("no_such_package", "WandbVisBackend"))
+    monkeypatch.setitem(apis.PACKAGES, "WandbVisBackend", "no_such_package")
     assert main(["train", write(), "--log", "wandb"]) == 2
-    assert "--log wandb needs the package no_such_package: pip install no_such_package" in capsys.readouterr().err
+    assert "WandbVisBackend needs the package no_such_package: pip install no_such_package" in capsys.readouterr().err
     # Another writer in the place of TensorBoard's, which need not be installed here.
-    monkeypatch.setitem(cli._LOGS, "tensorboard", ("json", "LocalVisBackend"))
+    monkeypatch.setitem(cli._LOGS, "tensorboard", "LocalVisBackend")
     kept: list[Any] = []
     monkeypatch.setattr("odc.apis.train", lambda cfg: kept.append(cfg))
     assert main(["train", write(), "--log", "tensorboard", "--work-dir", "run"]) == 0

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from odc.comparison.plan import Cell, Request, plan, stage_configs
 from odc.comparison.run import Progress, Running, _room, default_threads, next_cell, read_results
 from odc.comparison.table import document, table
 from odc.errors import InputError
+from odc.options import Written, read_arguments
+from odc.pipeline import reliable, stage_options
 
 ROOT = Path(__file__).parent.parent
 ODC = f"{ROOT}/configs/odc/odc_convnet_1xb64-30e_digits.py"
@@ -198,6 +201,20 @@ def test_options_can_be_for_one_stage(tmp_path: Path) -> None:
     assert cells[0].prepare().model.head.queue_size == 128
 
 
+def test_options_as_they_are_written_reach_their_stage(tmp_path: Path) -> None:
+    """Names stay as they are and numbers become numbers, in the process of a cell too."""
+    written = {"data.dataset.root": "2023, my photos", "self.model.head.num_clusters": "7", "reliable.threshold": ".5"}
+    folder = tmp_path / "2023, my photos"
+    folder.mkdir()
+    options = {key: Written(value) for key, value in written.items()}
+    cells = cells_of(tmp_path, "spice", seeds=[0], dataset=str(folder), options=options)
+    cell = pickle.loads(pickle.dumps(cells[-1]))
+    configs = stage_configs(cell)
+    assert {cfg.data.dataset.root for cfg in configs.values()} == {"2023, my photos"}
+    assert configs["self"].model.head.num_clusters == 7
+    assert read_arguments(stage_options(cell.options)["reliable"], reliable) == {"threshold": 0.5}
+
+
 def test_every_row_is_measured_the_same_way_and_once(tmp_path: Path) -> None:
     config = tmp_path / "mine.py"
     config.write_text(f"_base_ = '{ODC}'\nval_evaluator = [dict(type='KNNMetric', k=3), dict(type='KMeansMetric')]\n")
@@ -231,7 +248,7 @@ def test_what_is_evaluated_can_be_a_folder(tmp_path: Path) -> None:
         (["odc"], {"pretrained": "x.pth"}, "SPICE and methods whose name ends in -moco: there is none"),
         (["odc-moco"], {"pretrained": "x.pth"}, "no file 'x.pth'"),
         (["odc"], {"seeds": [1, 1]}, "--seeds 1 1: each seed once"),
-        (["odc"], {"seeds": [3, -1]}, "--seeds 3 -1: a seed is not negative"),
+        (["odc"], {"seeds": [3, -1]}, "--seeds is a whole number from 0 to 4294967295, not -1"),
         (["odc"], {"jobs": 0}, "--jobs 0: at least 1"),
         (["odc"], {"clusters": 0}, "--clusters 0: at least 1"),
         (["odc"], {"epochs": 0}, "--epochs 0: at least 1"),

@@ -39,9 +39,16 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
     return [] if a == b else [f"{path}: {a} / {b}"]
 
 
-@pytest.mark.parametrize(("name", "batched"), [*((name, None) for name in HEAD_CONFIGS), ("odc", False)])
-def test_resume_at_every_step_is_bitwise(name: str, batched: bool | None, tmp_path: Path) -> None:
-    path = {"data.batched": batched}
+@pytest.mark.parametrize(
+    ("name", "batched", "counts"),
+    [
+        *((name, None, 1) for name in HEAD_CONFIGS),
+        ("odc", False, 1),
+        *((name, None, 2) for name in ("odc", "moco", "spice-semi")),
+    ],
+)
+def test_resume_at_every_step_is_bitwise(name: str, batched: bool | None, counts: int, tmp_path: Path) -> None:
+    path = {"data.batched": batched, "optim_wrapper.accumulative_counts": counts}
     whole = train(name, tmp_path / "whole", **path, **EVERY_STEP)
     checkpoints = sorted((tmp_path / "whole").glob("iter_*.pth"), key=lambda p: int(p.stem[5:]))
     assert len(checkpoints) >= 6
@@ -115,7 +122,12 @@ def test_two_ranks_agree_and_resume(tmp_path: Path) -> None:
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     for found in ranks:
         assert found.pop("precision") == {"whole": {"precision": "float32"}}, "a rank computes in bfloat16 alone"
-    assert set(ranks[0]) == set(HEAD_CONFIGS)
+    refused, quiet = (rank.pop("refused") for rank in ranks)
+    assert "2 trained parameters, 'backbone.fc.weight' first" in refused["unused"]
+    assert "find_unused_parameters=True" in refused["unused"]
+    assert "lower the learning rate, now 1e+30" in refused["nan"]
+    assert quiet["nan"] == "2", "the other rank stops with the first, and leaves the word to it"
+    assert len(ranks[0]) == len(HEAD_CONFIGS) + 2
     for name, whole in ranks[0].items():
         assert whole["whole"] == ranks[1][name]["whole"], f"{name}: the ranks differ"
         assert whole["resumed"] == whole["whole"], f"{name}: the resumed run differs"

@@ -9,12 +9,31 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from small_heads import HEAD_CONFIGS, config
 
 from odc.apis import build_runner
+from odc.errors import InputError
+from odc.models.backbones import ConvNet
+from odc.registry import BACKBONES
 
 EVERY_STEP = {"default_hooks.checkpoint": dict(type="CheckpointHook", by_epoch=False, interval=1, max_keep_ckpts=99)}
+
+
+@BACKBONES.register_module()
+class WithOldClassifier(ConvNet):
+    """A network with a layer that its forward does not use."""
+
+    def __init__(self) -> None:
+        super().__init__(widths=(4, 8))
+        self.fc = torch.nn.Linear(8, 10)
+
+
+UNUSED: dict[str, Any] = {
+    "model.backbone": dict(type="WithOldClassifier", _delete_=True),
+    "find_unused_parameters": True,
+}
 
 
 def digests(runner: Any) -> dict[str, str]:
@@ -26,15 +45,18 @@ def digests(runner: Any) -> dict[str, str]:
 
 
 def main(folder: Path) -> None:
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     rank = 0
-    for name in HEAD_CONFIGS:
-        whole = build_runner(config(name, str(folder / name), launcher="pytorch", **EVERY_STEP))
+    variants: dict[str, tuple[str, int, dict[str, Any]]] = {
+        **{name: (name, 3, {}) for name in HEAD_CONFIGS},
+        "odc, two steps a move": ("odc", 4, {"optim_wrapper.accumulative_counts": 2}),
+        "odc, with a layer that is not used": ("odc", 3, UNUSED),
+    }
+    for name, (head, middle, options) in variants.items():
+        whole = build_runner(config(head, str(folder / name), launcher="pytorch", **options, **EVERY_STEP))
         whole.train()
-        middle = folder / name / "iter_3.pth"
-        again = build_runner(
-            config(name, str(folder / f"{name}-again"), launcher="pytorch", resume=True, load_from=str(middle))
-        )
+        resumed = {"resume": True, "load_from": str(folder / name / f"iter_{middle}.pth")}
+        again = build_runner(config(head, str(folder / f"{name}-again"), launcher="pytorch", **options, **resumed))
         again.train()
         results[name] = {"whole": digests(whole), "resumed": digests(again)}
         rank = whole.rank
@@ -42,6 +64,14 @@ def main(folder: Path) -> None:
     one = build_runner(config("dc", str(folder / "one"), launcher="pytorch", precision="auto"))
     one.train()
     results["precision"] = {"whole": {"precision": one.precision}}
+    refused: dict[str, dict[str, Any]] = {
+        "unused": UNUSED | {"find_unused_parameters": False},
+        "nan": {"optim_wrapper.optimizer.lr": 1e30},
+    }
+    for name, options in refused.items():
+        with pytest.raises((InputError, SystemExit)) as error:
+            build_runner(config("odc", str(folder / name), launcher="pytorch", **options)).train()
+        results["refused"] = results.get("refused", {}) | {name: str(error.value)}
     (folder / f"rank{rank}.json").write_text(json.dumps(results))
 
 

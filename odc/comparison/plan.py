@@ -12,7 +12,7 @@ from typing import Any
 
 from mmengine import Config
 
-from odc.apis import check_parts, prepare_config
+from odc.apis import check_parts, check_seed, prepare_config
 from odc.comparison.estimators import ESTIMATORS, FEATURES, Estimator
 from odc.comparison.provenance import ROOT
 from odc.compat import load_config, settle_precision
@@ -174,8 +174,8 @@ def plan(request: Request) -> list[Cell]:
 def _check(request: Request) -> None:
     if len(set(request.seeds)) < len(request.seeds):
         raise InputError(f"--seeds {' '.join(map(str, request.seeds))}: each seed once")
-    if min(request.seeds) < 0:
-        raise InputError(f"--seeds {' '.join(map(str, request.seeds))}: a seed is not negative")
+    for seed in request.seeds:
+        check_seed(seed, "--seeds")
     numbers = {
         "--jobs": request.jobs,
         "--clusters": request.clusters,

@@ -37,9 +37,14 @@ class ProgressHook(Hook):
         self.seconds = seconds
 
     def before_train(self, runner: Any) -> None:
-        """Start the clock."""
-        self._started = self._noted = time.monotonic()
-        self._at_start = runner.train_loop.progress
+        """Start the clock of the lines; that of the time left starts with the first step."""
+        self._noted = time.monotonic()
+        self._started: float | None = None
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Start the clock, at the first step."""
+        if self._started is None:  # what went before, loading and looking at features, is not done again
+            self._started, self._at_start = time.monotonic(), runner.train_loop.progress
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, float] | None = None
@@ -80,7 +85,7 @@ class ProgressHook(Hook):
         now = time.monotonic()
         done = runner.train_loop.progress
         line = f"{where}  {_numbers(stats)}"
-        if done > self._at_start:
+        if self._started is not None and done > self._at_start:
             left = (now - self._started) / (done - self._at_start) * (1.0 - done)
             line += f"  left {datetime.timedelta(seconds=round(left))}"
         runner.logger.info(line)

@@ -22,7 +22,7 @@ from mmengine.runner.base_loop import BaseLoop
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from odc.compat import mark_last
+from odc.compat import diverged, mark_last, non_finite
 from odc.data.label_file import LabelFile, low_shot
 from odc.data.sampler import draw_rows
 from odc.data.views import Request, mix, mix_array
@@ -68,12 +68,20 @@ def _table(value: Any) -> Tensor:
     return value
 
 
+def _gradient(value: Any) -> Tensor:
+    """Kind: a finite tensor."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or not bool(value.isfinite().all()):
+        raise ValueError("a tensor of finite numbers is expected")
+    return value
+
+
 _POSITION = fields(
     {
         **dict.fromkeys(("chunk", "repeat", "step", "images_seen", "seed"), whole()),
         **dict.fromkeys(("begun", "refreshed"), flag),
         **dict.fromkeys(("index_before", "labels_before"), _table),
         "order": mapping(_table),
+        "gradients": mapping(_gradient),
         "threads": whole(1),
     }
 )
@@ -108,6 +116,11 @@ class ClusterTrainLoop(BaseLoop):
             over the classes, at least one of each: for low-shot and full fine-tuning only. A head that makes its own
             labels replaces them. These two options exclude each other, and no other way leads from ground truth to
             training.
+        accumulative_counts: steps of one move of the optimiser, which takes the mean of their gradients, and at the end
+            of a pass of as many as there are. A config says so in ``optim_wrapper``, as in mmengine. What follows the
+            weights (moving averages, MoCo's key encoder) moves with the optimiser; batch norm's statistics, memories,
+            queues and labels at every step, since they follow the images. Ranks average the gradients at every step
+            too: then they stay equal, and a checkpoint inside a group is complete.
     """
 
     def __init__(
@@ -119,10 +132,13 @@ class ClusterTrainLoop(BaseLoop):
         schedule: dict[str, Any] | None = None,
         label_file: str | None = None,
         label_fraction: float | None = None,
+        accumulative_counts: int = 1,
     ) -> None:
         super().__init__(runner, dataloader)
         if max_epochs < 1 or val_interval < 1:
             raise InputError(f"max_epochs and val_interval must be at least 1, not {max_epochs} and {val_interval}")
+        if accumulative_counts < 1:
+            raise InputError(f"optim_wrapper.accumulative_counts must be at least 1, not {accumulative_counts}")
         if label_fraction is not None and not 0.0 < label_fraction <= 1.0:
             raise InputError(f"train_cfg.label_fraction is a share of the images in (0, 1], not {label_fraction}")
         if label_file is not None and label_fraction is not None:
@@ -135,6 +151,7 @@ class ClusterTrainLoop(BaseLoop):
         self.data = dataloader
         self.max_epochs = max_epochs
         self.val_interval = val_interval
+        self.accumulative_counts = accumulative_counts
         self.schedule: Schedule = build(SCHEDULES, schedule or {"type": "Constant"})
         self.comm = get_comm()
         self.seed = int(runner.seed)
@@ -150,6 +167,7 @@ class ClusterTrainLoop(BaseLoop):
         self._sums: dict[str, float] = {}
         self._count = 0
         self._signal: int | None = None
+        self.stop_training = False  # set by mmengine's EarlyStoppingHook, after an evaluation
 
     # -- what mmengine and the hooks read ------------------------------------------------------------------------
 
@@ -169,6 +187,12 @@ class ClusterTrainLoop(BaseLoop):
         return self.max_epochs * len(self.data)
 
     @property
+    def batch_size(self) -> int:
+        """Rows of one move of the optimiser, of the largest stream of the first epoch, over all ranks."""
+        streams = unwrap(self.runner.model).head.plan(0).streams
+        return max(stream.size for stream in streams) * self.accumulative_counts
+
+    @property
     def labels_now(self) -> Any:
         """The present labels, read-only."""
         return unwrap(self.runner.model).labels.view()
@@ -181,7 +205,9 @@ class ClusterTrainLoop(BaseLoop):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position inside the epoch: plain numbers and tensors."""
+        parameters = unwrap(self.runner.model).named_parameters()
         return {
+            "gradients": {name: p.grad for name, p in parameters if p.grad is not None},  # not yet taken
             "chunk": self._chunk,
             "repeat": self._repeat,
             "step": self._step,
@@ -223,6 +249,11 @@ class ClusterTrainLoop(BaseLoop):
         self._order = dict(state["order"])
         self.index_before, self.labels_before = state["index_before"], state["labels_before"]
         self.images_seen = state["images_seen"]
+        for name, parameter in model.named_parameters():
+            gradient = state["gradients"].get(name)
+            if gradient is not None and gradient.shape != parameter.shape:
+                raise ValueError(f"the gradient of {name} has the shape {tuple(gradient.shape)}")
+            parameter.grad = None if gradient is None else gradient.to(parameter)
 
     # -- the phases ----------------------------------------------------------------------------------------------
 
@@ -230,6 +261,7 @@ class ClusterTrainLoop(BaseLoop):
         """Train; return the model."""
         self.runner.settle_precision()
         model = unwrap(self.runner.model)
+        device = next(model.parameters()).device
         fresh = self._iter == 0 and not self._begun
         if model.labels.index.shape[0] == 0 or (fresh and (self.label_file or self.label_fraction)):
             model.labels.replace(self._first_labels())
@@ -240,13 +272,19 @@ class ClusterTrainLoop(BaseLoop):
                 self.runner.logger.info(
                     f"nothing to train: {self._epoch} of {self.max_epochs} epochs are done (train_cfg.max_epochs)"
                 )
+            if (name := non_finite(model)) is not None:
+                source = self.runner.cfg.get("load_from") or model.pretrained or "its initialisation"
+                raise InputError(
+                    f"'{name}' of the model is not finite before the first step, from {source}: take another"
+                )
             self.runner.call_hook("before_train")
-            while self._epoch < self.max_epochs:
+            while self._epoch < self.max_epochs and not self.stop_training:
                 self.run_epoch()
                 last = self._epoch == self.max_epochs
                 if self.runner.val_loop is not None and (last or self._epoch % self.val_interval == 0):
                     self.runner.val_loop.run()
-                if not last:
+                    self.stop_training = bool(self.comm.sum(torch.tensor(int(self.stop_training), device=device)))
+                if not (last or self.stop_training):
                     self._stop_if_asked(between_epochs=True)
             self.runner.call_hook("after_train")
         finally:
@@ -449,19 +487,26 @@ class ClusterTrainLoop(BaseLoop):
             loaded = itertools.repeat({}, steps - self._step)
         for images in loaded:
             passes = self._chunk * plan.repeats + self._repeat
-            share = (passes + self._step / steps) / (plan.repeats * num_chunks)
-            self.progress = (self._epoch + share) / self.max_epochs
-            self._set_rate()
+            first = self._step - self._step % self.accumulative_counts
+            group = range(first, min(first + self.accumulative_counts, steps))  # of the optimiser's present move
+
+            def progress(step: int, passes: int = passes) -> float:
+                return (self._epoch + (passes + step / steps) / (plan.repeats * num_chunks)) / self.max_epochs
+
+            self.progress = progress(self._step)
+            self._set_rate(progress(first))
             batch_idx = passes * steps + self._step
-            self.runner.call_hook("before_train_iter", batch_idx=batch_idx, data_batch=None)
-            logged = self._train_step(plan, images, cache)
+            self.runner.call_hook("before_train_iter", batch_idx=batch_idx, data_batch=images)
+            logged = self._train_step(plan, images, cache, group)
             self._step += 1
             for name, value in logged.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
             self._count += 1
-            self.runner.call_hook("after_train_iter", batch_idx=batch_idx, data_batch=None, outputs=logged)
+            self.runner.call_hook("after_train_iter", batch_idx=batch_idx, data_batch=images, outputs=logged)
             self._stop_if_asked()
             self._iter += 1
+        if (weight := non_finite(model)) is not None:
+            raise diverged(self.runner, f"'{weight}' of the model is not finite after {self._here()}")
 
     def _my_rows(self, stream: Stream, step: int) -> Tensor:
         return self._order[stream.name][step].chunk(self.comm.world)[self.comm.rank]
@@ -484,7 +529,7 @@ class ClusterTrainLoop(BaseLoop):
             yield requests
 
     def _train_step(
-        self, plan: Plan, images: dict[tuple[str, str], Tensor], cache: FeatureCache | None
+        self, plan: Plan, images: dict[tuple[str, str], Tensor], cache: FeatureCache | None, group: range
     ) -> dict[str, float]:
         runner, model = self.runner, unwrap(self.runner.model)
         device = next(model.parameters()).device
@@ -503,21 +548,63 @@ class ClusterTrainLoop(BaseLoop):
         with runner.optim_wrapper.optim_context(runner.model), runner.autocast():
             losses, batches = runner.model(images, rows, self.comm, z)
         loss = torch.stack([value for name, value in losses.items() if "loss" in name]).sum()
-        runner.optim_wrapper.update_params(loss)
+        # Before anything takes it, and on all ranks together: one that stopped alone would leave the others waiting.
+        if float(self.comm.sum((~loss.detach().isfinite()).float())):
+            broken = self._broken_images(images, rows)
+            if broken is not None:
+                raise diverged(runner, f"{broken} at {self._here()}", "mend the images, or the transforms of that view")
+            raise diverged(runner, f"the loss is {float(loss.detach())} at {self._here()}")
+        runner.optim_wrapper.backward(loss / len(group))
+        if self.comm.world > 1:
+            self._check_gradients(runner.model)
+        moves = self._step == group[-1]
+        if moves:
+            self._move(model)
         with torch.no_grad():
             self._average_statistics(model)
-            model.update_average()
+            if moves:
+                model.after_move()
             key = derive_seed(self.seed, "update", self._epoch, self._chunk, self._repeat, self._step)
             delta = model.head.update(batches, store.view(), torch.Generator().manual_seed(key), self.comm)
             if delta is not None:
                 store.update(delta)
-        logged = {name: float(value.detach()) for name, value in losses.items()}
-        if not np.isfinite(float(loss.detach())):
-            raise InputError(
-                f"the loss is {float(loss.detach())} at epoch {self._epoch + 1}, step {self._step + 1}: "
-                "lower the learning rate (optim_wrapper.optimizer.lr); the last checkpoint is still good"
-            )
-        return logged
+        return {name: float(value.detach()) for name, value in losses.items()}
+
+    def _move(self, model: ClusterModel) -> None:
+        """Let the optimiser take the gradients, which are those of all ranks, if they are finite."""
+        wrapper = self.runner.optim_wrapper
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        if gradients:
+            total = torch.stack([g.sum() for g in gradients]).sum()  # nine times as fast as the largest of them
+            if not bool(total.isfinite()):
+                raise diverged(
+                    self.runner, f"the loss is finite but its gradient sums to {float(total)} at {self._here()}"
+                )
+        wrapper.step()
+        wrapper.zero_grad()
+
+    def _check_gradients(self, model: Any) -> None:
+        """Refuse parameters that the loss does not reach, unless told of them: ranks would wait for their gradients."""
+        if not getattr(model, "find_unused_parameters", True):
+            unused = [name for name, p in unwrap(model).named_parameters() if p.requires_grad and p.grad is None]
+            if unused:
+                raise InputError(
+                    f"the loss does not depend on {len(unused)} trained parameters, '{unused[0]}' first, whose "
+                    "gradients the processes would wait for: take them out, or set find_unused_parameters=True"
+                )
+
+    def _here(self) -> str:
+        return f"epoch {self._epoch + 1}, step {self._step + 1}"
+
+    def _broken_images(self, images: dict[tuple[str, str], Tensor], rows: dict[str, Batch]) -> str | None:
+        """Return what says which images of this step, on any rank, have pixels that are not finite; ``None``: none."""
+        for stream, view in sorted(images):
+            finite = images[stream, view].isfinite().flatten(2).all(2)
+            ids = self.comm.gather(rows[stream].index.to(finite.device)[~finite]).unique()
+            if len(ids):
+                first = self.data.dataset.paths[int(ids[0])]
+                return f"{len(ids)} images, '{first}' first, have pixels that are not finite through data.views.{view}"
+        return None
 
     def _average_statistics(self, model: ClusterModel) -> None:
         """Give all ranks the mean of their batch-norm statistics: one small collective, and the ranks stay equal.
@@ -533,8 +620,8 @@ class ClusterTrainLoop(BaseLoop):
             for b, new in zip(statistics, mean.split([b.numel() for b in statistics]), strict=True):
                 b.copy_(new.view_as(b))
 
-    def _set_rate(self) -> None:
-        factor = self.schedule.factor(self.progress)
+    def _set_rate(self, progress: float) -> None:
+        factor = self.schedule.factor(progress)
         for group in self.runner.optim_wrapper.optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 

@@ -44,6 +44,11 @@ class ClusterMetrics:
     Without ground truth only the last two, for a head without clusters none.
     """
 
+    @staticmethod
+    def names(labelled: bool) -> tuple[str, ...]:
+        """Return the names of the metrics, with ground truth or without."""
+        return (*(("acc", "nmi", "nmi_geometric", "ari") if labelled else ()), "entropy", "empty")
+
     def __call__(self, evaluation: Evaluation) -> dict[str, float]:
         """Return the metrics by name."""
         if not evaluation.scores.shape[1]:
@@ -66,6 +71,11 @@ class KMeansMetric:
             found the best optimum, so one of 10 random starts still failed in 3 % of 60 trials.
         seed: of the starts.
     """
+
+    @staticmethod
+    def names(labelled: bool) -> tuple[str, ...]:
+        """Return the names of the metrics, with ground truth or without."""
+        return ("kmeans_acc", "kmeans_nmi", "kmeans_ari") if labelled else ()
 
     def __init__(self, num_clusters: int | None = None, n_redo: int = 20, seed: int = 0) -> None:
         self.num_clusters = num_clusters
@@ -95,6 +105,11 @@ class KNNMetric:
         k: neighbours; less where there are fewer samples.
         max_samples: evaluate on evenly spaced samples where there are more, since the cost grows with their square.
     """
+
+    @staticmethod
+    def names(labelled: bool) -> tuple[str, ...]:
+        """Return the names of the metrics, with ground truth or without."""
+        return ("knn",) if labelled else ()
 
     def __init__(self, k: int = 10, max_samples: int = 50_000) -> None:
         if k < 1 or max_samples < 2:
@@ -126,6 +141,11 @@ class LinearProbe:
         max_samples: use evenly spaced samples where there are more.
         seed: of the split, and of the held-out part that chooses the strength of the penalty.
     """
+
+    @staticmethod
+    def names(labelled: bool) -> tuple[str, ...]:
+        """Return the names of the metrics, with ground truth or without."""
+        return ("linear",) if labelled else ()
 
     def __init__(self, max_samples: int = 10_000, seed: int = 0) -> None:
         if max_samples < 2:

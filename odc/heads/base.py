@@ -50,7 +50,10 @@ class ClusterHead(nn.Module, ABC):
         return None
 
     def update(self, batches: dict[str, Batch], labels: Labels, rng: torch.Generator, comm: Comm) -> LabelDelta | None:
-        """Learn from the batch after the optimiser's step; return the rows whose label changes."""
+        """Learn from the batch at the end of a step; return the rows whose label changes.
+
+        The optimiser has moved before, unless gradients are accumulated.
+        """
         return None
 
     def select(self, table: FeatureTable, comm: Comm) -> None:

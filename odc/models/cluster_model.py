@@ -87,8 +87,8 @@ class ClusterModel(BaseModel):
     def _parts(self) -> dict[str, nn.Module]:
         return {"backbone": self.backbone, "neck": self.neck, "head": self.head}
 
-    def update_average(self) -> None:
-        """Let the moving average, where there is one, follow a step of the optimiser."""
+    def after_move(self) -> None:
+        """Let what follows the weights, here their moving average, follow a move of the optimiser."""
         if self.average is not None:
             self.average.update(self._parts())
 

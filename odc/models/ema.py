@@ -35,7 +35,7 @@ class MovingAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, parts: Mapping[str, nn.Module]) -> None:
-        """Follow the present values; called after each step of the optimiser."""
+        """Follow the present values; called after each move of the optimiser."""
         first = int(self.steps) == 0
         for name, tensor in _averaged(parts):
             mine = self.get_buffer(name)

@@ -70,7 +70,7 @@ class MoCo(ClusterModel):
         return self.backbone, self.neck, projector
 
     def encode(self, images: Images, comm: Comm) -> Images:
-        """Map both views to projections of unit length, (B, V, D); the key encoder follows first.
+        """Map both views to projections of unit length, (B, V, D).
 
         V is 1, or 2 where each view is once the query; ``query[:, v]`` and ``key[:, v]`` are a pair.
         """
@@ -78,14 +78,15 @@ class MoCo(ClusterModel):
         V = 1 + self.symmetric
         query = self._project(self._query_encoder(), torch.cat([first, second][:V]))
         with torch.no_grad():
-            self._follow()
             key = self._keys(torch.cat([second, first][:V]), comm)
         return {
             ("train", view): z.unflatten(0, (V, -1)).transpose(0, 1).contiguous()
             for view, z in (("query", query), ("key", key))
         }
 
-    def _follow(self) -> None:
+    def after_move(self) -> None:
+        """Let the key encoder follow the query encoder, before the next keys are made."""
+        super().after_move()
         for key_part, part in zip(self.key_encoder, self._query_encoder(), strict=True):
             for k, q in zip(key_part.parameters(), part.parameters(), strict=True):
                 k.lerp_(q, 1.0 - self.momentum)

@@ -34,10 +34,12 @@ class Seen:
             self.requests += [request for batch in batches for request in batch]
             return run(loader, batches)
 
-        def counted_step(loop: ClusterTrainLoop, plan: Any, images: dict[Any, Tensor], cache: Any) -> dict[str, float]:
+        def counted_step(
+            loop: ClusterTrainLoop, plan: Any, images: dict[Any, Tensor], cache: Any, group: range
+        ) -> dict[str, float]:
             self.caches.append(cache)
             self.images.append(sum(len(x) for x in images.values()))
-            return step(loop, plan, images, cache)
+            return step(loop, plan, images, cache, group)
 
         monkeypatch.setattr(BatchedLoader, "run", counted_run)
         monkeypatch.setattr(ClusterTrainLoop, "_train_step", counted_step)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from small_heads import config
 from torch import Tensor
 
@@ -23,6 +24,37 @@ def store(target: list[int], K: int, index: Tensor | None = None) -> LabelStore:
     index = torch.arange(len(target))[:, None] if index is None else index
     labels.replace(PseudoLabels(index, torch.tensor(target)[:, None], (K,)))
     return labels
+
+
+class Clock(Hook):
+    """A minute to begin with, as for images that are slow to read, then a second a step."""
+
+    priority = "VERY_HIGH"
+    now = 0.0
+
+    def before_train(self, runner: Any) -> None:
+        self.now += 60
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self.now += 1
+
+
+@pytest.mark.parametrize("begin", ["epoch_1.pth", "iter_5.pth"])
+def test_the_time_left_is_that_of_the_steps_since_the_resume(
+    begin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_step = {"default_hooks.checkpoint": dict(type="CheckpointHook", by_epoch=False, interval=1)}
+    for folder, every in (("epoch", {}), ("iter", by_step)):
+        build_runner(config("odc", str(tmp_path / folder), **every)).train()
+    clock = Clock()
+    monkeypatch.setattr("odc.engine.hooks.time.monotonic", lambda: clock.now)
+    resumed = {"resume": True, "load_from": str(tmp_path / begin.partition("_")[0] / begin), "train_cfg.max_epochs": 4}
+    runner = build_runner(config("odc", str(tmp_path / "again"), log_level="INFO", **resumed))
+    runner.register_hook(clock)
+    runner.train()
+    log = next((tmp_path / "again").glob("*/*.log")).read_text()
+    left = re.findall(r"epoch (\d)/4  .*  left (\S+)", log)
+    assert left == [("2", "0:00:06"), ("3", "0:00:03"), ("4", "0:00:00")]  # three steps an epoch
 
 
 def test_label_statistics_by_hand() -> None:

@@ -1,0 +1,155 @@
+"""Options as they are written on a command line, ``KEY=VALUE``, and the values that they stand for.
+
+A word alone does not say its kind: ``2023`` is a number to a learning rate and the name of a folder to a data set. So
+an option stays as written until the config is there, and then gets the kind that its parameter is annotated with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine import Config
+
+from odc.registry import REGISTRIES, alternatives
+
+# What the annotations of top-level keys would be; every other of them is a dict, a list, a number or a truth value.
+_TOP = {"work_dir": "str | None", "load_from": "str | None", "experiment_name": "str | None"}
+_UNTYPED = {"train_cfg": "ClusterTrainLoop"}  # dicts of a config that need no ``type``
+_TEXT = {"str", "Path"}
+_TEXTS = re.compile(r"(list|tuple|Sequence|Iterable)\[str\b", re.IGNORECASE)
+_CLOSING = {"[": "]", "(": ")"}
+
+
+class Written(str):
+    """The value of an option as it was written, not yet read."""
+
+
+def split(text: str) -> list[str]:
+    """Return the parts between the commas that are in no brackets or quotes; one part where these do not match."""
+    parts, expected, quote = [""], "", ""
+    for c in text:
+        if quote:
+            quote = "" if c == quote else quote
+        elif c in "'\"" and not parts[-1].strip():
+            quote = c
+        elif c in _CLOSING:
+            expected = _CLOSING[c] + expected
+        elif c in _CLOSING.values():
+            if not expected.startswith(c):
+                return [text]
+            expected = expected[1:]
+        elif c == "," and not expected:
+            parts.append("")
+            continue
+        parts[-1] += c
+    return [text] if expected or quote else parts
+
+
+def unquoted(text: str) -> str:
+    """Return the text without the quotes around it, where there are any."""
+    return text[1:-1] if len(text) > 1 and text[0] in "'\"" and text.find(text[0], 1) == len(text) - 1 else text
+
+
+def _elements(text: str) -> list[str] | None:
+    """Return the elements of ``[a, b]``, ``(a, b)`` or ``a, b`` as they are written; ``None`` where it is no list."""
+    parts = split(text)
+    if len(parts) == 1:
+        if not text or _CLOSING.get(text[0]) != text[-1] or split(f"{text},x") == [f"{text},x"]:
+            return None
+        parts = split(text[1:-1])
+    return [part.strip() for part in (parts if parts[-1].strip() else parts[:-1])]
+
+
+def parse(text: str) -> Any:
+    """Return what a text says by itself: a list, a number, a truth value, ``None``, or itself; quotes make it text."""
+    text = text.strip()
+    if unquoted(text) != text:
+        return unquoted(text)
+    elements = _elements(text)
+    if elements is not None:
+        values = [parse(element) for element in elements]
+        return tuple(values) if text.startswith("(") and len(split(text)) == 1 else values
+    with contextlib.suppress(ValueError):
+        return int(text)
+    with contextlib.suppress(ValueError):
+        return float(text)
+    return {"true": True, "false": False}.get(text.lower(), None if text == "None" else text)
+
+
+def read(text: str, annotation: Any) -> Any:
+    """Return the value that a text stands for, for a parameter with this annotation.
+
+    Where it is text, the text as it is, less quotes around all of it; where it is a list of texts, its elements, each
+    text too; otherwise as :func:`parse`.
+    """
+    kinds = set(alternatives(annotation))
+    if "None" in kinds and text == "None":
+        return None
+    texts = any(_TEXTS.match(kind) for kind in kinds)
+    plain = bool(kinds & _TEXT) and all(kind in _TEXT | {"None"} or _TEXTS.match(kind) for kind in kinds)
+    if plain and not (texts and text[:1] in _CLOSING):
+        return unquoted(text)
+    if texts:
+        elements = _elements(text)
+        return [unquoted(element) for element in ([text] if elements is None else elements)]
+    return parse(text)
+
+
+def read_arguments(arguments: Mapping[str, Any], target: Any) -> dict[str, Any]:
+    """Return keyword arguments of ``target`` (a class or function), read where they are only :class:`Written`."""
+    return {k: read(v, _annotation(target, k)) if isinstance(v, Written) else v for k, v in arguments.items()}
+
+
+def read_option(text: str, config: Any, key: str, replaced: Any) -> Any:
+    """Return the value that a text stands for at a place, ``"dotted.key"``, of a config.
+
+    The kind is that of the parameter which the place is for. Where nothing says what it is, what replaces a text is
+    text.
+    """
+    *above, name = key.split(".")
+    if name == "type":
+        return unquoted(text)
+    node = at(config, key.rpartition(".")[0])
+    if not above:
+        return read(text, _TOP.get(name))
+    kind = node.get("type", _UNTYPED.get(".".join(above))) if isinstance(node, Mapping) else None
+    annotations = [_annotation(target, name) for target in _targets(kind)]
+    annotation = next((a for a in annotations if a is not None), None)
+    return read(text, "str | None" if annotation is None and isinstance(replaced, str) else annotation)
+
+
+def at(node: Any, key: str) -> Any:
+    """Return what lies at a place, ``"dotted.key"``, of a config, or ``None``."""
+    for part in filter(None, key.split(".")):
+        if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            node = node.get(part) if isinstance(node, (Mapping, Config)) else None
+    return node
+
+
+def _targets(kind: Any) -> list[Any]:
+    """Return what a ``type`` may mean: itself where it is no name, else what the registries have under it."""
+    if not isinstance(kind, str):
+        return [] if kind is None else [kind]
+    for registry in REGISTRIES:
+        registry.import_from_location()
+    name = kind.rpartition(".")[2]
+    tables = [r.module_dict for own in REGISTRIES for r in (own, own.parent) if r is not None]
+    return [table[name] for table in tables if name in table]
+
+
+def _annotation(target: Any, name: str) -> Any:
+    """Return the annotation of a parameter, of a base class where the class passes others on; ``None``: it has none."""
+    for kind in inspect.getmro(target) if inspect.isclass(target) else (target,):
+        parameters = inspect.signature(kind).parameters
+        if name in parameters:
+            found = parameters[name].annotation
+            return None if found is inspect.Parameter.empty else found
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return None
+    return None
