@@ -157,6 +157,19 @@ def writable(folder: str | Path) -> Path:
     return path
 
 
+def writable_file(file: str | Path) -> Path:
+    """Return the path of a file to write, its folder made where there is none.
+
+    Raises:
+        InputError: it is a folder, or its folder cannot be made or written to.
+    """
+    path = Path(file)
+    if path.is_dir():
+        raise InputError(f"'{file}' is a folder: give a file to write")
+    writable(path.parent)
+    return path
+
+
 def prepare_config(
     config: str | Path,
     *,
@@ -331,7 +344,7 @@ def extract_features(
     """
     if out is not None:
         check_ending(out)
-        writable(Path(out).parent)
+        writable_file(out)
     if split == "eval" and not cfg.data.get("eval_dataset"):
         raise InputError("the config has no data.eval_dataset to extract: set it, or take the split train")
     runner, data = load_runner(cfg, checkpoint)
@@ -379,9 +392,7 @@ def probe(
     if features is not None and drop_neck:
         raise InputError("--drop-neck goes with a checkpoint: the features in a file are what odc extract made them")
     if out is not None:
-        writable(Path(out).parent)
-        if Path(out).is_dir():
-            raise InputError(f"'{out}' is a folder: give a file to write")
+        writable_file(out)
     if checkpoint is not None:
         runner, data = load_runner(cfg, checkpoint)
         train, test = data.train.dataset, data.eval.dataset

@@ -20,17 +20,18 @@ from mmengine import Config
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 
-from odc.apis import convert, extract_features, load_runner, prepare_config, train, writable
+from odc.apis import convert, extract_features, load_runner, prepare_config, train, writable, writable_file
 from odc.clustering.consistency import beta_histogram, local_consistency, reliable_samples
 from odc.compat import load_config
 from odc.data.datasets import ImageDataset
 from odc.data.embeddings import Embeddings
 from odc.data.label_file import LabelFile
+from odc.data.table import read_table
 from odc.engine.comm import get_comm
 from odc.engine.extract import extract
 from odc.engine.loops import unwrap
 from odc.errors import InputError, nearest
-from odc.evaluation.align import Alignment, align, match_paths, read_table
+from odc.evaluation.align import Alignment, align, read_labels
 from odc.evaluation.markdown import markdown_table
 from odc.evaluation.metrics import clustering_accuracy
 from odc.files import write_text
@@ -39,6 +40,7 @@ from odc.structures import UNLABELLED
 
 TRAINED = ("moco", "self", "semi")
 STAGES = ("moco", "embeddings", "self", "reliable", "semi")
+_MOST_CLUSTERS = 1_000_000  # in a table: a larger number is no number of a cluster
 METRICS = ("acc", "nmi", "ari", "knn", "kmeans_acc")
 
 
@@ -141,16 +143,18 @@ def reliable(
 
 def _join(target: Any, clusters: Any, dataset: ImageDataset, labelled: str | Path, alignment: Alignment) -> int:
     """Write a user's labels over ``target`` (N,), as clusters; return how many."""
-    rows = read_table(labelled, "path", "label")
-    index = match_paths(rows, dataset.paths, labelled)
-    for row in rows:
-        if row["label"] not in alignment.classes:
-            raise InputError(
-                f"'{labelled}': the map has no class '{row['label']}'{nearest(row['label'], alignment.classes)}"
-            )
-    label = np.array([alignment.classes.index(row["label"]) for row in rows], dtype=np.int64)
+    index, names, _ = read_labels(labelled, dataset.paths)
+    for name in names:
+        if name not in alignment.classes:
+            raise InputError(f"'{labelled}': the map has no class '{name}'{nearest(name, alignment.classes)}")
+    if int(clusters.max()) >= len(alignment.matches):
+        raise InputError(
+            f"the map names clusters 0 to {len(alignment.matches) - 1}, but there is a cluster {int(clusters.max())}: "
+            "make it with odc align from the clusters.csv of this clustering"
+        )
+    label = np.array([alignment.classes.index(name) for name in names], dtype=np.int64)
     cluster = alignment.clusters_of(label, clusters[index])
-    without = sorted({rows[i]["label"] for i in np.flatnonzero(cluster < 0)})
+    without = sorted({names[i] for i in np.flatnonzero(cluster < 0)})
     if without:
         print_log(f"no cluster is of class {', '.join(without)}: its labelled images are left out", "current")
     target[index] = cluster
@@ -203,16 +207,13 @@ def align_clusters(
     Returns:
         What was found, a line for each cluster.
     """
+    file = writable_file(out)
     rows = read_table(clusters, "path", "cluster")
     paths = [row["path"] for row in rows]
-    try:
-        of = np.array([int(row["cluster"]) for row in rows], dtype=np.int64)
-    except ValueError as error:
-        raise InputError(f"'{clusters}': the column cluster must hold numbers: {error}") from error
-    known = read_table(labels, "path", "label")
-    classes = tuple(sorted({row["label"] for row in known}))
-    index = match_paths(known, paths, labels)
-    label = np.array([classes.index(row["label"]) for row in known], dtype=np.int64)
+    of = _clusters(rows, clusters)
+    index, names, unlabelled = read_labels(labels, paths)
+    classes = tuple(sorted(set(names)))
+    label = np.array([classes.index(name) for name in names], dtype=np.int64)
     x = None
     if features is not None:
         table = Embeddings.load(features)
@@ -225,14 +226,35 @@ def align_clusters(
             )
         x = table.features[[place[path] for path in paths]].numpy()
     found = align(of, int(of.max()) + 1, index, label, classes, x, min_margin)
-    found.save(Path(out))
+    found.save(file)
     lines = [f"cluster {m.cluster}: {_told(m, found.rule)}" for m in found.matches]
     if found.unmatched:
         lines.append(f"no cluster is of class {', '.join(found.unmatched)}")
+    if unlabelled:
+        lines.append(f"{unlabelled} rows of {labels} have no label yet (empty or {UNLABELLED}) and take no part")
     if test is not None:
         lines.append(_accuracy(found, of, paths, set(index.tolist()), test))
     lines.append(f"{len(found.matches)} clusters, {len(classes)} classes, by {found.rule}: {out}")
     return "\n".join(lines)
+
+
+def _clusters(rows: Sequence[Mapping[str, str]], source: str | Path) -> Any:
+    """Return the column ``cluster`` (N,) int64 of a table."""
+    try:
+        numbers = [int(row["cluster"]) for row in rows]
+    except ValueError as error:
+        raise InputError(f"'{source}': the column cluster must hold numbers: {error}") from error
+    if min(numbers) < 0:
+        raise InputError(
+            f"'{source}': {sum(n < 0 for n in numbers)} of {len(numbers)} images are in cluster {min(numbers)}, but "
+            "clusters are numbered from 0: leave out the rows of images in none (noise, in other programs)"
+        )
+    if max(numbers) >= _MOST_CLUSTERS:
+        raise InputError(
+            f"'{source}' has a cluster {max(numbers)}, but numbers below {_MOST_CLUSTERS:,} are expected of "
+            f"{len(numbers):,} images: number the clusters from 0"
+        )
+    return np.array(numbers, dtype=np.int64)
 
 
 def _told(match: Any, rule: str) -> str:
@@ -241,18 +263,17 @@ def _told(match: Any, rule: str) -> str:
 
 
 def _accuracy(found: Alignment, clusters: Any, paths: list[str], used: set[int], test: str | Path) -> str:
-    rows = read_table(test, "path", "label")
-    index = match_paths(rows, paths, test)
+    index, names, _ = read_labels(test, paths)
     again = sorted(used & set(index.tolist()))
     if again:
         raise InputError(
-            f"'{test}': {len(again)} of {len(rows)} images took part in the alignment, the first is "
+            f"'{test}': {len(again)} of {len(names)} images took part in the alignment, the first is "
             f"'{paths[again[0]]}': measure on others"
         )
     named = found.labels(clusters[index])
-    right = sum(c >= 0 and found.classes[c] == row["label"] for c, row in zip(named.tolist(), rows, strict=True))
+    right = sum(c >= 0 and found.classes[c] == name for c, name in zip(named.tolist(), names, strict=True))
     silent = int((named < 0).sum())
-    return f"{right} of {len(rows)} other labelled images are right ({right / len(rows):.1%}); {silent} have no class"
+    return f"{right} of {len(names)} other labelled images are right ({right / len(names):.1%}); {silent} have no class"
 
 
 # -- the pipeline ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from odc.cli import main
 from odc.data.datasets import Digits
 from odc.data.label_file import LabelFile
-from odc.evaluation.align import read_table
+from odc.data.table import read_table
 from odc.pipeline import Pipeline, fit_queue
 from odc.registry import VISBACKENDS
 
