@@ -25,7 +25,7 @@ from odc.engine.extract import extract as extract_table
 from odc.engine.loops import ClusterTrainLoop, ClusterValLoop, unwrap
 from odc.engine.optim import check_clipping, check_optimizer
 from odc.errors import InputError, nearest
-from odc.evaluation.gallery import write_clusters
+from odc.evaluation.gallery import sizes_told, write_clusters
 from odc.evaluation.probes import HELD_OUT, ProbeReport, run_probes, stratified_split
 from odc.files import write_text
 from odc.models.cluster_model import ClusterModel
@@ -257,7 +257,7 @@ def build_runner(cfg: Config) -> Runner:
     return runner
 
 
-def train(cfg: Config, hooks: Sequence[Hook] = ()) -> dict[str, float]:
+def train(cfg: Config, hooks: Sequence[Hook] = ()) -> dict[str, Any]:
     """Train by a prepared config; leave the clusters in the work directory.
 
     Args:
@@ -265,14 +265,18 @@ def train(cfg: Config, hooks: Sequence[Hook] = ()) -> dict[str, float]:
         hooks: more of them than the config names.
 
     Returns:
-        The last evaluation, ``epochs``, and ``images_seen``: views of images that the training put through the network.
+        The last evaluation, ``epochs``, ``images_seen``: views of images that the training put through the network, and
+        ``without_images``, the clusters that none of the evaluated images is in.
     """
     runner = build_runner(cfg)
     for hook in hooks:
         runner.register_hook(hook)
     runner.train()
     costs = {"epochs": float(runner.epoch), "images_seen": float(runner.train_loop.images_seen)}
-    return {**finish(runner, Path(cfg.work_dir)), **costs}
+    values = finish(runner, Path(cfg.work_dir))
+    loop = runner.val_loop
+    evaluation = loop.evaluation if isinstance(loop, ClusterValLoop) else None
+    return {**values, **costs, "without_images": [] if evaluation is None else evaluation.without_images}
 
 
 def evaluate(cfg: Config, checkpoint: str, out: str | Path | None = None) -> dict[str, float]:
@@ -507,6 +511,7 @@ def finish(runner: Runner, out: Path | None) -> dict[str, float]:
         return {}
     if out is not None and runner.rank == 0 and loop.evaluation.scores.shape[1]:
         table, picture = write_clusters(loop.data.eval.dataset, loop.evaluation, out)
-        print_log(f"clusters of {len(loop.evaluation.scores):,} images: {table} and {picture}", "current")
+        told = sizes_told(loop.evaluation.clusters, loop.evaluation.scores.shape[1])
+        print_log(f"clusters of {len(loop.evaluation.scores):,} images: {table} and {picture}; {told}", "current")
         write_text(out / "metrics.json", json.dumps(loop.values, indent=2) + "\n")
     return dict(loop.values)

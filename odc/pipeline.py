@@ -8,6 +8,7 @@ checkpoint; one that is there with another key stops the pipeline, so nothing is
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,9 +33,11 @@ from odc.engine.extract import extract
 from odc.engine.loops import unwrap
 from odc.errors import InputError, nearest
 from odc.evaluation.align import Alignment, align, read_labels
+from odc.evaluation.gallery import listed
 from odc.evaluation.markdown import markdown_table
 from odc.evaluation.metrics import clustering_accuracy
 from odc.files import write_text
+from odc.memory.queue import fitting_queue
 from odc.registry import DATASETS, build
 from odc.structures import UNLABELLED
 
@@ -86,6 +89,7 @@ def reliable(
     include_self: bool = False,
     labelled: str | Path | None = None,
     alignment: str | Path | None = None,
+    allow_empty: bool = False,
 ) -> Reliable:
     """Keep the predicted clusters of images whose neighbours are in the same one; write ``labels.npz``, ``beta.png``.
 
@@ -98,9 +102,11 @@ def reliable(
         labelled: CSV file with the columns ``path`` and ``label``: these images join the reliable ones and win over
             what was predicted for them; needs
         alignment: map of clusters to classes that ``odc align`` wrote.
+        allow_empty: go on where a cluster has no reliable image. What trains on the labels will leave it empty.
 
     Raises:
-        InputError: nothing is reliable, files of other images, or options that do not go together.
+        InputError: nothing is reliable, or nothing in some cluster, files of other images, or options that do not go
+            together.
     """
     if (labelled is None) != (alignment is None):
         raise InputError("labels by hand need to know which cluster is which class: give --labels and --align together")
@@ -128,6 +134,13 @@ def reliable(
     given = 0
     if labelled is not None and alignment is not None:
         given = _join(target, clusters.cpu().numpy(), dataset, labelled, Alignment.load(alignment))
+    none = np.flatnonzero(np.bincount(target[target >= 0], minlength=K) == 0)
+    if len(none) and not allow_empty:
+        raise InputError(
+            f"{len(none)} of {K} clusters have no reliable image ({listed(none)}), so training on these labels would "
+            f"leave them empty: lower the threshold of {threshold:g} (histogram in {folder / 'beta.png'}), ask for "
+            "fewer clusters or train longer; reliable.allow_empty=True (odc reliable --allow-empty) goes on"
+        )
     meta = {"config": str(cfg.filename), "checkpoint": str(checkpoint), "threshold": str(threshold)}
     LabelFile(target, K, dataset.fingerprint, meta).save(folder / "labels.npz")
     found = Reliable(
@@ -295,20 +308,21 @@ def stage_options(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def fit_queue(cfg: Config, N: int) -> str | None:
     """Make the queue of a MoCo config smaller where N images are too few for it.
 
-    It becomes half of them in whole batches, since MoCo refuses one in which an image would meet its own old key; where
-    not even two batches fit, the batch becomes the largest power of two that does.
+    MoCo refuses one in which an image would meet its own old key. It becomes what
+    :func:`odc.memory.queue.fitting_queue` says, and the groups of batch norm stay at least two images large.
 
     Returns:
         What was changed, or ``None``.
     """
     head = cfg.model.head
     batch, queue = head.get("batch_size"), head.get("queue_size")
-    if batch is None or queue is None or queue < N or N < 4:
+    fitting = None if batch is None or queue is None or queue < N else fitting_queue(N, batch)
+    if fitting is None:
         return None
-    fitting = min(batch, 2 ** ((N // 2).bit_length() - 1))
-    head.batch_size, head.queue_size = fitting, N // 2 // fitting * fitting
+    head.batch_size, head.queue_size = fitting
+    cfg.model.split_bn = min(cfg.model.get("split_bn", 1), head.batch_size // 2)
     text = f"MoCo's queue of {queue:,} keys is too large for {N:,} images: it gets {head.queue_size:,}"
-    return text + (f", and batches of {fitting} instead of {batch}" if fitting < batch else "")
+    return text + (f", and batches of {head.batch_size} instead of {batch}" if head.batch_size < batch else "")
 
 
 class Pipeline:
@@ -373,9 +387,17 @@ class Pipeline:
             for name in TRAINED
         }
         self.reliable_options = {**stages["reliable"], **options["reliable"]}
+        known = list(inspect.signature(reliable).parameters)[3:]
+        for option in self.reliable_options:
+            if option not in known:
+                raise InputError(f"the reliable step has no option '{option}'{nearest(option, known)}")
         self.dataset: ImageDataset = build(DATASETS, self.configs["moco"].data.dataset)
         by_hand = "model.head.queue_size" in options["moco"]
         self.fitted = None if by_hand or pretrained else fit_queue(self.configs["moco"], len(self.dataset))
+        for name in ("self", "semi"):
+            K = self.configs[name].model.head.get("num_clusters", 1)
+            if len(self.dataset) < K:
+                raise InputError(f"{K} clusters cannot share {len(self.dataset)} images: lower --clusters")
         for name in TRAINED:
             if self.configs[name].data.dataset != self.configs["moco"].data.dataset:
                 raise InputError(
@@ -451,7 +473,8 @@ class Pipeline:
     def _stage(self, name: str, key: str, work: Callable[[], dict[str, Any]], title: str) -> dict[str, Any]:
         folder = writable(self.folder / name)
         begun, done = folder / "begun.json", folder / "done.json"
-        for file in (done, begun):
+        # An unfinished stage that trains nothing has nothing to lose: other options may begin it anew.
+        for file in (done, begun) if name in TRAINED else (done,):
             if file.exists() and json.loads(file.read_text(encoding="utf-8"))["key"] != key:
                 raise InputError(
                     f"{folder} holds a stage of another config, other data or other stages before it: delete "
@@ -499,4 +522,9 @@ def summary(results: Mapping[str, Mapping[str, Any]]) -> str:
         rows.append([stage, *cells, f"{values['seconds']:.1f}"])
     rows.append(["all", *[""] * len(METRICS), f"{sum(values['seconds'] for values in results.values()):.1f}"])
     found = [values["told"] for values in results.values() if "told" in values]
-    return "\n".join([markdown_table(rows), "", *found])
+    empty = [
+        f"{stage}: {len(values['without_images'])} clusters have no image: {listed(values['without_images'])}"
+        for stage, values in results.items()
+        if values.get("without_images")
+    ]
+    return "\n".join([markdown_table(rows), "", *found, *empty])

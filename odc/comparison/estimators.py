@@ -107,10 +107,12 @@ class Estimator:
         """Return the cluster of every row of ``x`` (N, D): (N,) int64, negative for those in none.
 
         Raises:
-            InputError: it would take more than half of the machine's memory, or another number of clusters than rows
-                comes back.
+            InputError: there are more clusters than rows, it would take more than half of the machine's memory, or
+                another number of clusters than rows comes back.
         """
         N = len(x)
+        if num_clusters > N:
+            raise InputError(f"{num_clusters} clusters from {N} images: take between 1 and {N}")
         needed, there = 4 * N * (N - 1), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if self.path in self.of_pairs and needed > there / 2:
             raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from odc.data.views import Request, Views, mix_array
 from odc.engine.data import EXTRACT_VIEW, Source
+from odc.errors import InputError
 from odc.models.cluster_model import ClusterModel
 from odc.structures import Comm, FeatureTable, derive_seed
 
@@ -52,6 +52,9 @@ def extract(
 
     Returns:
         This rank's shard, on the model's device.
+
+    Raises:
+        InputError: features are not finite.
     """
     if index is None:
         index = torch.arange(len(source.dataset))
@@ -77,10 +80,32 @@ def extract(
     table = FeatureTable(
         mine.to(device), torch.cat(features), torch.cat(outputs) if outputs else None, total=index.numel()
     )
-    bad = int((~torch.isfinite(table.features).all(1)).sum())
-    if bad:
-        print_log(f"{bad:,} of {mine.numel():,} feature rows are not finite", "current", logging.WARNING)
+    _check_finite(table.features, mine, index.numel(), source, view, comm)
     return table
+
+
+def _check_finite(features: Tensor, ids: Tensor, total: int, source: Source, view: str, comm: Comm) -> None:
+    """Refuse features (n, D) of these samples that are not finite, before they reach a memory, a clustering or a file.
+
+    Raises:
+        InputError: on all ranks; it names the first such image, and says whether its pixels are finite.
+    """
+    bad = comm.gather(ids[~features.isfinite().all(1).cpu()].to(features.device))
+    if not len(bad):
+        return
+    first = bad[:1].cpu()
+    (images,) = source.loader.run(_requests(first, [view], 1, 0))
+    if bool(images["", view].isfinite().all()):
+        why = (
+            "its pixels are, so the network has diverged (lower optim_wrapper.optimizer.lr and begin from an older "
+            "checkpoint), or the weights that it began from are damaged"
+        )
+    else:
+        why = f"nor are its pixels, as the view '{view}' gives them: see the transforms in data.views.{view}"
+    raise InputError(
+        f"the features of {len(bad):,} of {total:,} images are not finite, of "
+        f"'{source.dataset.paths[int(first)]}' first; {why}"
+    )
 
 
 @torch.no_grad()
@@ -130,6 +155,8 @@ def encode_views(
     for images in _noted(source.loader.run(requests()), len(ids), batch_size):
         for view in views:
             features[view].append(model.features(images["", view][:, 0].to(device, non_blocking=True)))
+    for view, parts in features.items():
+        _check_finite(torch.cat(parts), torch.from_numpy(ids), len(index), source, view, comm)
     return {view: comm.gather(torch.cat(parts)) for view, parts in features.items()}
 
 
