@@ -59,7 +59,7 @@ def _truth(evaluation: Evaluation, metric: object) -> Targets | None:
     known = targets[targets >= 0]
     print_log(
         f"{type(metric).__name__} says nothing of ground truth: of {len(targets):,} images {len(known):,} have a known "
-        f"class, and these {len(np.unique(known))} class{'' if len(np.unique(known)) == 1 else 'es'}; it takes two",
+        f"class, {len(np.unique(known))} different ones; it takes two",
         "current",
     )
     return None
