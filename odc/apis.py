@@ -28,7 +28,7 @@ from odc.engine.loops import ClusterTrainLoop, ClusterValLoop, unwrap
 from odc.engine.optim import check_clipping, check_optimizer
 from odc.engine.processes import check_environment, check_wrapper
 from odc.errors import InputError, nearest
-from odc.evaluation.gallery import write_clusters
+from odc.evaluation.gallery import sizes_told, write_clusters
 from odc.evaluation.probes import HELD_OUT, ProbeReport, run_probes, stratified_split
 from odc.files import write_text
 from odc.models.cluster_model import ClusterModel
@@ -248,6 +248,19 @@ def check_seed(seed: Any, where: str) -> None:
         raise InputError(f"{where} is a whole number from 0 to {2**32 - 1}, not {seed!r}")
 
 
+def writable_file(file: str | Path) -> Path:
+    """Return the path of a file to write, its folder made where there is none.
+
+    Raises:
+        InputError: it is a folder, or its folder cannot be made or written to.
+    """
+    path = Path(file)
+    if path.is_dir():
+        raise InputError(f"'{file}' is a folder: give a file to write")
+    writable(path.parent)
+    return path
+
+
 def prepare_config(
     config: str | Path,
     *,
@@ -340,7 +353,7 @@ def build_runner(cfg: Config) -> Runner:
     return runner
 
 
-def train(cfg: Config, hooks: Sequence[Hook] = ()) -> dict[str, float]:
+def train(cfg: Config, hooks: Sequence[Hook] = ()) -> dict[str, Any]:
     """Train by a prepared config; leave the clusters in the work directory.
 
     Args:
@@ -348,7 +361,8 @@ def train(cfg: Config, hooks: Sequence[Hook] = ()) -> dict[str, float]:
         hooks: more of them than the config names.
 
     Returns:
-        The last evaluation, ``epochs``, and ``images_seen``: views of images that the training put through the network.
+        The last evaluation, ``epochs``, ``images_seen``: views of images that the training put through the network, and
+        ``without_images``, the clusters that none of the evaluated images is in.
     """
     runner = build_runner(cfg)
     _check_monitored(cfg, labelled=runner.train_loop.data.eval.dataset.targets is not None)
@@ -356,7 +370,10 @@ def train(cfg: Config, hooks: Sequence[Hook] = ()) -> dict[str, float]:
         runner.register_hook(hook)
     runner.train()
     costs = {"epochs": float(runner.epoch), "images_seen": float(runner.train_loop.images_seen)}
-    return {**finish(runner, Path(cfg.work_dir)), **costs}
+    values = finish(runner, Path(cfg.work_dir))
+    loop = runner.val_loop
+    evaluation = loop.evaluation if isinstance(loop, ClusterValLoop) else None
+    return {**values, **costs, "without_images": [] if evaluation is None else evaluation.without_images}
 
 
 def evaluate(cfg: Config, checkpoint: str, out: str | Path | None = None) -> dict[str, float]:
@@ -428,7 +445,7 @@ def extract_features(
     """
     if out is not None:
         check_ending(out)
-        writable(Path(out).parent)
+        writable_file(out)
     if split == "eval" and not cfg.data.get("eval_dataset"):
         raise InputError("the config has no data.eval_dataset to extract: set it, or take the split train")
     runner, data = load_runner(cfg, checkpoint)
@@ -476,9 +493,7 @@ def probe(
     if features is not None and drop_neck:
         raise InputError("--drop-neck goes with a checkpoint: the features in a file are what odc extract made them")
     if out is not None:
-        writable(Path(out).parent)
-        if Path(out).is_dir():
-            raise InputError(f"'{out}' is a folder: give a file to write")
+        writable_file(out)
     if checkpoint is not None:
         runner, data = load_runner(cfg, checkpoint)
         train, test = data.train.dataset, data.eval.dataset
@@ -593,6 +608,7 @@ def finish(runner: Runner, out: Path | None) -> dict[str, float]:
         return {}
     if out is not None and runner.rank == 0 and loop.evaluation.scores.shape[1]:
         table, picture = write_clusters(loop.data.eval.dataset, loop.evaluation, out)
-        print_log(f"clusters of {len(loop.evaluation.scores):,} images: {table} and {picture}", "current")
+        told = sizes_told(loop.evaluation.clusters, loop.evaluation.scores.shape[1])
+        print_log(f"clusters of {len(loop.evaluation.scores):,} images: {table} and {picture}; {told}", "current")
         write_text(out / "metrics.json", json.dumps({**loop.values, "precision": runner.precision}, indent=2) + "\n")
     return dict(loop.values)

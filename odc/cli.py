@@ -193,6 +193,7 @@ def _add_reliable(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quota", type=int, help="how many, with --balance quota")
     parser.add_argument("--labels", metavar="CSV", help="images (path, label) whose class you know: they join, and win")
     parser.add_argument("--align", metavar="JSON", help="which cluster is which class, from odc align")
+    parser.add_argument("--allow-empty", action="store_true", help="go on where a cluster has no reliable image")
 
 
 def _reliable(args: argparse.Namespace) -> None:
@@ -210,6 +211,7 @@ def _reliable(args: argparse.Namespace) -> None:
         quota=args.quota,
         labelled=args.labels,
         alignment=args.align,
+        allow_empty=args.allow_empty,
     )
 
 

@@ -22,20 +22,23 @@ from mmengine import Config
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 
-from odc.apis import check_parts, convert, extract_features, load_runner, prepare_config, train, writable
+from odc.apis import check_parts, convert, extract_features, load_runner, prepare_config, train, writable, writable_file
 from odc.clustering.consistency import beta_histogram, local_consistency, reliable_samples
 from odc.compat import load_config, settle_precision
 from odc.data.datasets import ImageDataset
 from odc.data.embeddings import Embeddings
 from odc.data.label_file import LabelFile
+from odc.data.table import read_table
 from odc.engine.comm import get_comm
 from odc.engine.extract import extract
 from odc.engine.loops import unwrap
 from odc.errors import InputError, nearest
-from odc.evaluation.align import Alignment, align, match_paths, read_table
+from odc.evaluation.align import Alignment, align, read_labels
+from odc.evaluation.gallery import listed
 from odc.evaluation.markdown import markdown_table
 from odc.evaluation.metrics import clustering_accuracy
 from odc.files import write_text
+from odc.memory.queue import fitting_queue
 from odc.options import read_arguments
 from odc.reading import fields, listing, optional, read_json, real, text, whole
 from odc.registry import DATASETS, build, check_arguments
@@ -43,6 +46,7 @@ from odc.structures import UNLABELLED
 
 TRAINED = ("moco", "self", "semi")
 STAGES = ("moco", "embeddings", "self", "reliable", "semi")
+_MOST_CLUSTERS = 1_000_000  # in a table: a larger number is no number of a cluster
 METRICS = ("acc", "nmi", "ari", "knn", "kmeans_acc")
 
 
@@ -88,6 +92,7 @@ def reliable(
     include_self: bool = False,
     labelled: str | Path | None = None,
     alignment: str | Path | None = None,
+    allow_empty: bool = False,
 ) -> Reliable:
     """Keep the predicted clusters of images whose neighbours are in the same one; write ``labels.npz``, ``beta.png``.
 
@@ -100,9 +105,11 @@ def reliable(
         labelled: CSV file with the columns ``path`` and ``label``: these images join the reliable ones and win over
             what was predicted for them; needs
         alignment: map of clusters to classes that ``odc align`` wrote.
+        allow_empty: go on where a cluster has no reliable image. What trains on the labels will leave it empty.
 
     Raises:
-        InputError: nothing is reliable, files of other images, or options that do not go together.
+        InputError: nothing is reliable, or nothing in some cluster, files of other images, or options that do not go
+            together.
     """
     if (labelled is None) != (alignment is None):
         raise InputError("labels by hand need to know which cluster is which class: give --labels and --align together")
@@ -130,6 +137,13 @@ def reliable(
     given = 0
     if labelled is not None and alignment is not None:
         given = _join(target, clusters.cpu().numpy(), dataset, labelled, Alignment.load(alignment))
+    none = np.flatnonzero(np.bincount(target[target >= 0], minlength=K) == 0)
+    if len(none) and not allow_empty:
+        raise InputError(
+            f"{len(none)} of {K} clusters have no reliable image ({listed(none)}), so training on these labels would "
+            f"leave them empty: lower the threshold of {threshold:g} (histogram in {folder / 'beta.png'}), ask for "
+            "fewer clusters or train longer; reliable.allow_empty=True (odc reliable --allow-empty) goes on"
+        )
     meta = {"config": str(cfg.filename), "checkpoint": str(checkpoint), "threshold": str(threshold)}
     LabelFile(target, K, dataset.fingerprint, meta).save(folder / "labels.npz")
     found = Reliable(
@@ -145,16 +159,18 @@ def reliable(
 
 def _join(target: Any, clusters: Any, dataset: ImageDataset, labelled: str | Path, alignment: Alignment) -> int:
     """Write a user's labels over ``target`` (N,), as clusters; return how many."""
-    rows = read_table(labelled, "path", "label")
-    index = match_paths(rows, dataset.paths, labelled)
-    for row in rows:
-        if row["label"] not in alignment.classes:
-            raise InputError(
-                f"'{labelled}': the map has no class '{row['label']}'{nearest(row['label'], alignment.classes)}"
-            )
-    label = np.array([alignment.classes.index(row["label"]) for row in rows], dtype=np.int64)
+    index, names, _ = read_labels(labelled, dataset.paths)
+    for name in names:
+        if name not in alignment.classes:
+            raise InputError(f"'{labelled}': the map has no class '{name}'{nearest(name, alignment.classes)}")
+    if int(clusters.max()) >= len(alignment.matches):
+        raise InputError(
+            f"the map names clusters 0 to {len(alignment.matches) - 1}, but there is a cluster {int(clusters.max())}: "
+            "make it with odc align from the clusters.csv of this clustering"
+        )
+    label = np.array([alignment.classes.index(name) for name in names], dtype=np.int64)
     cluster = alignment.clusters_of(label, clusters[index])
-    without = sorted({rows[i]["label"] for i in np.flatnonzero(cluster < 0)})
+    without = sorted({names[i] for i in np.flatnonzero(cluster < 0)})
     if without:
         print_log(f"no cluster is of class {', '.join(without)}: its labelled images are left out", "current")
     target[index] = cluster
@@ -210,16 +226,13 @@ def align_clusters(
     Returns:
         What was found, a line for each cluster.
     """
+    file = writable_file(out)
     rows = read_table(clusters, "path", "cluster")
     paths = [row["path"] for row in rows]
-    try:
-        of = np.array([int(row["cluster"]) for row in rows], dtype=np.int64)
-    except ValueError as error:
-        raise InputError(f"'{clusters}': the column cluster must hold numbers: {error}") from error
-    known = read_table(labels, "path", "label")
-    classes = tuple(sorted({row["label"] for row in known}))
-    index = match_paths(known, paths, labels)
-    label = np.array([classes.index(row["label"]) for row in known], dtype=np.int64)
+    of = _clusters(rows, clusters)
+    index, names, unlabelled = read_labels(labels, paths)
+    classes = tuple(sorted(set(names)))
+    label = np.array([classes.index(name) for name in names], dtype=np.int64)
     x = None
     if features is not None:
         table = Embeddings.load(features)
@@ -237,14 +250,35 @@ def align_clusters(
             "table that odc wrote"
         )
     found = align(of, int(of.max()) + 1, index, label, classes, x, min_margin)
-    found.save(Path(out))
+    found.save(file)
     lines = [f"cluster {m.cluster}: {_told(m, found.rule)}" for m in found.matches]
     if found.unmatched:
         lines.append(f"no cluster is of class {', '.join(found.unmatched)}")
+    if unlabelled:
+        lines.append(f"{unlabelled} rows of {labels} have no label yet (empty or {UNLABELLED}) and take no part")
     if test is not None:
         lines.append(_accuracy(found, of, paths, set(index.tolist()), test))
     lines.append(f"{len(found.matches)} clusters, {len(classes)} classes, by {found.rule}: {out}")
     return "\n".join(lines)
+
+
+def _clusters(rows: Sequence[Mapping[str, str]], source: str | Path) -> Any:
+    """Return the column ``cluster`` (N,) int64 of a table."""
+    try:
+        numbers = [int(row["cluster"]) for row in rows]
+    except ValueError as error:
+        raise InputError(f"'{source}': the column cluster must hold numbers: {error}") from error
+    if min(numbers) < 0:
+        raise InputError(
+            f"'{source}': {sum(n < 0 for n in numbers)} of {len(numbers)} images are in cluster {min(numbers)}, but "
+            "clusters are numbered from 0: leave out the rows of images in none (noise, in other programs)"
+        )
+    if max(numbers) >= _MOST_CLUSTERS:
+        raise InputError(
+            f"'{source}' has a cluster {max(numbers)}, but numbers below {_MOST_CLUSTERS:,} are expected of "
+            f"{len(numbers):,} images: number the clusters from 0"
+        )
+    return np.array(numbers, dtype=np.int64)
 
 
 def _told(match: Any, rule: str) -> str:
@@ -253,18 +287,17 @@ def _told(match: Any, rule: str) -> str:
 
 
 def _accuracy(found: Alignment, clusters: Any, paths: list[str], used: set[int], test: str | Path) -> str:
-    rows = read_table(test, "path", "label")
-    index = match_paths(rows, paths, test)
+    index, names, _ = read_labels(test, paths)
     again = sorted(used & set(index.tolist()))
     if again:
         raise InputError(
-            f"'{test}': {len(again)} of {len(rows)} images took part in the alignment, the first is "
+            f"'{test}': {len(again)} of {len(names)} images took part in the alignment, the first is "
             f"'{paths[again[0]]}': measure on others"
         )
     named = found.labels(clusters[index])
-    right = sum(c >= 0 and found.classes[c] == row["label"] for c, row in zip(named.tolist(), rows, strict=True))
+    right = sum(c >= 0 and found.classes[c] == name for c, name in zip(named.tolist(), names, strict=True))
     silent = int((named < 0).sum())
-    return f"{right} of {len(rows)} other labelled images are right ({right / len(rows):.1%}); {silent} have no class"
+    return f"{right} of {len(names)} other labelled images are right ({right / len(names):.1%}); {silent} have no class"
 
 
 # -- the pipeline ----------------------------------------------------------------------------------------------------
@@ -286,20 +319,21 @@ def stage_options(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def fit_queue(cfg: Config, N: int) -> str | None:
     """Make the queue of a MoCo config smaller where N images are too few for it.
 
-    It becomes half of them in whole batches, since MoCo refuses one in which an image would meet its own old key; where
-    not even two batches fit, the batch becomes the largest power of two that does.
+    MoCo refuses one in which an image would meet its own old key. It becomes what
+    :func:`odc.memory.queue.fitting_queue` says, and the groups of batch norm stay at least two images large.
 
     Returns:
         What was changed, or ``None``.
     """
     head = cfg.model.head
     batch, queue = head.get("batch_size"), head.get("queue_size")
-    if batch is None or queue is None or queue < N or N < 4:
+    fitting = None if batch is None or queue is None or queue < N else fitting_queue(N, batch)
+    if fitting is None:
         return None
-    fitting = min(batch, 2 ** ((N // 2).bit_length() - 1))
-    head.batch_size, head.queue_size = fitting, N // 2 // fitting * fitting
+    head.batch_size, head.queue_size = fitting
+    cfg.model.split_bn = min(cfg.model.get("split_bn", 1), head.batch_size // 2)
     text = f"MoCo's queue of {queue:,} keys is too large for {N:,} images: it gets {head.queue_size:,}"
-    return text + (f", and batches of {fitting} instead of {batch}" if fitting < batch else "")
+    return text + (f", and batches of {head.batch_size} instead of {batch}" if head.batch_size < batch else "")
 
 
 def _checkpoint(value: Any) -> str:
@@ -319,6 +353,7 @@ DONE = fields(
     checkpoint=_checkpoint,
     told=text,
     per_cluster=listing(whole()),
+    without_images=listing(whole()),
     **dict.fromkeys(("count", "total", "labelled", "images"), whole()),
 )
 
@@ -391,6 +426,10 @@ class Pipeline:
         self.dataset: ImageDataset = build(DATASETS, self.configs["moco"].data.dataset)
         by_hand = "model.head.queue_size" in options["moco"]
         self.fitted = None if by_hand or pretrained else fit_queue(self.configs["moco"], len(self.dataset))
+        for name in ("self", "semi"):
+            K = self.configs[name].model.head.get("num_clusters", 1)
+            if len(self.dataset) < K:
+                raise InputError(f"{K} clusters cannot share {len(self.dataset)} images: lower --clusters")
         for name in TRAINED:
             if self.configs[name].data.dataset != self.configs["moco"].data.dataset:
                 raise InputError(
@@ -476,8 +515,9 @@ class Pipeline:
             for file, kind in ((done, DONE), (begun, BEGUN))
             if file.exists()
         }
-        for before in left.values():
-            if before["key"] != key:
+        for file, before in left.items():
+            # An unfinished stage that trains nothing has nothing to lose: other options may begin it anew.
+            if before["key"] != key and (file == done or name in TRAINED):
                 raise InputError(
                     f"{folder} holds a stage of another config, other data or other stages before it"
                     f"{_otherwise(before, ran)}: delete {folder}, or choose another --work-dir"
@@ -533,4 +573,9 @@ def summary(results: Mapping[str, Mapping[str, Any]]) -> str:
         for name in ("precision", "threads")
     )
     found = [values["told"] for values in results.values() if "told" in values]
-    return "\n".join([markdown_table(rows), "", f"Trained in {precision}, threads: {threads}.", "", *found])
+    empty = [
+        f"{stage}: {len(values['without_images'])} clusters have no image: {listed(values['without_images'])}"
+        for stage, values in results.items()
+        if values.get("without_images")
+    ]
+    return "\n".join([markdown_table(rows), "", f"Trained in {precision}, threads: {threads}.", "", *found, *empty])

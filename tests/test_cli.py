@@ -235,6 +235,10 @@ def test_clusters_that_the_samples_cannot_fill(write: Write, capsys: pytest.Capt
     assert "lower the number of clusters to 2 or min_cluster to 12" in line
     line = refused(capsys, [*train, "model.head.num_clusters=49", "model.head.min_cluster=1"], "49 clusters", "48")
     assert "lower the number of clusters to 48\n" in line
+    line = refused(capsys, [*train, "model.head.min_cluster=50"], "4 clusters", "200", "48")
+    assert "lower min_cluster to 12\n" in line
+    line = refused(capsys, [*train, "model.head.num_clusters=49", "model.head.min_cluster=50"], "49 clusters")
+    assert "lower the number of clusters to 48 and min_cluster to 1\n" in line
 
 
 def test_configs_that_cannot_be_read(write: Write, capsys: pytest.CaptureFixture[str]) -> None:

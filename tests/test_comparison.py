@@ -22,8 +22,9 @@ import torch
 from odc import compat
 from odc.cli import main
 from odc.comparison.cell import Clustering, _Watch, read_curves, run_method
-from odc.comparison.estimators import Estimator
+from odc.comparison.estimators import ESTIMATORS, Estimator
 from odc.comparison.plan import Cell, Request, plan, stage_configs
+from odc.comparison.report import OUTCOME_FILE, read_outcome
 from odc.comparison.run import Progress, Running, _room, default_threads, next_cell, read_results
 from odc.comparison.table import document, table
 from odc.errors import InputError
@@ -314,6 +315,30 @@ def test_an_estimator_of_pairs_stays_within_the_memory(monkeypatch: pytest.Monke
         every.fit_predict(x, 3, 0)
     assert len(every.fit_predict(x[:100], 3, 0)) == 100  # 39,600 of 81,920 bytes
     assert len(means.fit_predict(x, 3, 0)) == 200
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_an_estimator_of_few_or_strange_images(name: str) -> None:
+    estimator = Estimator.parse(f"{name}-pixels")
+    assert estimator is not None
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    for points in (x, x[:3], 1e6 * x):
+        assert estimator.fit_predict(points, 2, 0).shape == (len(points),)
+    with pytest.raises(InputError, match="7 clusters from 6 images: take between 1 and 6"):
+        estimator.fit_predict(x, 7, 0)
+    with pytest.raises(InputError, match=r"finds no 2 clusters in 6 images: |6 of 6 rows of x are") as error:
+        estimator.fit_predict(np.full_like(x, np.nan), 2, 0)
+    assert "\n" not in str(error.value)
+
+
+def test_features_fit_into_half_precision(tmp_path: Path) -> None:
+    for scale in (1e-3, 1.0, 1e9):
+        Clustering.from_clusters(scale * torch.tensor([[0.0], [2.0], [-10.0]]), torch.tensor([0, 0, 1])).save(
+            tmp_path / OUTCOME_FILE
+        )
+        found = read_outcome(tmp_path, 3)
+        assert found is not None
+        assert (found.features / found.features[1]).ravel().tolist() == pytest.approx([0, 1, -5], rel=2e-3)
 
 
 def test_centre_and_border_of_clusters_by_hand() -> None:

@@ -27,8 +27,9 @@ from odc.cli import main
 from odc.comparison.run import read_results, report_only
 from odc.compat import Runner, load_config, load_plain, write_tensors
 from odc.data import Embeddings, LabelFile
+from odc.data.table import read_table
 from odc.errors import DamagedError, InputError
-from odc.evaluation.align import Alignment, read_table
+from odc.evaluation.align import Alignment
 from odc.files import append_line
 from odc.pipeline import DONE
 from odc.reading import read_json

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from odc import compat
 from odc.cli import main
 from odc.data.datasets import Digits
 from odc.data.label_file import LabelFile
-from odc.evaluation.align import read_table
+from odc.data.table import read_table
 from odc.pipeline import Pipeline, fit_queue
 from odc.registry import VISBACKENDS
 
@@ -28,6 +30,7 @@ SHORT = [
     "self.train_cfg.max_epochs=1",
     "self.model.head.repeats=1",
     "reliable.threshold=0.3",
+    "reliable.allow_empty=True",
     "semi.train_cfg.max_epochs=1",
     "semi.model.head.steps=3",
 ]
@@ -75,8 +78,15 @@ def test_every_stage_leaves_its_result(done: Path) -> None:
         "stage", "-" * len(lines[1].split("|")[1].strip()), "moco", "embeddings", "self", "reliable", "semi", "all"
     ]  # fmt: skip
     assert f"Trained in float32, threads: {torch.get_num_threads()}." in lines
-    assert "have a reliable label" in lines[-1]
-    assert "their number says nothing of their quality" in lines[-1]
+    found = json.loads((done / "reliable/done.json").read_text())
+    empty = json.loads((done / "semi/done.json").read_text())["without_images"]
+    told = lines[len(lines) - lines[::-1].index("") :]
+    assert "have a reliable label" in told[0]
+    assert set(empty) >= {c for c in range(10) if not found["per_cluster"][c]}, "nothing teaches these clusters"
+    assert [line for line in told if "semi: " in line] == (
+        [f"semi: {len(empty)} clusters have no image: {', '.join(map(str, empty))}"] if empty else []
+    )
+    assert "their number says nothing of their quality" in told[0]
     labels = LabelFile.load(done / "reliable/labels.npz")
     found = json.loads((done / "reliable/done.json").read_text())
     assert found["count"] == int((labels.target >= 0).sum()) == sum(found["per_cluster"])
@@ -159,6 +169,31 @@ def test_stages_of_different_images_are_refused(tmp_path: Path, capsys: pytest.C
     assert "a pipeline is a dict of moco, reliable, self, semi" in capsys.readouterr().err
 
 
+def test_a_cluster_without_a_reliable_image_stops_before_semi(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("moco", "embeddings", "self"):
+        shutil.copytree(done / name, tmp_path / name)
+    found = json.loads((done / "reliable/done.json").read_text())["per_cluster"]
+    assert found.count(0) >= 1, "so short a training fills no cluster of its own"
+    assert spice(tmp_path, "reliable.allow_empty=False") == 2
+    err = capsys.readouterr().err
+    assert f"{found.count(0)} of 10 clusters have no reliable image ({found.index(0)}, " in err
+    assert "lower the threshold of 0.3" in err
+    assert not (tmp_path / "semi").exists()
+    pipeline = ["spice", CONFIG, "--work-dir", str(tmp_path), "--cfg-options", *SHORT]
+    assert main([*pipeline, "reliable.allow_emtpy=True"]) == 2
+    assert "no option 'allow_emtpy'; did you mean 'allow_empty'?" in capsys.readouterr().err
+    assert main([*pipeline, "self.model.head.num_clusters=1798", "semi.model.head.num_clusters=1798"]) == 2
+    assert "1798 clusters cannot share 1797 images" in capsys.readouterr().err
+    Pipeline(CONFIG, work_dir=tmp_path, cfg_options=options_of(SHORT)).run("reliable")
+    assert (tmp_path / "reliable/labels.npz").is_file(), "the remedy works where the stage stopped"
+
+
+def options_of(words: list[str]) -> dict[str, Any]:
+    return {key: ast.literal_eval(value) for key, value in (word.split("=") for word in words)}
+
+
 def test_nothing_reliable_proposes_a_threshold(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(next((done / "self").glob("*.py")))
     arguments = ["reliable", config, str(done / "self/epoch_1.pth"), "--out", str(tmp_path)]
@@ -192,7 +227,7 @@ def test_labels_by_hand_name_the_clusters_and_win(
     assert main(["align", table, str(mine), "--out", found, "--min-margin", "-1"]) == 0
     names = {m["cluster"]: m["label"] for m in json.loads(Path(found).read_text())["clusters"]}
     config = str(next((done / "self").glob("*.py")))
-    arguments = ["reliable", config, str(done / "self/epoch_1.pth"), "--out", str(tmp_path / "joined")]
+    arguments = ["reliable", config, str(done / "self/epoch_1.pth"), "--out", str(tmp_path / "joined"), "--allow-empty"]
     assert main([*arguments, "--threshold", "0.3", "--labels", str(mine), "--align", found]) == 0
     target = LabelFile.load(tmp_path / "joined/labels.npz").target
     for i in range(60):
@@ -230,7 +265,7 @@ def test_a_long_tail_with_duplicates_and_more_clusters_than_classes(
         (tmp_path / f"{name}.py").write_text(f"_base_ = '{ROOT}/configs/{base}'\ndata = dict(dataset={source})\n")
     (tmp_path / "all.py").write_text(f"pipeline = dict(**{stages}, reliable=dict(neighbours=10, threshold=0.2))\n")
     arguments = ["spice", str(tmp_path / "all.py"), "--work-dir", str(tmp_path / "run"), "--clusters", "15"]
-    options = [o for o in SHORT if "reliable" not in o] + ["moco.model.head.queue_size=192"]
+    options = [o for o in SHORT if "threshold" not in o] + ["moco.model.head.queue_size=192"]
     assert main([*arguments, "--cfg-options", *options]) == 0
     out = capsys.readouterr().out
     count = len(list((tmp_path / "images").rglob("*.png")))
@@ -255,7 +290,7 @@ def test_each_training_has_a_visualizer_of_its_own(tmp_path: Path) -> None:
         def close(self) -> None:
             events.append("close")
 
-    options = {key: ast.literal_eval(value) for key, value in (option.split("=") for option in SHORT)}
+    options = options_of(SHORT)
     options["visualizer"] = {"type": "Visualizer", "vis_backends": [{"type": "Witness"}]}
     try:
         Pipeline(CONFIG, work_dir=tmp_path, cfg_options=options).run()

@@ -517,6 +517,16 @@ def test_features_that_have_no_map(cells: list[dict[str, Any]]) -> None:
     assert report.embed(bad) == (None, "1 rows of features are not finite")
     few = report.Outcome(outcome.cluster, outcome.confidence, outcome.margin, outcome.features[:5], outcome.path)
     assert report.embed(few) == (None, "5 images are too few for a map")
+    flat = report.Outcome(outcome.cluster, outcome.confidence, outcome.margin, 0 * features[:3].repeat(5, 0), bad.path)
+    flat.features[:] = 7
+    assert report.embed(flat) == (None, "all 15 images have equal features: there is nothing to map")
+
+
+def test_classes_that_nobody_knows_are_no_map() -> None:
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    spots = charts.scale(np.array([[0, 0], [0, 1], [1, 1], [1, 0]], np.float32))
+    dataset = ArrayDataset(images, list("abcd"), np.full(4, -1), ["cat", "dog"])
+    assert [name for name, _ in report.maps_of(spots, np.arange(4), np.arange(4), dataset, [0], {})] == ["cluster"]
 
 
 def test_matched_clusters_have_their_classes_colours() -> None:

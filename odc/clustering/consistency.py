@@ -84,8 +84,8 @@ def reliable_samples(
         (N,) bool.
 
     Raises:
-        InputError: no sample is reliable: the message has a histogram of β and proposes a threshold; or options that
-            do not go together.
+        InputError: shapes or labels do not fit, or numbers are not finite; no sample is reliable: the message has a
+            histogram of β and proposes a threshold; or options that do not go together.
     """
     if balance not in (None, "min", "quota"):
         raise InputError(f"balance is None, 'min' or 'quota', not {balance!r}")
@@ -93,6 +93,16 @@ def reliable_samples(
         raise InputError(f"a quota of at least 1 goes with balance='quota', and only with it: got {balance!r}, {quota}")
     if score_threshold is not None and scores is None:
         raise InputError(f"score_threshold={score_threshold} needs scores")
+    N = len(beta)
+    if N < 1 or beta.shape != (N,) or labels.shape != (N,) or (scores is not None and scores.shape != (N,)):
+        shapes = [tuple(x.shape) for x in (beta, labels, scores) if x is not None]
+        raise InputError(f"β, labels and scores must be (N,), N at least 1; got {', '.join(map(str, shapes))}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= n_clusters:
+        raise InputError(f"labels run from {low} to {high}, but the clusters are 0 to {n_clusters - 1}")
+    for name, x in (("β", beta), ("scores", scores)):
+        if x is not None and not bool(x.isfinite().all()):
+            raise InputError(f"{int((~x.isfinite()).sum())} of {N} {name} are not finite: evaluate the features anew")
     mask = beta > threshold
     if not bool(mask.any()):
         raise InputError(

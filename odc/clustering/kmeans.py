@@ -14,6 +14,7 @@ from torch import Tensor
 from odc.errors import InputError
 
 FloatArray = npt.NDArray[np.float32]
+LONGEST = 1e18  # of a row: its square, and four times that, are below float32's largest number
 
 
 class MissingFaissError(InputError, ImportError):
@@ -71,18 +72,30 @@ def flat_index(dim: int, *, inner_product: bool, device: torch.device) -> Any:
 
 
 def finite_array(x: Tensor | npt.NDArray[Any], name: str) -> FloatArray:
-    """Return ``x`` (N, D) as a C-contiguous float32 array; :class:`InputError` if it is not that or not finite."""
-    array = x.detach().to("cpu", torch.float32).numpy() if isinstance(x, Tensor) else x
-    if array.ndim != 2:
-        raise InputError(f"{name} must be (N, D); got shape {tuple(array.shape)}")
-    array = np.ascontiguousarray(array, dtype=np.float32)
-    # A row's sum is finite only if the row is: no (N, D) mask. Rows that merely overflow are looked at again.
+    """Return ``x`` (N, D) as a C-contiguous float32 array.
+
+    Raises:
+        InputError: it is not numbers (N, D) with N and D at least 1, or rows are not finite or so long that float32
+            cannot hold the squares of their distances.
+    """
+    array = x.detach().to("cpu", torch.float32).numpy() if isinstance(x, Tensor) else np.asarray(x)
+    if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "fiub":
+        raise InputError(
+            f"{name} must be numbers (N, D), N and D at least 1; got shape {tuple(array.shape)}, {array.dtype}"
+        )
     with np.errstate(over="ignore", invalid="ignore"):
-        suspects = np.flatnonzero(~np.isfinite(array.sum(axis=1)))
+        array = np.ascontiguousarray(array, dtype=np.float32)
+        # A row's square is finite only if the row is: no (N, D) mask. Those in doubt are looked at again.
+        suspects = np.flatnonzero(~(np.einsum("ij,ij->i", array, array) <= LONGEST**2))
     bad = int((~np.isfinite(array[suspects]).all(axis=1)).sum())
     if bad:
         raise InputError(
             f"{bad} of {len(array)} rows of {name} are not finite: remove them, or lower the learning rate"
+        )
+    if len(suspects):
+        raise InputError(
+            f"{len(suspects)} of {len(array)} rows of {name} are longer than {LONGEST:g}: lower the learning rate, or "
+            "normalise them"
         )
     return array
 
@@ -117,7 +130,8 @@ def kmeans(
         max_points_per_centroid: train on a random sample of K times this many points if there are more.
 
     Raises:
-        InputError: K is not within 1..N, ``n_iter`` or ``n_redo`` < 1, ``x`` is not (N, D), or rows are not finite.
+        InputError: K is not within 1..N, ``n_iter`` or ``n_redo`` < 1, ``x`` is not (N, D), or rows are not finite or
+            longer than 1e18.
         MissingFaissError: FAISS is not installed.
     """
     points = finite_array(x, "x")

@@ -49,7 +49,8 @@ def knn_search(
     exclude = exclude_self and queries is None
     available = N - 1 if exclude else N
     if not 1 <= k <= available:
-        raise InputError(f"{k} neighbours asked for, but k must be between 1 and {available} for {N} samples")
+        allowed = f"k must be between 1 and {available}" if available else "none can be found"
+        raise InputError(f"{k} neighbours asked for, but {allowed} for {N} sample{'s' if N > 1 else ''}")
     if metric == "cosine":
         points = _unit_rows(points)
         asked = points if queries is None else _unit_rows(asked)

@@ -11,14 +11,23 @@ from odc.errors import InputError
 from odc.structures import Comm
 
 CHUNK = 16384  # rows in float64 at a time
+NO_DIFFERENCE = (
+    "there is nothing to cluster; see whether the images differ (data.views), and if they do, pre-train the backbone "
+    "(configs/moco) or lower the learning rate"
+)
+_ROUNDING = 2.0**-23  # relative, of float32
+_TINY = 1e-30  # standard deviations below this have no inverse in float32
 
 
 def l2_normalize(x: Tensor, eps: float = 1e-12) -> tuple[Tensor, int]:
-    """Return the rows of ``x`` (N, D) divided by their L2 norms, and how many rows are zero (norm <= ``eps``).
+    """Return the rows of ``x`` (N, D) floating divided by their L2 norms, and how many are zero (norm <= ``eps``).
 
     Zero rows become exact zeros. Same dtype and device.
     """
     norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    if bool(norms.isinf().any()):  # long rows, whose squares overflow; rows that are not finite stay so
+        x = torch.where(norms.isinf(), x / x.abs().amax(dim=1, keepdim=True), x)
+        norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     zero = norms <= eps
     return torch.where(zero, 0, x / norms.masked_fill(zero, 1)), int(zero.sum())
 
@@ -31,6 +40,15 @@ def l2_normalize_(x: Tensor, eps: float = 1e-12) -> int:
         rows.copy_(unit)
         zero += more
     return zero
+
+
+def check_differ(x: Tensor) -> None:
+    """Raise :class:`InputError` if the rows of ``x`` (N, D) floating, N > 1, are all equal up to rounding."""
+    if len(x) < 2 or x.shape[1] < 1:
+        return
+    low, high = x.amin(0), x.amax(0)
+    if float((high - low).max()) <= 8 * _ROUNDING * float(torch.maximum(high.abs(), low.abs()).max()):
+        raise InputError(f"the features of all {len(x):,} images are equal: {NO_DIFFERENCE}")
 
 
 @dataclass(frozen=True)
@@ -85,10 +103,13 @@ def fit_whitening(x: Tensor, n_components: int, comm: Comm, floor: float = 1e-5)
             that directions without variance are not blown up (DeeperCluster: 1e-5).
 
     Raises:
-        InputError: fewer than two rows, rows that are not finite, rows all equal, or ``n_components`` < 1.
+        InputError: fewer than two rows, rows that are not finite, rows all equal up to rounding, or
+            ``n_components`` < 1.
     """
     if n_components < 1:
         raise InputError(f"whitening needs at least 1 component, not {n_components}")
+    if x.ndim != 2 or x.shape[1] < 1:
+        raise InputError(f"x must be (N, D), D at least 1; got shape {tuple(x.shape)}")
     D = x.shape[1]
     # Two passes, mean first: the moments about zero would cancel where the mean is large.
     total = x.new_zeros(D + 1, dtype=torch.float64)
@@ -108,8 +129,9 @@ def fit_whitening(x: Tensor, n_components: int, comm: Comm, floor: float = 1e-5)
         centred = rows.double() - mean
         outer.addmm_(centred.T, centred)
     variances, directions = torch.linalg.eigh(comm.sum(outer) / N)  # ascending
-    if not float(variances[-1]) > 0:
-        raise InputError(f"the {N} rows to whiten are all equal: the features have collapsed; check the backbone")
+    # What rounding makes of equal rows is no direction: whitened, it would look like structure.
+    if float(variances[-1]) <= _ROUNDING**2 * float(mean.square().sum()) + _TINY**2:
+        raise InputError(f"the {N} rows to whiten are all equal: {NO_DIFFERENCE}")
 
     kept = min(n_components, N - 1, D)
     variances, directions = variances.flip(0)[:kept], directions.flip(1)[:, :kept]

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from odc.clustering.kmeans import LONGEST
 from odc.errors import InputError
 from odc.structures import Comm
 
@@ -101,8 +102,8 @@ def two_level_kmeans(
         InputError: k is not within 1..N, m not within 1..k, ``n_iter`` < 1, ``x`` is not (Nr, D), or rows are not
             finite.
     """
-    if x.ndim != 2:
-        raise InputError(f"x must be (N, D); got shape {tuple(x.shape)}")
+    if x.ndim != 2 or x.shape[1] < 1:
+        raise InputError(f"x must be (N, D), D at least 1; got shape {tuple(x.shape)}")
     x = x.float().contiguous()
     N = _total(x.shape[0], x, comm)
     if not 1 <= n_clusters <= N:
@@ -156,6 +157,8 @@ def _units(x: Tensor, N: int, comm: Comm) -> float:
         raise InputError(
             f"{_total(bad, x, comm)} of {N} rows to cluster are not finite: remove them, or lower the learning rate"
         )
+    if float(largest) * math.sqrt(x.shape[1]) > LONGEST:
+        raise InputError(f"of the {N} rows to cluster some are longer than {LONGEST:g}: lower the learning rate")
     exponent = math.frexp(float(largest))[1]  # every |coordinate| < 2^exponent
     return 2.0 ** (min(_GRID_BITS, 53 - N.bit_length()) - exponent)
 

@@ -68,6 +68,8 @@ class Estimator:
 
     # Keep a distance (float64) for every pair of images, so that many images would take all memory of the machine.
     of_pairs: ClassVar[tuple[str, ...]] = ("sklearn.cluster.AgglomerativeClustering",)
+    # Options that count images, of which there may be fewer.
+    of_images: ClassVar[tuple[str, ...]] = ("n_neighbors", "min_cluster_size")
     # What the classes of scikit-learn call K.
     names: ClassVar[tuple[str, ...]] = ("n_clusters", "n_components")
 
@@ -107,10 +109,12 @@ class Estimator:
         """Return the cluster of every row of ``x`` (N, D): (N,) int64, negative for those in none.
 
         Raises:
-            InputError: it would take more than half of the machine's memory, or another number of clusters than rows
-                comes back.
+            InputError: there are more clusters than rows, it would take more than half of the machine's memory, it
+                fails on these features, or another number of clusters than rows comes back.
         """
         N = len(x)
+        if num_clusters > N:
+            raise InputError(f"{num_clusters} clusters from {N} images: take between 1 and {N}")
         needed, there = 4 * N * (N - 1), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if self.path in self.of_pairs and needed > there / 2:
             raise InputError(
@@ -122,7 +126,12 @@ class Estimator:
         given = {name: num_clusters for name in self.names if name in known}
         if "random_state" in known:
             given["random_state"] = seed
-        clusters = np.array(kind(**{**given, **self.options}).fit_predict(x))
+        few = {name: min(value, max(2, N)) for name, value in self.options.items() if name in self.of_images}
+        try:
+            clusters = np.array(kind(**{**given, **self.options, **few}).fit_predict(x))
+        except (ValueError, TypeError, ArithmeticError, np.linalg.LinAlgError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(f"{self.path} finds no {num_clusters} clusters in {N:,} images: {reason}") from error
         if clusters.shape != x.shape[:1]:
             raise InputError(f"{self.path}.fit_predict gave {clusters.shape} clusters for {x.shape} features")
         in_one = clusters >= 0  # numbered 0 to K - 1 whatever the class calls them; negative: in none

@@ -470,6 +470,8 @@ def embed(outcome: Outcome) -> tuple[tuple[Ints, charts.Floats] | None, str]:
         return None, f"{len(features)} images are too few for a map"
     if not np.isfinite(features).all():
         return None, f"{int((~np.isfinite(features).all(1)).sum()):,} rows of features are not finite"
+    if (features == features[0]).all():
+        return None, f"all {len(features):,} images have equal features: there is nothing to map"
     cache = outcome.path.with_name("embedding-2d.npz")
     digest = hashlib.sha256(repr((features.shape, MOST_POINTS)).encode())
     digest.update(np.ascontiguousarray(features).data)
@@ -508,7 +510,7 @@ def maps_of(
     colours = {**match, **{c: free + i for i, c in enumerate(rest)}}
     few = free + len(rest) <= charts.FEW
     maps = [("cluster", charts.groups(spots, here, {c: str(c) for c in colours}, colours, shown, few))]
-    if dataset.targets is not None and classes is not None:
+    if dataset.targets is not None and classes is not None and (dataset.targets[index] >= 0).any():
         targets = dataset.targets[index]
         told = range(len(classes)) if len(classes) <= MOST_CLUSTERS else ()
         by_class = {k: k for k in range(len(classes))}

@@ -7,9 +7,7 @@ A data set gives raw images, ``uint8 (C, H, W)``. Resizing, scaling and augmenta
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
-import io
 import itertools
 import logging
 import os
@@ -30,6 +28,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
+from odc.data.table import label_of, read_table
 from odc.errors import InputError, nearest
 from odc.registry import DATASETS, build
 from odc.structures import UNLABELLED, make_generator
@@ -550,7 +549,7 @@ class ImageList(FileDataset):
         for line in _read_text(file).split("\n"):
             if line.strip():
                 path, _, label = line.partition("\t")
-                pairs.append((path.strip(), label.strip()))
+                pairs.append((path.strip(), label))
         labels = _by_path(file, pairs)
         super().__init__(
             root or os.path.dirname(os.path.abspath(file)),
@@ -586,8 +585,8 @@ class ImageCSV(FileDataset):
         grey: decode to one channel.
 
     Raises:
-        InputError: the file or a column is missing, the file is not UTF-8 or names no image, a path occurs twice, or
-            (``strict``) an image is unreadable.
+        InputError: the file or a column is missing, the file is not UTF-8 or names no image, a row is shorter or longer
+            than the header, a path occurs twice, or (``strict``) an image is unreadable.
     """
 
     def __init__(
@@ -602,13 +601,8 @@ class ImageCSV(FileDataset):
         seed: int = 0,
         grey: bool = False,
     ) -> None:
-        reader = csv.DictReader(io.StringIO(_read_text(file), newline=""))
-        columns = list(reader.fieldnames or ())
-        for name in (path, *((label,) if label != "label" else ())):
-            if name not in columns:
-                raise InputError(f"{file} has no column '{name}'{nearest(name, columns)}")
-        pairs = [((row[path] or "").strip(), (row.get(label) or "").strip()) for row in reader]
-        labels = _by_path(file, [pair for pair in pairs if pair[0]])
+        rows = read_table(file, path, *((label,) if label != "label" else ()), optional=("label",))
+        labels = _by_path(file, [(row[path].strip(), row.get(label, "")) for row in rows])
         super().__init__(
             root or os.path.dirname(os.path.abspath(file)),
             list(labels),
@@ -739,7 +733,7 @@ def _by_path(file: str, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
         key = posixpath.normpath(path)
         if key in labels:
             raise InputError(f"{file} names {_show(key)} twice; every image must have one line")
-        labels[key] = "" if label == str(UNLABELLED) else label
+        labels[key] = label_of(label)
     if not labels:
         raise InputError(f"{file} names no image")
     return labels

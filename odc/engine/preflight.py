@@ -36,6 +36,7 @@ from odc.clustering import kmeans, knn_search, l2_normalize
 from odc.engine.extract import extract
 from odc.engine.loops import unwrap
 from odc.errors import InputError
+from odc.evaluation.evaluator import tells_apart
 from odc.evaluation.metrics import Ids, knn_accuracy, nmi
 from odc.registry import HOOKS
 from odc.structures import make_generator
@@ -75,7 +76,7 @@ def feature_statistics(features: Tensor, n_clusters: int, seed: int, targets: Id
         values[f"{prefix}stability"] = nmi(first, second)
         if not prefix and targets is not None:
             known = torch.as_tensor(targets) >= 0
-            if int(known.sum()) >= 2:
+            if tells_apart(targets):
                 k = min(NEIGHBOURS, int(known.sum()) - 1)
                 values["kmeans_nmi"] = nmi(first, targets)
                 values["knn"] = knn_accuracy(features, torch.as_tensor(targets), k)
@@ -121,7 +122,7 @@ class PreflightHook(Hook):
         with runner.autocast():
             table = extract(model, loop.data.train, loop.comm, batch_size=loop.data.extract_batch_size, index=index)
         features = loop.comm.gather(table.features).cpu()
-        if loop.comm.rank == 0 and bool(features.isfinite().all()):  # extract has warned of what is not
+        if loop.comm.rank == 0:
             targets = loop.data.dataset.targets
             self._tell(runner, features, min(K, max(2, len(index) // 20)), None if targets is None else targets[index])
 

@@ -8,9 +8,8 @@ them best; a cluster whose class does not stand out stays without one.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import posixpath
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from odc.errors import InputError, nearest
+from odc.data.table import label_of, read_table
+from odc.errors import InputError
 from odc.files import write_text
-from odc.reading import fields, listing, optional, read_json, read_text, real, text, whole
+from odc.reading import fields, listing, optional, read_json, real, text, whole
+from odc.structures import UNLABELLED
 
 ENOUGH_VOTES = 3
 IntArray = npt.NDArray[np.int64]
@@ -150,10 +151,11 @@ def align(
         classes: C names.
         features: (N, D), for classes with fewer than three labels.
         min_margin: a cluster whose class is less than this ahead of the next one abstains, and so does one that no
-            label supports.
+            label supports, and, unless this is negative, one in which two classes are equally good.
 
     Raises:
-        InputError: a class has fewer than three labels and there are no features, or there is no label at all.
+        InputError: a class has fewer than three labels and there are no features, there is no label at all, or features
+            are not finite.
     """
     C = len(classes)
     if len(index) == 0 or C == 0:
@@ -170,6 +172,9 @@ def align(
         )
     scores = votes
     if not by_votes and features is not None:
+        bad = int((~np.isfinite(features).all(axis=1)).sum())
+        if bad:
+            raise InputError(f"{bad} of {len(features)} rows of features are not finite: extract them anew")
         scores = _similarities(features.astype(np.float64), clusters, n_clusters, index, label, C)
     assigned = np.full(n_clusters, -1)
     rows, columns = linear_sum_assignment(scores, maximize=True)
@@ -184,8 +189,9 @@ def align(
         if by_votes:
             margin /= max(labelled, 1)
         supported = votes[k, c] > 0 if by_votes else bool((clusters == k).any())
-        name = classes[c] if supported and margin >= min_margin else None
-        matches.append(Match(k, name, int(votes[k, c]), labelled, round(margin, 4)))
+        told = round(margin, 4)
+        ahead = margin >= min_margin and (told > 0 or min_margin < 0)
+        matches.append(Match(k, classes[c] if supported and ahead else None, int(votes[k, c]), labelled, told))
     return Alignment("votes" if by_votes else "similarity", classes, tuple(matches))
 
 
@@ -206,24 +212,25 @@ def _similarities(
     return similarity
 
 
-def read_table(path: str | Path, *columns: str) -> list[dict[str, str]]:
-    """Read the rows of a CSV file.
+def read_labels(path: str | Path, paths: list[str]) -> tuple[IntArray, list[str], int]:
+    """Read a table of images whose class is known, columns ``path`` and ``label``.
+
+    Args:
+        path: CSV file; rows whose label is empty or -1 have none yet.
+        paths: of all images.
+
+    Returns:
+        The images' positions (L,) in ``paths``, their labels, and how many rows have none.
 
     Raises:
-        InputError: it cannot be read, is empty, or a column lacks.
+        InputError: as :func:`odc.data.table.read_table` and :func:`match_paths`, or no row has a label.
     """
-    try:
-        reader = csv.DictReader(io.StringIO(read_text(path, most=2**30).removeprefix("\ufeff"), newline=""))
-        rows = list(reader)
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"cannot read the table '{path}': {error}") from error
-    names = list(reader.fieldnames or ())
-    for column in columns:
-        if column not in names:
-            raise InputError(f"'{path}' has no column '{column}'{nearest(column, names)}; it has {names}")
-    if not rows:
-        raise InputError(f"'{path}' has no rows below its heading")
-    return rows
+    rows = read_table(path, "path", "label")
+    labels = [label_of(row["label"]) for row in rows]
+    known = [row for row, label in zip(rows, labels, strict=True) if label]
+    if not known:
+        raise InputError(f"none of the {len(rows)} rows of '{path}' has a label: all are empty or {UNLABELLED}")
+    return match_paths(known, paths, path), [label for label in labels if label], len(rows) - len(known)
 
 
 def match_paths(rows: list[dict[str, Any]], paths: list[str], source: str | Path) -> IntArray:
@@ -233,7 +240,8 @@ def match_paths(rows: list[dict[str, Any]], paths: list[str], source: str | Path
         InputError: a path is not among them, or stands twice.
     """
     position = {path: i for i, path in enumerate(paths)}
-    found = np.array([position.get(row["path"], -1) for row in rows], dtype=np.int64)
+    wanted = [row["path"] for row in rows]
+    found = np.array([position.get(p, position.get(posixpath.normpath(p), -1)) for p in wanted], dtype=np.int64)
     if (found < 0).any():
         first = rows[int((found < 0).argmax())]["path"]
         raise InputError(

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
 from odc.clustering import kmeans, l2_normalize
+from odc.data.datasets import Targets
 from odc.errors import InputError
-from odc.evaluation.metrics import evaluate_clustering, knn_accuracy, label_churn, nmi
+from odc.evaluation.metrics import Ids, evaluate_clustering, knn_accuracy, label_churn, nmi
 from odc.evaluation.probes import HELD_OUT, linear_probe, stratified_split
 from odc.registry import METRICS
 from odc.structures import Labels, make_generator
@@ -36,12 +38,38 @@ class Evaluation:
         """(N,) int64 predicted clusters."""
         return self.scores.argmax(1)
 
+    @property
+    def without_images(self) -> list[int]:
+        """The clusters that no image is in; none where the head has no clusters."""
+        K = self.scores.shape[1]
+        return (torch.bincount(self.clusters, minlength=K) == 0).nonzero().squeeze(1).tolist() if K else []
+
+
+def tells_apart(targets: Ids) -> bool:
+    """Return whether two classes are known, so that there is anything to get right or wrong; -1 is unknown."""
+    known = torch.as_tensor(targets)
+    return len(known[known >= 0].unique()) > 1
+
+
+def _truth(evaluation: Evaluation, metric: object) -> Targets | None:
+    """Return the targets (N,), or ``None`` where they cannot tell anything; a line then says so, if there are any."""
+    targets = evaluation.targets
+    if targets is None or tells_apart(targets):
+        return targets
+    known = targets[targets >= 0]
+    print_log(
+        f"{type(metric).__name__} says nothing of ground truth: of {len(targets):,} images {len(known):,} have a known "
+        f"class, {len(np.unique(known))} different ones; it takes two",
+        "current",
+    )
+    return None
+
 
 @METRICS.register_module()
 class ClusterMetrics:
     """``acc`` (Hungarian, rectangular), ``nmi``, ``nmi_geometric``, ``ari``; ``entropy`` and ``empty`` of the clusters.
 
-    Without ground truth only the last two, for a head without clusters none.
+    Without ground truth of two classes only the last two, for a head without clusters none.
     """
 
     @staticmethod
@@ -53,7 +81,7 @@ class ClusterMetrics:
         """Return the metrics by name."""
         if not evaluation.scores.shape[1]:
             return {}
-        targets = evaluation.targets
+        targets = _truth(evaluation, self)
         if targets is None:
             targets = np.full(len(evaluation.scores), -1, dtype=np.int64)
         values = evaluate_clustering(evaluation.clusters, targets, evaluation.scores.shape[1])
@@ -63,10 +91,12 @@ class ClusterMetrics:
 
 @METRICS.register_module()
 class KMeansMetric:
-    """``kmeans_acc``, ``kmeans_nmi``, ``kmeans_ari`` of k-means++ on the L2-normalised features; needs ground truth.
+    """``kmeans_acc``, ``kmeans_nmi``, ``kmeans_ari`` of k-means++ on the L2-normalised features.
+
+    Needs ground truth of two classes.
 
     Args:
-        num_clusters: K; by default the number of true classes.
+        num_clusters: K; by default the number of true classes; at most the number of images.
         n_redo: runs from different starts, of which the best is kept. On MoCo's features of digits one run in three
             found the best optimum, so one of 10 random starts still failed in 3 % of 60 trials.
         seed: of the starts.
@@ -84,10 +114,10 @@ class KMeansMetric:
 
     def __call__(self, evaluation: Evaluation) -> dict[str, float]:
         """Return the metrics by name, or nothing without ground truth."""
-        targets = evaluation.targets
+        targets = _truth(evaluation, self)
         if targets is None:
             return {}
-        K = self.num_clusters or len(np.unique(targets[targets >= 0]))
+        K = min(self.num_clusters or len(np.unique(targets[targets >= 0])), len(targets))
         features, _ = l2_normalize(evaluation.features)
         rng = make_generator(self.seed, "KMeansMetric")
         result = kmeans(features, K, n_iter=100, n_redo=self.n_redo, plus_plus=True, generator=rng)
@@ -99,7 +129,9 @@ class KMeansMetric:
 
 @METRICS.register_module()
 class KNNMetric:
-    """``knn``: leave-one-out accuracy of a vote among the nearest neighbours by cosine; needs ground truth.
+    """``knn``: leave-one-out accuracy of a vote among the nearest neighbours by cosine.
+
+    Needs ground truth of two classes.
 
     Args:
         k: neighbours; less where there are fewer samples.
@@ -119,14 +151,13 @@ class KNNMetric:
 
     def __call__(self, evaluation: Evaluation) -> dict[str, float]:
         """Return ``{"knn": accuracy}``, or nothing without ground truth."""
-        if evaluation.targets is None:
+        truth = _truth(evaluation, self)
+        if truth is None:
             return {}
-        known = torch.from_numpy(np.flatnonzero(evaluation.targets >= 0))
-        if len(known) < 2:
-            return {}
+        known = torch.from_numpy(np.flatnonzero(truth >= 0))
         if len(known) > self.max_samples:
             known = known[torch.linspace(0, len(known) - 1, self.max_samples).round().long()]
-        targets = torch.from_numpy(evaluation.targets)[known]
+        targets = torch.from_numpy(truth)[known]
         return {"knn": knn_accuracy(evaluation.features[known], targets, min(self.k, len(known) - 1))}
 
 
@@ -155,12 +186,13 @@ class LinearProbe:
 
     def __call__(self, evaluation: Evaluation) -> dict[str, float]:
         """Return ``{"linear": accuracy}``, or nothing without ground truth."""
-        if evaluation.targets is None:
+        truth = _truth(evaluation, self)
+        if truth is None:
             return {}
-        known = torch.from_numpy(np.flatnonzero(evaluation.targets >= 0))
+        known = torch.from_numpy(np.flatnonzero(truth >= 0))
         if len(known) > self.max_samples:
             known = known[torch.linspace(0, len(known) - 1, self.max_samples).round().long()]
-        x, y = evaluation.features[known], torch.from_numpy(evaluation.targets)[known]
+        x, y = evaluation.features[known], torch.from_numpy(truth)[known]
         rng = make_generator(self.seed, "LinearProbe")
         train, test = stratified_split(y, HELD_OUT, rng)
         if len(y.unique()) < 2 or not len(test):

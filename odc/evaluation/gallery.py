@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
@@ -13,6 +15,7 @@ from odc.clustering import log_odds
 from odc.data.datasets import ImageDataset
 from odc.evaluation.evaluator import Evaluation
 
+_SMALLEST = 3  # clusters whose size is told
 _ROWS, _COLUMNS, _TILE, _GAP, _MARGIN = 30, 14, 64, 4, 150
 
 
@@ -34,6 +37,23 @@ def write_clusters(dataset: ImageDataset, evaluation: Evaluation, folder: Path) 
     sureness = log_odds(evaluation.scores).gather(1, cluster[:, None])[:, 0]  # many confidences are exactly 1
     draw_clusters(dataset, cluster, sureness).save(picture)
     return table, picture
+
+
+def sizes_told(cluster: Tensor, num_clusters: int) -> str:
+    """Return in words how the K clusters (N,) are filled; the smallest, and those without an image, by number."""
+    sizes = torch.bincount(cluster, minlength=num_clusters)
+    order = sizes.argsort(stable=True)
+    empty, filled = order[sizes[order] == 0], order[sizes[order] > 0]
+    text = f"{len(filled):,} clusters of {int(sizes[filled].min()):,} to {int(sizes.max()):,} images"
+    if len(filled) > 1:
+        text += ", the smallest " + ", ".join(f"{int(c)} ({int(sizes[c]):,})" for c in filled[:_SMALLEST])
+    return text + (f"; {len(empty):,} without an image: {listed(empty.tolist())}" if len(empty) else "")
+
+
+def listed(numbers: Iterable[int], most: int = 10) -> str:
+    """Return ``"0, 1, 2, ..."``, at most so many of the numbers."""
+    every = [str(int(n)) for n in numbers]
+    return ", ".join(every[:most]) + (", ..." if len(every) > most else "")
 
 
 def draw_clusters(dataset: ImageDataset, cluster: Tensor, confidence: Tensor) -> Image.Image:

@@ -7,11 +7,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
+from odc.clustering import l2_normalize
 from odc.errors import InputError
 
 Ids = Tensor | npt.NDArray[Any]
@@ -99,9 +99,12 @@ def knn_accuracy(features: Tensor, targets: Tensor, k: int = 10) -> float:
             f"expected features (N, D) and targets (N,); got {tuple(features.shape)}, {tuple(targets.shape)}"
         )
     known = (targets >= 0).to(features.device)
-    unit = F.normalize(features[known].float(), dim=1)
+    unit, _ = l2_normalize(features[known].float())
     if not bool(unit.isfinite().all()):
-        raise InputError(f"{int((~unit.isfinite().all(dim=1)).sum())} of {len(unit)} rows of features are not finite")
+        raise InputError(
+            f"{int((~unit.isfinite().all(dim=1)).sum())} of {len(unit)} rows of features are not finite: lower the "
+            "learning rate"
+        )
     classes, column = torch.unique(targets.to(features.device)[known], return_inverse=True)
     N = len(unit)
     if not 1 <= k < N:

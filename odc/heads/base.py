@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from odc.clustering.kmeans import kmeans
+from odc.clustering.preprocess import check_differ
 from odc.structures import Batch, Comm, FeatureTable, LabelDelta, Labels, Plan, PseudoLabels
 
 
@@ -107,9 +108,11 @@ def kmeans_over_ranks(
         Labels (N,) int64 in the order of the gathered shards, and centroids (K, D) float32; on ``features``' device.
 
     Raises:
-        InputError: when K > N.
+        InputError: when K > N, or all features are equal (with more than one cluster).
     """
     everything = comm.gather(features)
+    if n_clusters > 1:
+        check_differ(everything)
     if comm.rank == 0:
         result = kmeans(everything, n_clusters, n_iter=n_iter, n_redo=n_redo, plus_plus=n_redo > 1, generator=rng)
         labels, centroids = result.labels.to(features.device), result.centroids.to(features.device)

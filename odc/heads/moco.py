@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from odc.errors import InputError
 from odc.heads.base import ClusterHead
-from odc.memory.queue import KeyQueue
+from odc.memory.queue import KeyQueue, fitting_queue
 from odc.registry import HEADS
 from odc.structures import Batch, Comm, Labels, Plan, Stream
 
@@ -97,10 +97,14 @@ class MoCoHead(ClusterHead):
         V, size = z["key"].shape[1], self.queue.keys.shape[0]
         N = labels.index.shape[0]
         if size >= N * V:
+            fitting = fitting_queue(N, self.batch_size)
+            if fitting is None:
+                raise InputError(f"MoCo tells an image from others in a queue: it needs at least 4 images, not {N}")
+            batch, keys = fitting
+            smaller = f" and batch_size={batch}, and model.split_bn to at most {batch // 2}"
             raise InputError(
                 f"the queue holds {size} keys, but {N} images make {N * V} an epoch: an image would meet its own old "
-                f"key as a negative; set model.head.queue_size below {N * V}, best "
-                f"{max(N * V // 2 // self.batch_size, 1)} batches of {self.batch_size}"
+                f"key as a negative; set model.head.queue_size={keys}{smaller if batch < self.batch_size else ''}"
             )
         # A copy, since enqueueing writes into what the backward pass needs.
         queue = self.queue.keys.clone()

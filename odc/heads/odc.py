@@ -11,7 +11,8 @@ Zhan, Xie, Liu, Ong, Loy. *Online Deep Clustering for Unsupervised Representatio
    in two to take its place ("Dealing with small clusters").
 
 The memory starts from one k-means over the whole set. :class:`odc.memory.SampleMemory` does steps 2 to 5. The cluster
-of an image is that of step 3 with f(x) in the place of F_m(x).
+of an image is that of step 3 with f(x) in the place of F_m(x), x without augmentation: step 5 keeps the memory's
+clusters above the threshold, not those of this last assignment.
 """
 
 from __future__ import annotations

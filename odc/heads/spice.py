@@ -29,7 +29,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from odc.clustering.confidence import log_odds
-from odc.clustering.preprocess import l2_normalize
+from odc.clustering.preprocess import check_differ, l2_normalize
 from odc.errors import InputError
 from odc.heads.base import ClusterHead, weighted_mean
 from odc.registry import HEADS
@@ -65,7 +65,7 @@ def label_around_prototypes(embedding: Tensor, confidence: Tensor, center_ratio:
     N, K = confidence.shape
     n = N // K
     if n < 1:
-        raise InputError(f"{K} clusters cannot share {N} samples: lower model.head.num_clusters, or raise its chunk")
+        raise InputError(f"{K} clusters cannot share {N} samples: lower model.head.num_clusters to at most {N}")
     sure = confidence.sort(dim=0, descending=True, stable=True).indices[: max(1, int(center_ratio * n))]  # (k, K)
     prototype, _ = l2_normalize(embedding[sure].mean(0))
     return (embedding @ prototype.T).sort(dim=0, descending=True, stable=True).indices[:n]
@@ -188,6 +188,7 @@ class SpiceSelfHead(ClusterHead):
         """Label the samples of each head; rows have two target columns, head and cluster."""
         assert table.logits is not None
         index, embedding = comm.gather(table.index), l2_normalize(comm.gather(table.features))[0]
+        check_differ(embedding)
         logits = comm.gather(table.logits)
         rows = [self._rows(embedding, logits[:, h]) for h in range(self.num_heads)]
         position, cluster = (torch.cat(parts) for parts in zip(*rows, strict=True))

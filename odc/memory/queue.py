@@ -9,6 +9,17 @@ from torch import Tensor, nn
 from odc.errors import InputError
 
 
+def fitting_queue(num_images: int, batch_size: int) -> tuple[int, int] | None:
+    """Return batch and queue for few images: half of them in whole batches, two of which fit; ``None`` for under 4.
+
+    The batch stays if it fits, else it is the largest power of two that does.
+    """
+    if num_images < 4:
+        return None
+    batch = min(batch_size, 2 ** ((num_images // 2).bit_length() - 1))
+    return batch, num_images // 2 // batch * batch
+
+
 class KeyQueue(nn.Module):
     """The last ``size`` keys; it starts with random ones.
 

@@ -117,10 +117,12 @@ class SampleMemory(nn.Module):
         """Raise :class:`InputError` if K clusters cannot all have t of ``num_samples`` samples: K·t > N."""
         K, t = self.count.shape[0], self.least(num_samples)
         if K * t > num_samples:
+            ways = [f"the number of clusters to {num_samples // t}"] if num_samples >= t else []
+            ways += [f"min_cluster to {num_samples // K}"] if num_samples >= K else []
+            both = f"the number of clusters to {num_samples} and min_cluster to 1"
             raise InputError(
                 f"{K} clusters of at least {t} samples need {K * t} samples, but there are {num_samples}: "
-                f"lower the number of clusters to {num_samples // t}"
-                + (f" or min_cluster to {num_samples // K}" if num_samples >= K else "")
+                f"lower {' or '.join(ways) or both}"
             )
 
     @torch.no_grad()
@@ -147,10 +149,13 @@ class SampleMemory(nn.Module):
         self.bank = self.bank.new_empty(N, D)
         for start in range(0, N, CHUNK):
             rows = features[start : start + CHUNK].to(self.bank.device, torch.float32)
-            finite = rows.isfinite().all(dim=1)
-            if not bool(finite.all()):
-                raise InputError(f"{int((~finite).sum())} of the features from row {start} on are not finite")
             norms = torch.linalg.vector_norm(rows, dim=1)
+            finite = norms.isfinite()
+            if not bool(finite.all()):
+                raise InputError(
+                    f"{int((~finite).sum())} of the features from row {start} on are not finite, or too long "
+                    "for float32: lower the learning rate"
+                )
             self.skipped += (norms <= EPS).sum()
             rows[norms <= EPS] = 0
             self.bank[start : start + CHUNK] = F.normalize(rows, eps=EPS).to(self.bank.dtype)

@@ -6,8 +6,10 @@ written down anywhere.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
+from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -15,6 +17,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from odc.errors import InputError
 from odc.registry import BACKBONES
 
+# Pixels a side to try on a network until it takes them: the small ones are fast, the odd ones some networks' only size.
+_SIZES = (32, 64, 96, 128, 160, 192, 208, 224, 232, 240, 256, 288, 299, 300, 320, 336, 384, 448, 512)
 _STAGES: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
@@ -39,19 +43,77 @@ def _check_size(images: Tensor, smallest: int, remedy: str) -> None:
         )
 
 
-def _pooled(model: nn.Module, images: Tensor, name: str) -> Tensor:
-    """Return ``model(images)``, with a clear error where the library's network does not take this size of image."""
-    try:
-        features: Tensor = model(images)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        if not re.search(r"too small|can't be greater than actual|Wrong image|doesn't match model", reason):
-            raise
-        height, width = images.shape[2:]
-        raise InputError(
-            f"'{name}' does not take images of {height}×{width} pixels: resize them in data.views ({reason})"
-        ) from error
-    return features
+class _Library(nn.Module):
+    """A network of a library without its classifier. The network itself is asked for its width and its sizes of image.
+
+    Nothing else is certain: what libraries say of the width is that of another layer in many of their networks, and
+    some take one size of image only.
+
+    Args:
+        name: of the network.
+        model: the network, which maps images (B, C, H, W) to features (B, D).
+        in_channels: C.
+        remedy: what to do, besides resizing, where the network does not take a size of image.
+
+    Raises:
+        InputError: the network takes no size from 32 to 512 pixels, or does not give one vector an image; and at the
+            first image of a size that it does not take.
+    """
+
+    def __init__(self, name: str, model: nn.Module, in_channels: int, remedy: str) -> None:
+        super().__init__()
+        self.name = name
+        self.in_channels = in_channels
+        self.model: Any = model
+        self._remedy = remedy
+        for self._size in _SIZES:
+            features = self._ask(self._size, self._size)
+            if isinstance(features, Tensor):
+                break
+        else:
+            sides = f"{_SIZES[0]} to {_SIZES[-1]}"
+            raise InputError(
+                f"'{name}' fails on images of {in_channels} channels and {sides} pixels a side: {_line(features)}"
+            )
+        if features.ndim != 2:
+            raise InputError(f"'{name}' gives {tuple(features.shape)} for one image, not one vector: use another model")
+        self.out_channels = features.shape[1]
+
+    def _ask(self, height: int, width: int) -> Tensor | Exception:
+        """Return the features of one black image, or why there are none; nothing is changed by that."""
+        weight = next(self.model.parameters())
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                features: Tensor = self.model(weight.new_zeros(1, self.in_channels, height, width)).flatten(1)
+            return features
+        except Exception as error:  # networks tell a wrong size by all kinds of errors
+            return error
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to features (B, out_channels)."""
+        _check_channels(images, self.in_channels)
+        try:
+            features: Tensor = self.model(images).flatten(1)
+            return features
+        except Exception as error:
+            height, width = images.shape[2:]
+            reason = self._ask(height, width)
+            if isinstance(reason, Tensor):
+                raise
+            raise InputError(
+                f"'{self.name}' does not take images of {height}×{width} pixels, but of {self._size}×{self._size}: "
+                f"resize them in data.views{self._remedy} ({_line(reason)})"
+            ) from error
+
+
+def _line(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _init_convolutions(module: nn.Module) -> None:
@@ -163,42 +225,49 @@ class ConvNet(nn.Module):
 
 
 @BACKBONES.register_module()
-class TorchvisionBackbone(nn.Module):
+class TorchvisionBackbone(_Library):
     """Any classification model of torchvision by name, without its classifier: pooled features (B, D).
 
     Args:
-        name: as ``torchvision.models.get_model`` takes it.
+        name: one of ``torchvision.models.list_models(module=torchvision.models)``.
         in_channels: channels of the images; with others than 3 the first convolution has new weights.
         linear_layers: how many linear layers of the classifier stay, the features being what the last of them gives,
             before its ReLU. DeepCluster and DeeperCluster keep the first 2 of a VGG's 3.
+        image_size: pixels a side of the images, for the models that take one size only (vit, maxvit), 224 by default.
 
     Raises:
-        InputError: for an unknown name, a model whose classifier is not its last child or has no more linear layers
-            than should stay; and at the first image of a size that the model does not take.
+        InputError: for an unknown name, a model whose classifier has no more linear layers than should stay or that
+            takes no ``image_size``; and at the first image of a size that the model does not take.
     """
 
-    def __init__(self, name: str, in_channels: int = 3, linear_layers: int = 0) -> None:
-        super().__init__()
-        self.name = name
-        self.in_channels = in_channels
-        try:
-            model = torchvision.models.get_model(name, weights=None)
-        except ValueError as e:
-            raise InputError(f"torchvision has no model '{name}'; torchvision.models.list_models() names them") from e
-        child, classifier = list(model.named_children())[-1]
-        linears = [m for m in classifier.modules() if isinstance(m, nn.Linear)]
-        if not linears:
-            raise InputError(f"torchvision's '{name}' does not end in a linear classifier: use another model")
-        if not 0 <= linear_layers < len(linears):
+    def __init__(self, name: str, in_channels: int = 3, linear_layers: int = 0, image_size: int | None = None) -> None:
+        if name not in torchvision.models.list_models(module=torchvision.models):
             raise InputError(
-                f"the classifier of torchvision's '{name}' has {len(linears)} linear layers, of which 0 to "
-                f"{len(linears) - 1} can stay, not {linear_layers}"
+                f"torchvision has no classification model '{name}'; "
+                "torchvision.models.list_models(module=torchvision.models) names them"
             )
-        self.out_channels = linears[linear_layers].in_features
+        options: dict[str, Any] = {}
+        if name in ("googlenet", "inception_v3"):  # their other classifiers serve supervised training alone
+            options = {"aux_logits": False, "init_weights": True}
+        sized = name.startswith(("vit_", "maxvit_"))
+        if image_size is not None and not sized:
+            raise InputError(f"torchvision's '{name}' takes images of many sizes: leave image_size={image_size} out")
+        if image_size is not None:
+            options = {"image_size": image_size} if name.startswith("vit_") else {"input_size": (image_size,) * 2}
+        model = _made(name, torchvision.models.get_model, weights=None, **options)
+        child, classifier = list(model.named_children())[-1]
+        layers = [m for m in classifier.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        if not 0 <= linear_layers < len(layers):
+            raise InputError(
+                f"the classifier of torchvision's '{name}' has {len(layers)} linear layers, of which 0 to "
+                f"{len(layers) - 1} can stay, not {linear_layers}"
+            )
         if isinstance(classifier, nn.Sequential):
             # Everything before the first linear layer (norm, flatten) still belongs to the features.
-            places = [i for i, m in enumerate(classifier) if isinstance(m, nn.Linear)]
-            setattr(model, child, classifier[: places[linear_layers - 1] + 1 if linear_layers else places[0]])
+            places = [i for i, m in enumerate(classifier) if m in layers]
+            kept = classifier[: places[linear_layers - 1] + 1 if linear_layers else places[0]]
+            # SqueezeNet pools after its classifier, a convolution.
+            setattr(model, child, kept.append(nn.AdaptiveAvgPool2d(1)) if isinstance(layers[0], nn.Conv2d) else kept)
         else:
             setattr(model, child, nn.Identity())
         if in_channels != 3:
@@ -206,41 +275,39 @@ class TorchvisionBackbone(nn.Module):
             first.in_channels = in_channels
             first.weight = nn.Parameter(first.weight.new_empty(first.out_channels, in_channels, *first.kernel_size))
             _init_convolutions(first)
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (B, C, H, W) to features (B, out_channels)."""
-        _check_channels(images, self.in_channels)
-        return _pooled(self.model, images, self.name).flatten(1)
+        super().__init__(name, model, in_channels, ", or set model.backbone.image_size" if sized else "")
 
 
 @BACKBONES.register_module()
-class TimmBackbone(nn.Module):
-    """Any timm model by name, without its classifier: pooled features (B, D). Needs the extra ``[timm]``.
+class TimmBackbone(_Library):
+    """Any timm model by name, without its classifier, pooled as timm does: (B, D). Needs the extra ``[timm]``.
 
     Args:
         name: as ``timm.create_model`` takes it.
         in_channels: channels of the images.
+        image_size: pixels a side of the images, for the models that take one size only (most transformers).
 
     Raises:
-        InputError: for an unknown name, or when timm is not installed; and at the first image of a size that the
-            model does not take.
+        InputError: for an unknown name, a model that takes no ``image_size`` or not this one, or when timm is not
+            installed; and at the first image of a size that the model does not take.
     """
 
-    def __init__(self, name: str, in_channels: int = 3) -> None:
-        super().__init__()
+    def __init__(self, name: str, in_channels: int = 3, image_size: int | None = None) -> None:
         try:
             import timm
         except ImportError as e:
             raise InputError("timm is not installed: pip install 'online-deep-clustering[timm]'") from e
         if not timm.is_model(name):
             raise InputError(f"timm has no model '{name}'; timm.list_models() names them")
-        self.name = name
-        self.in_channels = in_channels
-        self.model = timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_channels)
-        self.out_channels = self.model.num_features
+        options = {"num_classes": 0, "in_chans": in_channels} | ({"img_size": image_size} if image_size else {})
+        model = _made(name, timm.create_model, pretrained=False, **options)
+        super().__init__(name, model, in_channels, ", or set model.backbone.image_size where the model has one size")
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (B, C, H, W) to features (B, out_channels)."""
-        _check_channels(images, self.in_channels)
-        return _pooled(self.model, images, self.name)
+
+def _made(name: str, make: Callable[..., nn.Module], **options: Any) -> nn.Module:
+    """Return the library's model; :class:`InputError` where it does not take an option that it is made with."""
+    try:
+        return make(name, **options)
+    except (TypeError, ValueError, AssertionError, RuntimeError, ImportError) as error:
+        told = ", ".join(f"{key}={value}" for key, value in options.items())
+        raise InputError(f"'{name}' cannot be made with {told}: {_line(error)}") from error

@@ -109,8 +109,20 @@ class ClusterModel(BaseModel):
             print_log(f"backbone from {self.pretrained}: {loaded}", "current")
 
     def features(self, images: Tensor) -> Tensor:
-        """Map images (B, C, H, W) to z (B, D) float32."""
-        z: Tensor = self.neck(self.backbone(images.contiguous(memory_format=torch.channels_last)))
+        """Map images (B, C, H, W) to z (B, D) float32.
+
+        Raises:
+            InputError: batch norm cannot train on what is one value a channel, a single image say.
+        """
+        try:
+            z: Tensor = self.neck(self.backbone(images.contiguous(memory_format=torch.channels_last)))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                f"batch normalisation cannot train on a step of {len(images)} image a process: set "
+                "model.head.batch_size to at least 2 images a process"
+            ) from error
         return z.float()
 
     def forward(

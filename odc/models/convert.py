@@ -30,6 +30,7 @@ _DEPTHS = {
     (True, (3, 4, 23, 3)): 101,
     (True, (3, 8, 36, 3)): 152,
 }
+_DEEPEST = 3  # keys above a dictionary of tensors
 _VGG_CONVOLUTIONS = {8: 11, 10: 13, 13: 16, 16: 19}
 
 
@@ -39,7 +40,8 @@ class Layout:
 
     Attributes:
         about: whose checkpoints they are.
-        holds: the checkpoint's keys under which the tensors may lie, best first; ``""`` is the checkpoint itself.
+        holds: the checkpoint's keys under which the tensors lie, best first; ``""`` is the checkpoint itself, and then
+            they may lie under any other key too, a nested one as well.
         prefixes: what the backbone's names start with, best first, wrappers left out.
         heads: pattern of names under the prefix that are no backbone's.
         fits: whether names (wrappers left out) are of this layout.
@@ -178,13 +180,31 @@ def _bare(name: str) -> str:
 
 
 def _states(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """Return the dictionaries of tensors in a checkpoint by their keys, ``""`` for its own, wrappers left out."""
-    nested = {key: value for key, value in checkpoint.items() if isinstance(value, Mapping)}
-    states = {
-        key: {_bare(str(k)): v for k, v in value.items() if isinstance(v, Tensor)}
-        for key, value in {**nested, "": checkpoint}.items()
-    }
-    return {key: state for key, state in states.items() if state}
+    """Return the dictionaries of tensors in a checkpoint, wrappers left out.
+
+    Their keys are those of the checkpoint, of nested ones joined by ``/``; ``""`` is the checkpoint itself.
+    """
+    states: dict[str, dict[str, Tensor]] = {}
+
+    def visit(path: tuple[str, ...], value: Mapping[Any, Any]) -> None:
+        tensors = {_bare(str(k)): v for k, v in value.items() if isinstance(v, Tensor)}
+        if tensors:
+            states["/".join(path)] = tensors
+        for key, inner in value.items():
+            if isinstance(key, str) and isinstance(inner, Mapping) and len(path) < _DEEPEST:  # optimisers have numbers
+                visit((*path, key), inner)
+
+    visit((), checkpoint)
+    return states
+
+
+def _places(layout: Layout, states: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
+    """Return the keys of the states that may be of a layout, best first; averages come after what they are of."""
+    places = [key for key in layout.holds if key in states]
+    if "" in layout.holds:
+        others = [key for key in states if key not in places]
+        places += sorted(others, key=lambda key: bool(re.search("ema|average|momentum|student", key)))
+    return sorted(places, key=lambda key: not layout.fits(set(states[key])))
 
 
 def recognise(checkpoint: Mapping[str, Any], source: str = "the checkpoint") -> str:
@@ -198,7 +218,7 @@ def recognise(checkpoint: Mapping[str, Any], source: str = "the checkpoint") -> 
     if isinstance(meta, Mapping) and MARK in meta:
         return "odc"
     for name, layout in LAYOUTS.items():
-        if any(layout.fits(set(states[key])) for key in layout.holds if key in states):
+        if any(layout.fits(set(states[key])) for key in _places(layout, states)):
             return name
     first = [name for key in ("state_dict", "model", "", *states) if key in states for name in states[key]][:3]
     seen = f"its names begin {', '.join(first)}, ..." if first else f"it holds no tensors, but {', '.join(checkpoint)}"
@@ -224,7 +244,7 @@ def extract(checkpoint: Mapping[str, Any], layout: str | None = None, source: st
     name = layout or recognise(checkpoint, source)
     rules = LAYOUTS[name]
     states = _states(checkpoint)
-    for key in (key for key in rules.holds if key in states):
+    for key in _places(rules, states):
         prefix = next((p for p in rules.prefixes if _under(p)(set(states[key]))), None)
         if prefix is not None:
             break
@@ -247,8 +267,9 @@ def extract(checkpoint: Mapping[str, Any], layout: str | None = None, source: st
     if name == "torchvision":
         left.update({f"classifier.{n}": _drop(mine, f"classifier.{n}.") for n in _last_linear(mine)})
     for entry, value in checkpoint.items():
-        if entry != key and not isinstance(value, Tensor):
-            left[str(entry)] += len(states.get(entry, ()))
+        others = [k for k in states if k != key and k.split("/")[0] == str(entry)]
+        if not isinstance(value, Tensor) and (others or key.split("/")[0] != str(entry)):
+            left[str(entry)] += sum(len(states[k]) for k in others)
     if not mine:
         raise InputError(f"{source} holds no backbone, only {listed(left)}")
     return BackboneState(name, prefix, _common_names(mine), len(mine), dict(left))

@@ -105,7 +105,11 @@ class MoCo(ClusterModel):
     def _project(self, parts: Any, x: Tensor) -> Tensor:
         """Pass images (B, C, H, W) through encoder and projector, in ``split_bn`` groups; (B, D) of unit length."""
         if len(x) < 2 * self.split_bn:
-            raise InputError(f"split_bn={self.split_bn} leaves groups of less than 2 of the {len(x)} images a rank")
+            raise InputError(
+                f"split_bn={self.split_bn} leaves groups of less than 2 of the {len(x)} images a process: set "
+                f"model.head.batch_size to at least {2 * self.split_bn} images a process"
+                + (", or model.split_bn=1" if self.split_bn > 1 else "")
+            )
         encode: Callable[[Tensor], Tensor] = nn.Sequential(*parts)
         x = x.contiguous(memory_format=torch.channels_last)
         return F.normalize(torch.cat([encode(group) for group in x.chunk(self.split_bn)]).float(), dim=1)

@@ -335,6 +335,8 @@ def test_csv(tmp_path: Path) -> None:
     assert "did you mean 'split'?" in one_line(lambda: ImageCSV(str(file), root=root, path="name", label="splitt"))
     file.write_text("path\nc.png\n")
     assert ImageCSV(str(file), root=root).targets is None
+    file.write_text("path,label\nc.png\n")
+    assert "line 2" in one_line(lambda: ImageCSV(str(file), root=root))
 
 
 def fake_cifar(root: Path, folder: str, files: dict[str, int], **labels: list[int]) -> None:

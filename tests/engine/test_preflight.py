@@ -121,8 +121,6 @@ def test_what_is_told_and_kept(tmp_path: Path) -> None:
     ("dataset", "said"),
     [
         (dict(type="Noise"), CHANCE),
-        (dict(type="Noise", top=1), SAME_LINE),
-        (dict(type="Noise", top=1, n=40), SAME_LINE),
         (dict(type="Noise", n=19), TOO_FEW),
         (dict(type="Digits", size=16), None),
     ],
@@ -139,6 +137,19 @@ def test_what_is_warned_of(dataset: dict[str, Any], said: str | None, tmp_path: 
     if "n" not in dataset and said:
         assert "evaluation only:" not in log  # no true classes
         assert "set model.pretrained to its checkpoint" in log
+
+
+@pytest.mark.parametrize("name", ["odc", "dc", "deeper", "spice-self"])
+@pytest.mark.parametrize("n", [12, 240])
+def test_equal_images_are_refused(name: str, n: int, tmp_path: Path) -> None:
+    cfg = config(name, str(tmp_path), **{"data.dataset": dict(_delete_=True, type="Noise", top=1, n=n)})
+    if name == "odc":
+        cfg.model.head.min_cluster = 1
+    with pytest.raises(InputError, match=r"(are all|images are) equal: there is nothing to cluster; see whether"):
+        build_runner(cfg).train()
+    assert not list(tmp_path.glob("*.pth"))
+    log = next(tmp_path.rglob("*.log")).read_text()
+    assert (SAME_LINE in log) == (n >= 20)
 
 
 @pytest.mark.parametrize("name", ["moco", "classifier"])

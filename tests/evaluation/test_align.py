@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odc.errors import InputError
-from odc.evaluation.align import Alignment, align, match_paths, read_table
+from odc.evaluation.align import Alignment, align, match_paths, read_labels
 
 
 def ids(*values: int) -> Any:
@@ -49,9 +49,15 @@ def test_fewer_clusters_than_classes_leave_some() -> None:
     found = align(
         ids(0, 0, 0, 1, 1, 1, 1, 1, 1), 2, np.arange(9), ids(0, 0, 0, 1, 1, 1, 2, 2, 2), ("a", "b", "c"), None
     )
-    assert found.unmatched == ("c",)
-    assert names(found) == ["a", "b"]
     assert found.matches[1].margin == 0, "b and c are in it alike"
+    assert names(found) == ["a", None]
+    assert found.unmatched == ("b", "c")
+    # Two of five labels, as many as another class has: a tie, whatever else is in the cluster.
+    tie = align(ids(*[0] * 5, *[1] * 4), 2, np.arange(9), ids(0, 0, 1, 1, 2, 2, 2, 0, 1), ("a", "b", "c"))
+    assert names(tie) == [None, "c"]
+    assert (tie.matches[0].support, tie.matches[0].labelled, tie.matches[0].margin) == (2, 5, 0)
+    flat = align(ids(0, 1), 2, ids(0, 1), ids(0, 1), ("a", "b"), np.ones((2, 3), dtype=np.float32))
+    assert names(flat) == [None, None], "equal features tell nothing apart"
 
 
 def test_one_label_a_class_goes_by_similarity() -> None:
@@ -109,19 +115,26 @@ def test_the_map_is_read_back(tmp_path: Path) -> None:
         Alignment.load(tmp_path / "missing.json")
 
 
-def test_tables_are_checked(tmp_path: Path) -> None:
-    file = tmp_path / "labels.csv"
-    file.write_text("path,lable\na.png,1\n")
-    with pytest.raises(InputError, match="no column 'label'; did you mean 'lable'"):
-        read_table(file, "path", "label")
-    file.write_text("path,label\n")
-    with pytest.raises(InputError, match="no rows below its heading"):
-        read_table(file, "path", "label")
-    with pytest.raises(InputError, match="cannot read the table"):
-        read_table(tmp_path / "none.csv", "path")
-    rows = [{"path": "b"}, {"path": "a"}]
-    assert match_paths(rows, ["a", "b"], file).tolist() == [1, 0]
+def test_features_must_be_numbers() -> None:
+    features = np.array([[1, 0], [np.nan, 1]], dtype=np.float32)
+    with pytest.raises(InputError, match="1 of 2 rows of features are not finite"):
+        align(ids(0, 1), 2, ids(0, 1), ids(0, 1), ("a", "b"), features)
+
+
+def test_paths_are_matched() -> None:
+    rows = [{"path": "b"}, {"path": "./a"}]
+    assert match_paths(rows, ["a", "b"], "x.csv").tolist() == [1, 0]
     with pytest.raises(InputError, match="1 of 2 paths are not among the 1 images, the first is 'b'"):
-        match_paths(rows, ["a"], file)
+        match_paths(rows, ["a"], "x.csv")
     with pytest.raises(InputError, match="'b' stands there 2 times"):
-        match_paths([{"path": "b"}] * 2, ["a", "b"], file)
+        match_paths([{"path": "b"}] * 2, ["a", "b"], "x.csv")
+
+
+def test_labels_that_are_not_known_yet_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text('path,label\nb,\nc, x \na,-1\nd," "\n')
+    index, labels, without = read_labels(file, ["a", "b", "c", "d"])
+    assert (index.tolist(), labels, without) == ([2], ["x"], 3)
+    file.write_text("path,label\nb,\na,-1\n")
+    with pytest.raises(InputError, match=r"none of the 2 rows of '.*labels.csv' has a label"):
+        read_labels(file, ["a", "b"])

@@ -74,25 +74,56 @@ def test_convnet_halves_between_stages() -> None:
 
 @pytest.mark.parametrize(
     ("name", "width", "size"),
-    [("resnet18", 512, 32), ("mobilenet_v3_small", 576, 32), ("squeezenet1_1", None, 32), ("vit_b_16", None, 0)],
+    [
+        ("resnet18", 512, 32),
+        ("mobilenet_v3_small", 576, 32),
+        ("squeezenet1_1", 512, 32),
+        ("shufflenet_v2_x0_5", 1024, 32),
+        ("mnasnet0_5", 1280, 32),
+        ("googlenet", 1024, 32),
+        ("inception_v3", 2048, 96),
+    ],
 )
-def test_torchvision_models(name: str, width: int | None, size: int) -> None:
-    if name == "squeezenet1_1":
-        with pytest.raises(InputError, match="'squeezenet1_1' does not end in a linear classifier"):
-            TorchvisionBackbone(name)
-        return
-    if name == "vit_b_16":
-        with torch.device("meta"):  # 86 million parameters: the shapes are enough
-            model = TorchvisionBackbone(name)
-            assert model.eval()(torch.empty(1, 3, 224, 224)).shape == (1, 768)
-            assert model.out_channels == 768
-        return
-    model = TorchvisionBackbone(name).eval()
-    with torch.no_grad():
-        features = model(torch.randn(2, 3, size, size))
-    assert features.shape == (2, width)
+def test_torchvision_models(name: str, width: int, size: int) -> None:
+    model = TorchvisionBackbone(name)
     assert model.out_channels == width
+    assert_trains(model, size)
     assert not [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1000]
+
+
+def assert_trains(model: Any, size: int) -> None:
+    """Check that a network gives what it says in both modes of a training step, and refuses what it does not take."""
+    images = torch.randn(2, model.in_channels, size, size)
+    features = model.train()(images)
+    assert features.shape == (2, model.out_channels)
+    features.sum().backward()
+    with torch.no_grad():
+        assert model.eval()(images).shape == (2, model.out_channels)
+
+
+def test_transformers_of_torchvision_take_one_size() -> None:
+    with torch.device("meta"):  # 86 million parameters: the shapes are enough
+        model = TorchvisionBackbone("vit_b_16").eval()
+        assert model(torch.empty(1, 3, 224, 224)).shape == (1, 768)
+        assert model.out_channels == 768
+        assert TorchvisionBackbone("vit_b_16", image_size=64).eval()(torch.empty(1, 3, 64, 64)).shape == (1, 768)
+        with pytest.raises(InputError, match=r"'vit_b_16' cannot be made with .*image_size=60"):
+            TorchvisionBackbone("vit_b_16", image_size=60)
+    with pytest.raises(InputError, match="'resnet18' takes images of many sizes: leave image_size=64 out"):
+        TorchvisionBackbone("resnet18", image_size=64)
+
+
+def test_asking_for_the_width_changes_nothing() -> None:
+    torch.manual_seed(0)
+    plain = torchvision.models.mobilenet_v3_small(weights=None)
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    model = TorchvisionBackbone("mobilenet_v3_small")  # has dropout and batch norm
+    assert torch.equal(torch.get_rng_state(), after)
+    assert all(module.training for module in model.modules())
+    wanted = plain.state_dict()
+    for name, tensor in model.model.state_dict().items():
+        assert torch.equal(tensor, wanted[name]), name
 
 
 def test_vgg_keeps_nothing_of_its_classifier() -> None:
@@ -123,11 +154,46 @@ def test_torchvision_models_take_other_channels() -> None:
         model(torch.randn(2, 3, 32, 32))
 
 
-def test_timm_models() -> None:
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("resnet10t", 32),
+        ("mobilenetv3_small_050", 32),
+        ("lcnet_050", 32),
+        ("efficientvit_b0", 32),
+        ("regnetx_002", 32),
+        ("test_convnext", 32),
+        ("levit_128s", 224),
+        ("deit_tiny_distilled_patch16_224", 224),
+        ("xcit_nano_12_p16_224", 32),
+        ("test_vit", 160),
+    ],
+)
+def test_timm_models(name: str, size: int) -> None:
     pytest.importorskip("timm")
-    model = TimmBackbone("resnet10t", in_channels=1).eval()
-    with torch.no_grad():
-        assert model(torch.randn(2, 1, 32, 32)).shape == (2, model.out_channels)
+    assert_trains(TimmBackbone(name, in_channels=1), size)
+
+
+def test_timm_models_are_pooled_as_timm_does() -> None:
+    timm = pytest.importorskip("timm")
+    for name in ("test_vit", "mobilenetv3_small_050"):
+        model = TimmBackbone(name).eval()
+        theirs = timm.create_model(name).eval()
+        theirs.load_state_dict(model.model.state_dict(), strict=False)
+        images = torch.randn(2, 3, 160, 160)
+        with torch.no_grad():
+            wanted = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
+            assert torch.equal(model(images), wanted)
+
+
+def test_timm_models_of_one_size() -> None:
+    pytest.importorskip("timm")
+    name = "deit_tiny_patch16_224"
+    with torch.no_grad(), pytest.raises(InputError, match=r"images of 64×64 pixels, but of 224×224: .*image_size"):
+        TimmBackbone(name).eval()(torch.randn(1, 3, 64, 64))
+    assert_trains(TimmBackbone(name, image_size=64), 64)
+    with pytest.raises(InputError, match=r"'resnet10t' cannot be made with .*img_size=64"):
+        TimmBackbone("resnet10t", image_size=64)
 
 
 def test_timm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +222,7 @@ def test_timm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         (dict(type="TorchvisionBackbone", name="resnet19"), ["'resnet19'", "list_models"]),
         (dict(type="TorchvisionBackbone", name="resnet18", linear_layers=1), ["1 linear layers", "0 to 0", "not 1"]),
         (dict(type="TorchvisionBackbone"), ["needs the option 'name'"]),
+        (dict(type="TorchvisionBackbone", name="fcn_resnet50"), ["no classification model 'fcn_resnet50'"]),
         (dict(type="TimmBackbone", name="resnet1o"), ["'resnet1o'", "list_models"]),
         (dict(depth=18), ["'type'"]),
     ],
@@ -192,10 +259,11 @@ def test_images_that_a_library_does_not_take_are_told_in_one_line() -> None:
     net = TorchvisionBackbone("densenet121")
     with torch.no_grad(), pytest.raises(InputError, match=r"'densenet121' does not take images of 16×16") as error:
         net.eval()(torch.randn(2, 3, 16, 16))
+    assert "but of 32×32" in str(error.value)
     assert "\n" not in str(error.value)
     with torch.device("meta"):
         vit = TorchvisionBackbone("vit_b_16")
-        with pytest.raises(InputError, match=r"of 64×64 pixels: resize them in data\.views \(Wrong image height"):
+        with pytest.raises(InputError, match=r"of 64×64 pixels, but of 224×224: .*\(Wrong image height"):
             vit.eval()(torch.empty(1, 3, 64, 64))
 
 

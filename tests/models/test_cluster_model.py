@@ -146,3 +146,13 @@ def test_a_head_must_be_a_cluster_head() -> None:
 
     with pytest.raises(InputError, match=r"'Impostor' must inherit from odc\.heads\.ClusterHead"):
         model(head=dict(type=Impostor))
+
+
+def test_batch_norm_needs_two_images() -> None:
+    model = ClusterModel(
+        dict(type="ConvNet", widths=[4]), dict(type="DeepClusterHead", num_clusters=2), neck=dict(type="ODCNeck")
+    )
+    with pytest.raises(InputError, match=r"a step of 1 image a process: set model\.head\.batch_size to at least 2"):
+        model.features(torch.zeros(1, 1, 8, 8))
+    assert model.features(torch.zeros(2, 1, 8, 8)).shape == (2, 256)
+    assert model.eval().features(torch.zeros(1, 1, 8, 8)).shape == (1, 256)

@@ -563,3 +563,40 @@ def test_unknown_layouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "9 tensors taken, a network without a name here" in convert(src, dst, layout="timm")
     torch.save(prefixed("module.encoder_q.", linear("fc")), src)
     assert "holds no backbone, only encoder_q.fc (2)" in refused(capsys, src, dst)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"model_state_dict": s, "optimizer_state_dict": {"state": {0: {"exp_avg": torch.zeros(2)}}}},
+        lambda s: {"net": prefixed("module.", s), "epoch": 3},
+        lambda s: {"backbone": s, "head": {}},
+        lambda s: {"model": {"state_dict": s}, "args": {"lr": 0.1}},
+        lambda s: {"student": halved(s), "teacher": s},
+        lambda s: {"model_ema": halved(s), "anything": s},
+        lambda s: {"state_dict": s, "state_dict_ema": halved(s)},
+        lambda s: {"losses": {"curve": torch.zeros(3)}, "ema": s},
+        lambda s: {"state": {"trainer": {"encoder": prefixed("_orig_mod.", s)}}},
+    ],
+)
+def test_tensors_may_lie_under_any_key(wrap: Callable[[State], dict[str, Any]]) -> None:
+    model = random_(ResNet(18, "cifar", width=4))
+    checkpoint = wrap({**model.state_dict(), **linear("fc")})
+    fresh = ResNet(18, "cifar", width=4).eval()
+    assert load_backbone(fresh, checkpoint).startswith("120 tensors loaded of layout torchvision")
+    with torch.no_grad():
+        same(model(images()), fresh(images()))
+    left = extract(checkpoint).left
+    assert left["fc"] == 2
+    assert set(left) <= {"fc", *checkpoint}
+    assert sum(left.values()) + 120 == counted(checkpoint)
+
+
+def halved(state: State) -> State:
+    return {name: tensor / 2 for name, tensor in state.items()}
+
+
+def counted(value: dict[Any, Any]) -> int:
+    """Return how many tensors the parts with names hold."""
+    inner = [v for k, v in value.items() if isinstance(k, str)]
+    return sum(counted(v) if isinstance(v, dict) else isinstance(v, Tensor) for v in inner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +135,7 @@ def test_split_bn_normalises_in_groups_and_keeps_the_order() -> None:
 
 
 def test_wrong_settings_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"48 keys, but 48 images make 48 an epoch.*queue_size below 48, best 1 batches of 16"
-    ):
+    with pytest.raises(InputError, match=r"48 keys, but 48 images make 48 an epoch.*queue_size=16$"):
         build_runner(config("moco", str(tmp_path), **{"model.head.queue_size": 48})).train()
     with pytest.raises(InputError, match="split_bn=9 leaves groups of less than 2 of the 16 images"):
         build_runner(config("moco", str(tmp_path), **{"model.split_bn": 9})).train()
@@ -158,3 +157,18 @@ def test_the_key_encoder_starts_as_the_query_encoder() -> None:
         moco.backbone.layers[0].weight.add_(1.0)
     moco.init_weights()
     assert torch.equal(moco.key_encoder[0].layers[0].weight, moco.backbone.layers[0].weight)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 8, 12, 20])
+def test_the_advice_for_few_images_works(n: int, tmp_path: Path) -> None:
+    def trained(name: str, **options: Any) -> None:
+        few = {"data.dataset.n": n, "model.head.batch_size": 128, "model.head.queue_size": 4096, "model.split_bn": 8}
+        build_runner(config("moco", str(tmp_path / name), **{**few, **options})).train()
+
+    with pytest.raises(InputError, match=f"{n} images make {n}" if n > 3 else f"at least 4 images, not {n}") as error:
+        trained("as-it-is")
+    found = re.search(r"queue_size=(\d+) and batch_size=(\d+), and model\.split_bn to at most (\d+)$", str(error.value))
+    assert (found is not None) == (n > 3)
+    if found:
+        names = ("model.head.queue_size", "model.head.batch_size", "model.split_bn")
+        trained("advised", **{name: int(value) for name, value in zip(names, found.groups(), strict=True)})

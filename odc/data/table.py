@@ -1,0 +1,64 @@
+"""Tables of images in CSV files: read in one way wherever the product takes one."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from odc.errors import InputError, nearest
+from odc.reading import read_text
+from odc.structures import UNLABELLED
+
+
+def label_of(cell: str) -> str:
+    """Return the class that a cell names, without blanks around it; ``""`` where it is unknown (empty or -1)."""
+    label = cell.strip()
+    return "" if label == str(UNLABELLED) else label
+
+
+def read_table(path: str | Path, *columns: str, optional: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Read the rows of a CSV file under a header line, UTF-8; empty lines are left out.
+
+    Args:
+        path: the file.
+        columns: what every row must have a cell for; the first one's must not be empty.
+        optional: the same of columns that may lack as a whole.
+
+    Returns:
+        The cells of each row by column.
+
+    Raises:
+        InputError: it cannot be read, has no rows, a column lacks, or a row has more cells than the header or not
+            those of ``columns``.
+    """
+    try:
+        reader = csv.reader(io.StringIO(read_text(path, most=2**30).removeprefix("\ufeff"), newline=""))
+        lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"cannot read the table '{path}': {error}") from error
+    names = lines[0][1] if lines else []
+    for column in columns:
+        if column not in names:
+            raise InputError(f"'{path}' has no column '{column}'{nearest(column, names)}; it has {names}")
+        if names.count(column) > 1:
+            raise InputError(f"'{path}' has {names.count(column)} columns '{column}': give each its own name")
+    if len(lines) < 2:
+        raise InputError(f"'{path}' has no rows below its heading")
+    wanted = (*columns, *(column for column in optional if column in names))
+    return [_row(f"line {number} of '{path}'", names, cells, wanted) for number, cells in lines[1:]]
+
+
+def _row(where: str, names: Sequence[str], cells: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
+    if len(cells) > len(names):
+        raise InputError(
+            f"{where} has {len(cells)} cells, but the heading has {len(names)}: put quotes around a cell with a comma"
+        )
+    row = dict(zip(names, cells, strict=False))
+    for column in columns:
+        if column not in row:
+            raise InputError(f"{where} has {len(cells)} of {len(names)} cells: that of the column '{column}' lacks")
+    if columns and not row[columns[0]].strip():
+        raise InputError(f"{where} names no image: its cell of the column '{columns[0]}' is empty")
+    return row
