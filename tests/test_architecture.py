@@ -18,22 +18,23 @@ METHODS = BASE | {"registry", "clustering", "losses", "memory"}
 # What each part of the package may import. The only edge that goes back, labels to sampler, is data, not code.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
+    "processes": set(),
     "structures": set(),
     "registry": {"errors"},
-    "compat": {"errors", "files", "registry"},
+    "compat": {"errors", "files", "processes", "registry"},
     "clustering": BASE,
     "losses": BASE,
     "memory": BASE,
-    "data": BASE | {"registry"},
+    "data": BASE | {"processes", "registry"},
     "evaluation": BASE | {"registry", "data", "clustering"},
     "heads": METHODS,
     "models": METHODS | {"compat", "heads"},
     "engine": METHODS | {"compat", "data", "evaluation", "heads", "models"},
     "apis": METHODS | {"compat", "data", "evaluation", "heads", "models", "engine"},
     "pipeline": METHODS | {"compat", "data", "evaluation", "engine", "apis"},
-    "comparison": METHODS | {"compat", "data", "evaluation", "models", "engine", "apis", "pipeline"},
-    "cli": {"errors", "compat", "apis", "pipeline", "comparison"},
+    "comparison": METHODS | {"compat", "data", "evaluation", "models", "engine", "apis", "pipeline", "processes"},
+    "cli": {"errors", "files", "compat", "apis", "pipeline", "comparison"},
     "__init__": set(),
 }
 

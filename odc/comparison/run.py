@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from odc.apis import writable
+from odc.apis import working
 from odc.comparison.cell import LOG, num_clusters, run_cell
 from odc.comparison.plan import PRETRAINING, Cell, Request, plan, stage_configs
 from odc.comparison.provenance import command, provenance, relative
-from odc.comparison.report import write_report
+from odc.comparison.report import OUTCOME_FILE, read_outcome, write_report
 from odc.comparison.table import QUALITY, UNLABELLED, document
 from odc.data.datasets import ImageDataset
 from odc.errors import InputError
@@ -43,10 +43,16 @@ def compare(request: Request, stream: TextIO) -> list[dict[str, Any]]:
         stream: where progress is shown.
 
     Raises:
-        InputError: for a wrong request, or a folder with results of other settings.
+        InputError: for a wrong request, a folder with results of other settings, or one in which another command is at
+            work.
     """
     cells = plan(request)
-    out = writable(request.out)
+    with working(request.out):
+        return _compare(cells, request, stream)
+
+
+def _compare(cells: list[Cell], request: Request, stream: TextIO) -> list[dict[str, Any]]:
+    out = request.out
     about = describe(cells, request)
     found = read_results(out)
     for cell in cells:
@@ -68,6 +74,11 @@ def compare(request: Request, stream: TextIO) -> list[dict[str, Any]]:
     about["methods"] = list(dict.fromkeys([*before.get("methods", []), *(cell.method for cell in cells)]))
     write_text(out / ABOUT, json.dumps(about, indent=1) + "\n")
     ended = {place: record for place, record in found.items() if "error" not in record}
+    for cell in cells:
+        record = ended.get((cell.method, cell.seed))
+        if record is not None and (lost := missing(cell, record, len(dataset))) is not None:
+            stream.write(f"{cell.title} has ended, but {lost} is missing or damaged: it runs again\n")
+            del ended[cell.method, cell.seed]
     waiting = [cell for cell in cells if (cell.method, cell.seed) not in ended]
     if len(waiting) < len(cells):
         stream.write(f"{len(cells) - len(waiting)} of {len(cells)} cells are there already\n")
@@ -206,6 +217,19 @@ def run_all(
     finally:
         for r in running:
             r.process.terminate()
+
+
+def missing(cell: Cell, record: dict[str, Any], images: int) -> Path | None:
+    """Return the file that a cell which has ended, on so many images, should have left, where it is not there whole."""
+    file = cell.home / ("backbone.pth" if cell.method == PRETRAINING else OUTCOME_FILE)
+    if cell.method == PRETRAINING:
+        there = file.is_file()
+    else:
+        try:  # a method that finds no clusters has none to leave
+            there = record.get("entropy") is None or read_outcome(cell.home, images) is not None
+        except InputError:
+            there = False
+    return None if there else file
 
 
 def next_cell(waiting: Sequence[Cell], ended: dict[Place, Any]) -> Cell | None:
