@@ -144,24 +144,38 @@ def alone(folder: str | Path) -> Iterator[str | None]:
     """
     path = Path(folder) / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
-    number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    number, doubt = _lock(path)
     try:
-        reason = None
+        if doubt is None:
+            with naming(path):
+                os.ftruncate(number, 0)
+                os.pwrite(number, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield doubt
+    finally:
+        with contextlib.suppress(OSError):  # while it is locked, so that nobody else's goes
+            path.unlink()
+        os.close(number)
+
+
+def _lock(path: Path) -> tuple[int, str | None]:
+    """Return the locked file, open, and ``None``, or why it cannot be locked."""
+    while True:
+        number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(number).st_nlink:
+                return number, None
+            os.close(number)  # its holder ended meanwhile, and deleted it
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                holder = os.pread(number, 200, 0).decode(errors="replace").strip() or "another process"
-                raise InputError(
-                    f"another command is at work in {folder} ({holder}): wait for it to end, or choose another folder"
-                ) from None
-            if error.errno not in _WITHOUT_LOCKS:
+            if error.errno in _WITHOUT_LOCKS:
+                return number, (
+                    f"{path.parent} is on a file system without locks ({os.strerror(error.errno or 0)}): see to it "
+                    "yourself that no other command works there"
+                )
+            holder = os.pread(number, 200, 0).decode(errors="replace").strip() or "another process"
+            os.close(number)
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
-            reason = f"{folder} is on a file system without locks ({os.strerror(error.errno)}): see to it yourself "
-            reason += "that no other command works there"
-        if reason is None:
-            os.ftruncate(number, 0)
-            os.pwrite(number, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield reason
-    finally:
-        os.close(number)
+            raise InputError(
+                f"another command is at work in {path.parent} ({holder}): wait for it to end, or choose another folder"
+            ) from None

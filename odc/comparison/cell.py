@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -290,7 +291,8 @@ def run_cell(cell: Cell, pipe: Connection) -> None:
         if outcome.logs is not None:
             write_text(folder / CURVES_FILE, json.dumps(read_curves(outcome.logs)) + "\n")
     except Exception as e:  # whatever it is, it becomes this cell's record
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the log's disk may be what is full
+            traceback.print_exc()
         line = explain(e) if isinstance(e, OSError) else None
         record = {
             "error": " ".join((line or f"{type(e).__name__}: {e}").split()),

@@ -26,7 +26,7 @@ from odc.comparison.report import OUTCOME_FILE, read_outcome, write_report
 from odc.comparison.table import QUALITY, UNLABELLED, document
 from odc.data.datasets import ImageDataset
 from odc.errors import InputError
-from odc.files import write_text
+from odc.files import naming, write_text
 from odc.registry import DATASETS, build
 
 RESULTS, ABOUT = "results.jsonl", "comparison.json"
@@ -194,7 +194,8 @@ def run_all(
     def keep(cell: Cell, values: dict[str, Any]) -> None:
         record = complete(cell, values, about, ended, request.out) | facts
         ended[cell.method, cell.seed] = record
-        with (request.out / RESULTS).open("a", encoding="utf-8") as file:
+        results = request.out / RESULTS
+        with naming(results), results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         progress.ended(record)
 
