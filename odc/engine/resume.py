@@ -90,7 +90,7 @@ def _settings(cfg: Any) -> dict[str, str]:
     return {
         name: text
         for name, text in _flat(cfg.to_dict(), "")
-        if _below(name, _SETTINGS) and not _below(name, _FREE) and not _says_where(name, text)
+        if text != "null" and _below(name, _SETTINGS) and not _below(name, _FREE) and not _says_where(name, text)
     }
 
 
