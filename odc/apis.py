@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mmengine.logging import print_log
 from mmengine.registry import LOG_PROCESSORS
 from torch import Tensor
 
-from odc.compat import Runner, check_precision, load_config, load_plain, write_tensors
+from odc.compat import Runner, check_precision, is_first_rank, load_config, load_plain, write_tensors
 from odc.data.datasets import ImageDataset
 from odc.data.embeddings import Embeddings, check_ending
 from odc.engine.comm import get_comm
@@ -27,10 +28,12 @@ from odc.engine.extract import extract as extract_table
 from odc.engine.loops import ClusterTrainLoop, ClusterValLoop, unwrap
 from odc.engine.optim import check_clipping, check_optimizer
 from odc.engine.processes import check_environment, check_wrapper
+from odc.engine.resume import SameRunHook
 from odc.errors import InputError, nearest
-from odc.evaluation.gallery import sizes_told, write_clusters
+from odc.evaluation.gallery import sizes_told
 from odc.evaluation.probes import HELD_OUT, ProbeReport, run_probes, stratified_split
-from odc.files import write_text
+from odc.evaluation.results import write_results
+from odc.files import alone, write_text
 from odc.models.cluster_model import ClusterModel
 from odc.models.convert import MARK, describe, extract, rename, suggest
 from odc.models.necks import AvgPool
@@ -54,6 +57,11 @@ from odc.registry import (
 )
 from odc.structures import make_generator
 
+# What a training leaves in its work directory beside its config: checkpoints, logs, results.
+_OF_A_RUN = re.compile(
+    r"((epoch|iter)_\d+|best_.+)\.pth|last_checkpoint|\d{8}_\d{6}(_\d+)?"
+    r"|\.results\.json|metrics\.json|clusters\.(csv|png)"
+)
 DEFAULT_HOOKS = ("checkpoint", "logger", "param_scheduler", "runtime_info", "sampler_seed", "timer")
 KNOWN_KEYS = {
     "auto_scale_lr",
@@ -342,6 +350,7 @@ def build_runner(cfg: Config) -> Runner:
         experiment_name=cfg.get("experiment_name"),
         cfg=cfg,
     )
+    runner.register_hook(SameRunHook())
     options = check_compile(cfg.get("compile"))
     if options is not None:
         compile_backbone(unwrap(runner.model), options)
@@ -363,17 +372,93 @@ def train(cfg: Config, hooks: Sequence[Hook] = ()) -> dict[str, Any]:
     Returns:
         The last evaluation, ``epochs``, ``images_seen``: views of images that the training put through the network, and
         ``without_images``, the clusters that none of the evaluated images is in.
+
+    Raises:
+        InputError: for a part that is configured wrongly, data that cannot be read, another command that is at work in
+            the folder, or a training to resume that was of something else.
     """
-    runner = build_runner(cfg)
-    _check_monitored(cfg, labelled=runner.train_loop.data.eval.dataset.targets is not None)
-    for hook in hooks:
-        runner.register_hook(hook)
-    runner.train()
-    costs = {"epochs": float(runner.epoch), "images_seen": float(runner.train_loop.images_seen)}
-    values = finish(runner, Path(cfg.work_dir))
-    loop = runner.val_loop
-    evaluation = loop.evaluation if isinstance(loop, ClusterValLoop) else None
-    return {**values, **costs, "without_images": [] if evaluation is None else evaluation.without_images}
+    check_parts(cfg)  # a wrong config leaves no folder
+    folder, first = Path(cfg.work_dir), is_first_rank(cfg.get("launcher", "none"))
+    with working(folder) if first else contextlib.nullcontext():
+        earlier = Earlier(cfg) if first else None
+        runner = build_runner(cfg)
+        _check_monitored(cfg, labelled=runner.train_loop.data.eval.dataset.targets is not None)
+        if earlier is not None:
+            earlier.set_aside()
+        for hook in hooks:
+            runner.register_hook(hook)
+        runner.train()
+        costs = {"epochs": float(runner.epoch), "images_seen": float(runner.train_loop.images_seen)}
+        values = finish(runner, folder, runner.epoch)
+        loop = runner.val_loop
+        empty = loop.without_images if isinstance(loop, ClusterValLoop) else []
+        return {**values, **costs, "without_images": empty}
+
+
+@contextlib.contextmanager
+def working(folder: str | Path) -> Iterator[None]:
+    """Keep other commands out of a folder, which is made where there is none.
+
+    Raises:
+        InputError: another command is at work there, or it cannot be written to.
+    """
+    with alone(writable(folder)) as doubt:
+        if doubt:
+            print_log(doubt, "current", logging.WARNING)
+        yield
+
+
+class Earlier:
+    """What another training has left in the work directory of one that does not go on with it.
+
+    Beside the new run's files it would be taken for a part of that run, so it goes into a folder of its own there. A
+    folder without checkpoints has nothing to keep.
+
+    Args:
+        cfg: of the new training, before it writes anything.
+
+    Raises:
+        InputError: the new training starts from one of these files.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        self.folder = Path(cfg.work_dir)
+        names = [path.name for path in self.folder.iterdir() if _OF_A_RUN.fullmatch(path.name)]
+        goes_on = cfg.get("resume") and (not cfg.get("load_from") or self._holds(cfg.load_from))
+        self.names = names if any(name.endswith(".pth") for name in names) and not goes_on else []
+        written = self.folder / Path(cfg.filename or "").name
+        if self.names and written.is_file() and not written.samefile(cfg.filename):
+            self.names.append(written.name)
+        starts = {
+            "load_from": cfg.get("load_from"),
+            "model.pretrained": cfg.model.get("pretrained"),
+            "train_cfg.label_file": cfg.train_cfg.get("label_file"),
+        }
+        for name, file in starts.items():
+            if self.names and file is not None and self._holds(file):
+                raise InputError(
+                    f"{name}='{file}' is of the training that {self.folder} holds: choose another --work-dir"
+                )
+
+    def _holds(self, file: str) -> bool:
+        return Path(file).resolve().parent == self.folder.resolve()
+
+    def set_aside(self) -> None:
+        """Move it, where there is any, and say so."""
+        if not self.names:
+            return
+        number = 1
+        while (place := self.folder / f"earlier-{number}").exists():
+            number += 1
+        place.mkdir()
+        for name in self.names:
+            (self.folder / name).rename(place / name)
+        print_log(
+            f"another training was in {self.folder} and is now in {place}: --resume would go on with it, another "
+            "--work-dir leave it where it is",
+            "current",
+            logging.WARNING,
+        )
 
 
 def evaluate(cfg: Config, checkpoint: str, out: str | Path | None = None) -> dict[str, float]:
@@ -601,14 +686,20 @@ def _targets(dataset: ImageDataset) -> Tensor:
     return torch.from_numpy(dataset.targets)
 
 
-def finish(runner: Runner, out: Path | None) -> dict[str, float]:
-    """Return the last evaluation of a runner, and write its clusters to ``out`` if that is given."""
+def finish(runner: Runner, out: Path | None, epochs: int | None = None) -> dict[str, float]:
+    """Return the last evaluation of a runner, after so many epochs, and write its results to ``out`` if that is given.
+
+    Where the loop found them there, from an earlier run, they stay as they are.
+    """
     loop = runner.val_loop
-    if not isinstance(loop, ClusterValLoop) or loop.evaluation is None:
+    if not isinstance(loop, ClusterValLoop):
         return {}
-    if out is not None and runner.rank == 0 and loop.evaluation.scores.shape[1]:
-        table, picture = write_clusters(loop.data.eval.dataset, loop.evaluation, out)
-        told = sizes_told(loop.evaluation.clusters, loop.evaluation.scores.shape[1])
-        print_log(f"clusters of {len(loop.evaluation.scores):,} images: {table} and {picture}; {told}", "current")
-        write_text(out / "metrics.json", json.dumps({**loop.values, "precision": runner.precision}, indent=2) + "\n")
+    if out is not None and runner.rank == 0 and loop.evaluation is not None:
+        *pictured, _ = write_results(
+            loop.data.eval.dataset, loop.evaluation, loop.values, out, epochs=epochs, precision=runner.precision
+        )
+        if pictured:
+            files = " and ".join(map(str, pictured))
+            told = sizes_told(loop.evaluation.clusters, loop.evaluation.scores.shape[1])
+            print_log(f"clusters of {len(loop.evaluation.scores):,} images: {files}; {told}", "current")
     return dict(loop.values)

@@ -10,6 +10,7 @@ from typing import Any
 
 import odc
 from odc.errors import InputError, printable
+from odc.files import explain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, head say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as e:
+        line = explain(e)
+        if line is None:
+            raise
+        print(f"odc: error: {line}", file=sys.stderr)
+        return 2
     return int(code)
 
 

@@ -39,7 +39,7 @@ import types
 import warnings
 import zipfile
 from argparse import Action, ArgumentParser, Namespace
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -59,7 +59,6 @@ from mmengine.logging import HistoryBuffer, MessageHub, MMLogger, print_log
 from mmengine.logging.logger import MMFormatter
 from mmengine.model import is_model_wrapper
 from mmengine.model.weight_init import PretrainedInit, update_init_info
-from mmengine.optim import OptimWrapper
 from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner.checkpoint import CheckpointLoader, get_torchvision_models
 from safetensors import safe_open
@@ -68,8 +67,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import DamagedError, InputError, nearest, printable
-from .files import write_text, written_whole
+from .files import naming, write_text, written_whole
 from .options import Written, at, parse, read_option
+from .processes import end_with_parent
 from .reading import (
     DEEPEST,
     fields,
@@ -86,7 +86,7 @@ from .reading import (
     text,
     whole,
 )
-from .registry import HOOKS
+from .registry import HOOKS, VISBACKENDS
 
 MAX_HISTORY = 1000
 _CODE = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, type)
@@ -645,7 +645,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     """mmengine's hook that never leaves the disk without a complete checkpoint, and writes none during evaluation.
 
     Takes the arguments of mmengine's. An old checkpoint is deleted after the new one is completely written, the best
-    one too, and only in this run's own directory.
+    one too, and only in this run's own directory. The last ``max_keep_ckpts`` stay, one that a signal left among them;
+    that one goes when training has come to the next of its own, so that the files end as those of an unbroken run.
 
     Raises:
         InputError: ``max_keep_ckpts=1``, which leaves nothing to fall back to, or an option that it does not have.
@@ -717,12 +718,6 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
                 self._delete(path)
 
     def _save_checkpoint_with_step(self, runner: mmengine.runner.Runner, step: int, meta: dict[str, Any]) -> None:
-        outdated = None
-        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
-            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
-                outdated = self.keep_ckpt_ids.popleft()
-            self.keep_ckpt_ids.append(step)
-            runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
@@ -738,8 +733,29 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         )
         if is_main_process():
             mark_last(runner.work_dir, self.last_ckpt)
-        if outdated is not None:
-            self._delete(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(outdated)))
+        self._delete_outdated(runner, name, step, runner.iter + 1)
+
+    def after_stop(self, runner: mmengine.runner.Runner, name: str, iterations: int) -> None:
+        """Take note that a signal stopped the run after ``iterations``, and left the checkpoint ``name``."""
+        self._delete_outdated(runner, name, runner.epoch if self.by_epoch else iterations, iterations)
+
+    def _delete_outdated(self, runner: mmengine.runner.Runner, newest: str, step: int, iterations: int) -> None:
+        """Delete what is superfluous beside ``newest``; later checkpoints, of a run that went further, stay."""
+        if self.max_keep_ckpts <= 0:
+            return
+        own = re.compile(re.escape(self.filename_tmpl).replace(r"\{\}", r"(\d+)"))
+        regular: list[tuple[int, str]] = []
+        for name in os.listdir(runner.work_dir):
+            path = os.path.join(runner.work_dir, name)
+            if name == newest:
+                continue
+            if found := own.fullmatch(name):
+                if int(found[1]) <= step:
+                    regular.append((int(found[1]), path))
+            elif (found := re.fullmatch(r"iter_(\d+)\.pth", name)) and int(found[1]) <= iterations:
+                self._delete(path)
+        for _, path in sorted(regular)[: 1 - self.max_keep_ckpts]:
+            self._delete(path)
 
     def _delete(self, path: str) -> None:
         if is_main_process() and self.file_backend.isfile(path):
@@ -839,6 +855,23 @@ class _OneLiners(logging.Filter):
         return not _is_page(record) and not any(note in record.getMessage() for note in self._NOTES)
 
 
+def _log_failed(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+    """Raise again what :mod:`logging` caught, with the name of the file."""
+    error = sys.exc_info()[1]
+    if error is not None:
+        with naming(handler.baseFilename):
+            raise error
+
+
+@VISBACKENDS.register_module(force=True)
+class LocalVisBackend(mmengine.visualization.LocalVisBackend):
+    """mmengine's, with the name of the file in its errors."""
+
+    def _dump(self, value_dict: dict[str, Any], file_path: str, file_format: str) -> None:
+        with naming(file_path):
+            super()._dump(value_dict, file_path, file_format)
+
+
 class _CappedScalars(OrderedDict[str, HistoryBuffer]):
     """Log buffers of at most :data:`MAX_HISTORY` values: mmengine's copy their whole history at every update."""
 
@@ -867,6 +900,7 @@ class Runner(mmengine.runner.Runner):
     precision = "float32"  # what the weights are, or were, trained in; evaluation and extraction are in float32
     _resumed_precision: str | None = None
     _timestamps: ClassVar[set[str]] = set()
+    _config_written = False
     _timestamp: str
     _randomness_cfg: dict[str, Any]
     optim_wrapper: Any
@@ -880,6 +914,8 @@ class Runner(mmengine.runner.Runner):
             # Against a fresh process's own default (all cores, on every rank); mmengine does the same and warns.
             for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
                 os.environ.setdefault(variable, "1")
+            if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's ranks; Slurm and MPI see to theirs
+                end_with_parent()
             if get_device() == "cpu" and not is_distributed():
                 _init_gloo(self._launcher, env_cfg.get("dist_cfg", {}).get("timeout"))
         super().setup_env(env_cfg)
@@ -891,19 +927,30 @@ class Runner(mmengine.runner.Runner):
         self._timestamps.add(self._timestamp)
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
-        """Return mmengine's logger, whose terminal shows one-line messages only; the file has everything."""
+        """Return mmengine's logger, whose terminal shows one-line messages only; the file has everything.
+
+        A file that cannot be written stops the run, as its other files do: :mod:`logging` would print a traceback for
+        every line and go on.
+        """
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
             if type(handler) is logging.StreamHandler:
                 handler.addFilter(_OneLiners())
+            elif isinstance(handler, logging.FileHandler):
+                handler.handleError = functools.partial(_log_failed, handler)  # type: ignore[method-assign]
         return logger
 
     def dump_config(self) -> None:
+        """Do nothing yet: one whose checkpoint is refused must not replace the config of the run that is there."""
+
+    def _write_config(self) -> None:
         """Write the formatted config into the work directory; from then on it is not formatted any more.
 
         mmengine puts the config's text into every checkpoint and lets yapf format it anew each time: 0.4 s.
         """
-        super().dump_config()
+        name = os.path.basename(self.cfg.filename or f"{self.timestamp}.py")
+        if is_main_process():
+            write_text(Path(self.work_dir) / name, self.cfg.dump())
         object.__setattr__(self.cfg, "_format_python_code", False)
 
     def build_message_hub(self, message_hub: dict[str, Any] | None = None) -> MessageHub:
@@ -1048,9 +1095,14 @@ class Runner(mmengine.runner.Runner):
         return checkpoint
 
     def load_or_resume(self) -> None:
-        """Load or resume what the config asks for, once."""
-        if self._has_loaded:
-            return
+        """Load or resume what the config asks for, once, and write the config, which now is that of the run."""
+        if not self._has_loaded:
+            self._load_or_resume()
+        if not self._config_written:
+            self._write_config()
+            self._config_written = True
+
+    def _load_or_resume(self) -> None:
         if not self._resume or self._load_from is not None:
             super().load_or_resume()
             return
@@ -1085,7 +1137,8 @@ class Runner(mmengine.runner.Runner):
 
         Args:
             filename: local path or ``http(s)://`` address.
-            resume_optimizer: restore the optimiser.
+            resume_optimizer: restore the optimiser; options that the config has changed since, of the learning rate
+                say, are applied, with a warning that has both numbers.
             resume_param_scheduler: restore mmengine's parameter schedulers. They keep the schedule they were saved
                 with, so a changed one (a grown ``max_epochs``) is reported with both numbers.
             map_location: as for :func:`torch.load`.
@@ -1132,12 +1185,14 @@ class Runner(mmengine.runner.Runner):
 
     def _resume_optimizer(self, state: Any, filename: str) -> None:
         self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
-        if isinstance(self.optim_wrapper, OptimWrapper):
-            _check_optimizer(state, self.optim_wrapper.optimizer)
+        optimizer = self.optim_wrapper.optimizer
+        _check_optimizer(state, optimizer)
+        configured = _options(optimizer.param_groups)
         try:
             self.optim_wrapper.load_state_dict(state)
         except ValueError as error:
             raise InputError(f"the optimiser of checkpoint '{filename}' does not fit: {_one_line(error)}") from None
+        _change_options(optimizer, configured)
 
     def _resume_schedulers(self, saved: Any) -> None:
         position = {"last_step", "best", "num_bad_epochs", "cooldown_counter"}
@@ -1180,12 +1235,60 @@ def diverged(runner: mmengine.runner.Runner, what: str, remedy: str | None = Non
     if remedy is None:
         rate = max(group.get("initial_lr", group["lr"]) for group in runner.optim_wrapper.optimizer.param_groups)
         remedy = f"lower the learning rate, now {rate:g} (optim_wrapper.optimizer.lr)"
-    try:
-        last = find_resume(runner.work_dir)
-    except InputError:
-        last = None
+    last = next(find_resume(runner.work_dir), None)
     kept = "no checkpoint was saved" if last is None else f"the last checkpoint, '{last}', was saved before that"
     return InputError(f"{what}: {remedy}; {kept}")
+
+
+def _options(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return of each group of parameters the options that a config can give."""
+    apart = ("params", "param_names", "initial_lr")
+    return [{name: to_plain(value) for name, value in group.items() if name not in apart} for group in groups]
+
+
+def _change_options(optimizer: torch.optim.Optimizer, configured: list[dict[str, Any]]) -> None:
+    """Give a resumed optimiser the options of the config instead of those that it was saved with, and say so.
+
+    The learning rate keeps the share of the one at the start that the schedule had come to.
+
+    Raises:
+        InputError: what was saved is not the state of an optimiser with these options.
+    """
+    told: dict[str, None] = {}  # each once: groups mostly have the same options
+    for group, saved, new in zip(optimizer.param_groups, _options(optimizer.param_groups), configured, strict=True):
+        rate = saved.get("lr")
+        saved["lr"] = group.get("initial_lr", rate)
+        changed = {name: value for name, value in new.items() if saved.get(name) != value}
+        if not changed:
+            continue
+        words = [f"{name}={value} instead of {saved.get(name)}" for name, value in changed.items()]
+        _check_change(optimizer, {**group, **saved}, changed, ", ".join(words))
+        told |= dict.fromkeys(words)
+        if "lr" in changed:
+            group["initial_lr"] = changed["lr"]
+            changed["lr"] *= rate / saved["lr"] if saved["lr"] else 1.0
+        group.update(changed)
+    if told:
+        _warn(f"the training goes on with {', '.join(told)}, as the config says")
+
+
+def _check_change(optimizer: torch.optim.Optimizer, saved: dict[str, Any], changed: dict[str, Any], words: str) -> None:
+    """Try on one number whether an optimiser can go on with other options: some need a state that was not kept."""
+    trial = copy.copy(optimizer)
+    number = nn.Parameter(torch.zeros(1))
+    trial.param_groups = [{**saved, "params": [number]}]
+    trial.state = defaultdict(dict)
+    try:
+        for options in ({}, changed):
+            trial.param_groups[0].update(options)
+            number.grad = torch.ones(1)
+            trial.step()
+    except Exception as error:  # whatever the optimiser stumbles over
+        raise InputError(
+            f"the optimiser was saved without what {type(optimizer).__name__} needs to go on with {words} "
+            f"({type(error).__name__}: {_one_line(error)}): put these options of optim_wrapper.optimizer back, or "
+            "start anew in another --work-dir"
+        ) from None
 
 
 def _flat(schedulers: Any) -> list[Any]:
@@ -1193,12 +1296,21 @@ def _flat(schedulers: Any) -> list[Any]:
     return [s for group in schedulers.values() for s in group] if isinstance(schedulers, dict) else list(schedulers)
 
 
+_RANK_VARIABLES = {
+    "pytorch": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+}
+
+
+def is_first_rank(launcher: str) -> bool:
+    """Return whether this process is the first of those that ``launcher`` started, before they speak to each other."""
+    return launcher not in _RANK_VARIABLES or os.environ.get(_RANK_VARIABLES[launcher][0], "0") == "0"
+
+
 def _init_gloo(launcher: str, timeout: float | None) -> None:
     """Start gloo from the launcher's environment variables; mmengine's own start-up requires a GPU."""
-    variables = {
-        "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
-        "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    }.get(launcher, ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    variables = _RANK_VARIABLES[launcher]
     try:
         values = [os.environ[name] for name in variables]
     except KeyError as error:

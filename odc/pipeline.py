@@ -22,9 +22,19 @@ from mmengine import Config
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 
-from odc.apis import check_parts, convert, extract_features, load_runner, prepare_config, train, writable, writable_file
+from odc.apis import (
+    check_parts,
+    convert,
+    extract_features,
+    load_runner,
+    prepare_config,
+    train,
+    working,
+    writable,
+    writable_file,
+)
 from odc.clustering.consistency import beta_histogram, local_consistency, reliable_samples
-from odc.compat import load_config, settle_precision
+from odc.compat import find_resume, load_config, settle_precision
 from odc.data.datasets import ImageDataset
 from odc.data.embeddings import Embeddings
 from odc.data.label_file import LabelFile
@@ -37,7 +47,8 @@ from odc.evaluation.align import Alignment, align, read_labels
 from odc.evaluation.gallery import listed
 from odc.evaluation.markdown import markdown_table
 from odc.evaluation.metrics import clustering_accuracy
-from odc.files import write_text
+from odc.evaluation.results import read_results
+from odc.files import write_text, written_whole
 from odc.memory.queue import fitting_queue
 from odc.options import read_arguments
 from odc.reading import fields, listing, optional, read_json, real, text, whole
@@ -198,7 +209,8 @@ def draw_beta(beta: Any, threshold: float, path: Path) -> None:
     axes.legend(frameon=False, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
     FigureCanvasAgg(figure)
-    figure.savefig(path, format="png")
+    with written_whole(path) as file:
+        figure.savefig(file, format="png")
 
 
 _FEW = 10_000  # clusters that a table may have, however few of their images it has
@@ -338,8 +350,8 @@ def fit_queue(cfg: Config, N: int) -> str | None:
 
 def _checkpoint(value: Any) -> str:
     """Kind: the name of a checkpoint in the folder of its stage."""
-    if not re.fullmatch(r"epoch_\d+\.pth", text(value)):
-        raise ValueError(f"epoch_<number>.pth is expected, not '{value[:60]}'")
+    if not re.fullmatch(r"(epoch|iter)_\d+\.pth", text(value)):
+        raise ValueError(f"epoch_<number>.pth or iter_<number>.pth is expected, not '{value[:60]}'")
     return str(value)
 
 
@@ -443,8 +455,15 @@ class Pipeline:
                 )
 
     def run(self, until: str = "semi") -> dict[str, dict[str, Any]]:
-        """Run what is not there yet, up to the stage ``until``; return each stage's result and write ``summary.md``."""
-        writable(self.folder)
+        """Run what is not there yet, up to the stage ``until``; return each stage's result and write ``summary.md``.
+
+        Raises:
+            InputError: another command is at work in the folder, or as :func:`odc.apis.train`.
+        """
+        with working(self.folder):
+            return self._run(until)
+
+    def _run(self, until: str) -> dict[str, dict[str, Any]]:
         # What is said before the first stage's own log exists.
         self.logger = MMLogger("pipeline", logger_name="mmengine")
         if self.fitted:
@@ -480,12 +499,42 @@ class Pipeline:
         }
         stages = list(STAGES if self.pretrained is None else STAGES[2:])
         stages = stages[: stages.index(until) + 1]
+        self._forget_incomplete(stages)
         key = "" if self.pretrained is None else hashlib.sha256(self.pretrained.read_bytes()).hexdigest()
         for number, name in enumerate(stages):
             key = self._key(name, key)
             results[name] = self._stage(name, key, work[name], f"stage {number + 1}/{len(stages)}, {name}")
         write_text(self.folder / "summary.md", summary(results) + "\n")
         return results
+
+    def _forget_incomplete(self, stages: Sequence[str]) -> None:
+        """Let stages that are done be done again where their files are gone or damaged: what is there is used."""
+        needed = False  # checkpoints are: a later stage has still to be done
+        for name in reversed(stages):
+            done = self.folder / name / "done.json"
+            if not done.is_file():
+                needed = True
+                continue
+            missing = self._missing(
+                name, read_json(done, DONE, _MARK, f"delete {done.parent} to run this stage again"), needed
+            )
+            if missing is not None:
+                self.logger.info(f"{name} was done, but its {missing} is missing or damaged: it is made again")
+                done.unlink()
+                needed = True
+
+    def _missing(self, name: str, result: Mapping[str, Any], needed: bool) -> str | None:
+        """Return which file of a stage that was done is missing or damaged, if one is."""
+        folder = self.folder / name
+        if name == "reliable":
+            files = ["labels.npz", "beta.png"]
+        elif name == "embeddings":
+            files = ["features.npz"]
+        else:
+            files = (["backbone.pth"] if name == "moco" else []) + ([result["checkpoint"]] if needed else [])
+            if self.configs[name].get("val_evaluator") and read_results(folder, int(result["epochs"])) is None:
+                return "evaluation"
+        return next((file for file in files if not (folder / file).is_file()), None)
 
     def _key(self, name: str, before: str) -> str:
         parts: list[Any] = [name, before, self.dataset.fingerprint, self._ran(name)]
@@ -551,7 +600,7 @@ class Pipeline:
         cfg = self.configs[name]
         cfg.resume = True  # from its own folder, where an earlier run was interrupted
         values = train(cfg, self.hooks)
-        return {**values, "checkpoint": f"epoch_{values['epochs']:.0f}.pth"}
+        return {**values, "checkpoint": Path(next(find_resume(cfg.work_dir))).name}
 
 
 def _otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -536,6 +536,17 @@ def test_rows_of_all_kinds_then_the_same_again(
     assert "has hdbscan-pixels seed 3 with other settings" in capsys.readouterr().err
 
 
+def test_a_cell_that_lost_what_it_left_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["compare", "--methods", "kmeans-pixels", "--seeds", "0", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    outcome = tmp_path / "kmeans-pixels-0/outcome.npz"
+    whole = outcome.read_bytes()
+    outcome.write_bytes(whole[:-100])
+    assert main(arguments) == 0
+    assert f"but {outcome} is missing or damaged: it runs again" in capsys.readouterr().out
+    assert outcome.read_bytes() == whole
+
+
 def test_what_needs_a_pretraining_that_failed_is_not_run(tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ["--seeds", "0", "--jobs", "2", "--cfg-options", "moco.model.head.queue_size=5000"]

@@ -103,6 +103,38 @@ def test_what_is_there_is_not_done_again(done: Path, capsys: pytest.CaptureFixtu
     assert before == after
 
 
+def test_what_is_missing_of_a_stage_is_made_again(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(done, tmp_path / "run")
+    lost = [
+        "moco/backbone.pth",
+        "embeddings/features.npz",
+        "self/metrics.json",
+        "reliable/beta.png",
+        "semi/clusters.csv",
+    ]
+    for file in lost:
+        (folder / file).unlink()
+    assert spice(folder) == 0
+    out = capsys.readouterr().out
+    assert out.count("is missing or damaged: it is made again") == 5
+    assert "epoch 1/" not in out, "nothing is trained again"
+    for file in lost:
+        assert (folder / file).is_file()
+    for file in (
+        "self/metrics.json",
+        "self/clusters.csv",
+        "semi/metrics.json",
+        "semi/clusters.csv",
+        "semi/clusters.png",
+    ):
+        assert (folder / file).read_bytes() == (done / file).read_bytes(), file
+    for stage in ("moco", "self", "reliable", "semi"):
+        found, before = (json.loads((f / stage / "done.json").read_text()) for f in (folder, done))
+        assert {**found, "seconds": 0} == {**before, "seconds": 0}
+
+
 def test_another_config_does_not_overwrite_it(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert spice(done, "self.model.head.num_heads=3") == 2
     err = capsys.readouterr().err

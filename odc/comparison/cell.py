@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import shutil
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -30,14 +30,16 @@ from odc.clustering.kmeans import load_faiss
 from odc.comparison.plan import PRETRAINING, Cell, measure
 from odc.comparison.report import CURVES_FILE, OUTCOME_FILE, embed, read_outcome
 from odc.comparison.table import QUALITY
+from odc.compat import find_resume
 from odc.engine.data import ClusterData
 from odc.engine.extract import extract
 from odc.engine.loops import ClusterValLoop
 from odc.errors import InputError
 from odc.evaluation.evaluator import ClusterMetrics, Evaluation, KNNMetric
-from odc.files import write_text
+from odc.files import explain, write_text, written_whole
 from odc.models import AvgPool, ClusterModel, MoCo
 from odc.pipeline import Pipeline, fit_queue
+from odc.processes import end_with_parent
 from odc.reading import fields, real, whole
 from odc.registry import DATASETS, MODELS, build
 from odc.structures import LocalComm
@@ -103,16 +105,20 @@ class Clustering:
         return cls(features, cluster, -mine, other - mine)
 
     def save(self, file: Path) -> None:
-        """Write it as a compressed .npz of plain arrays; features in half precision, shrunk where they do not fit."""
+        """Write it as a compressed .npz of plain arrays, completely or not at all.
+
+        Features are in half precision, shrunk where they do not fit.
+        """
         features = self.features.numpy()
         largest = float(np.abs(features).max(initial=0.0))
-        np.savez_compressed(
-            file,
-            features=(features / max(1.0, largest / np.finfo(np.float16).max)).astype(np.float16),
-            cluster=self.cluster.numpy().astype(np.int32),
-            confidence=self.confidence.numpy().astype(np.float32),
-            margin=self.margin.numpy().astype(np.float32),
-        )
+        with written_whole(file) as out:
+            np.savez_compressed(
+                out,
+                features=(features / max(1.0, largest / np.finfo(np.float16).max)).astype(np.float16),
+                cluster=self.cluster.numpy().astype(np.int32),
+                confidence=self.confidence.numpy().astype(np.float32),
+                margin=self.margin.numpy().astype(np.float32),
+            )
 
 
 class _Watch(Hook):
@@ -169,7 +175,7 @@ def run_method(cell: Cell, report: Report) -> Outcome:
     costs = {"images_seen": float(loop.images_seen), "epochs": float(loop.epoch)}
     values = finish(runner, folder) | costs
     if isinstance(runner.model, MoCo):
-        convert(folder / f"epoch_{loop.epoch}.pth", folder / "backbone.pth")
+        convert(next(find_resume(folder)), folder / "backbone.pth")
     evaluation = runner.val_loop.evaluation if isinstance(runner.val_loop, ClusterValLoop) else None
     return Outcome(values, None if evaluation is None else Clustering.from_scores(evaluation), folder)
 
@@ -252,17 +258,12 @@ def num_clusters(cfg: Any) -> int:
     return int(K)
 
 
-def _end_with(parent: int) -> None:
-    """End this process when another is its parent: the comparison was killed, and nobody waits for the result."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
 def run_cell(cell: Cell, pipe: Connection) -> None:
     """Run one cell and send its record; everything it prints goes into a file."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()  # the comparison may be killed
     folder = cell.home
+    if cell.stage is None:  # it begins anew: what an interrupted run has left would mix with this one's
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     number = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
@@ -300,9 +301,11 @@ def run_cell(cell: Cell, pipe: Connection) -> None:
         if outcome.logs is not None:
             write_text(folder / CURVES_FILE, json.dumps(read_curves(outcome.logs)) + "\n")
     except Exception as e:  # whatever it is, it becomes this cell's record
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the log's disk may be what is full
+            traceback.print_exc()
+        line = explain(e) if isinstance(e, OSError) else None
         record = {
-            "error": " ".join(f"{type(e).__name__}: {e}".split()),
+            "error": " ".join((line or f"{type(e).__name__}: {e}").split()),
             "log": str(folder / LOG),
             "seconds": round(time.perf_counter() - started, 2),
         }

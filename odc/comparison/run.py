@@ -24,15 +24,15 @@ from typing import Any, TextIO
 import torch
 from mmengine.logging import print_log
 
-from odc.apis import writable
+from odc.apis import working
 from odc.comparison.cell import LOG, num_clusters, run_cell
 from odc.comparison.plan import PRETRAINING, Cell, Request, plan, stage_configs
 from odc.comparison.provenance import command, provenance, relative
-from odc.comparison.report import write_report
+from odc.comparison.report import OUTCOME_FILE, read_outcome, write_report
 from odc.comparison.table import QUALITY, UNLABELLED, document
 from odc.data.datasets import ImageDataset
 from odc.errors import DamagedError, InputError, printable
-from odc.files import append_line, write_text
+from odc.files import append_line, naming, write_text
 from odc.reading import (
     fields,
     inside,
@@ -64,14 +64,20 @@ def compare(request: Request, stream: TextIO) -> list[dict[str, Any]]:
         stream: where progress is shown.
 
     Raises:
-        InputError: for a wrong request, or a folder with results of other settings.
+        InputError: for a wrong request, a folder with results of other settings, or one in which another command is at
+            work.
     """
-    before = read_about(request.out) if (request.out / ABOUT).exists() else {}
+    with working(request.out):
+        return _compare(request, stream)
+
+
+def _compare(request: Request, stream: TextIO) -> list[dict[str, Any]]:
+    out = request.out
+    before = read_about(out) if (out / ABOUT).exists() else {}
     threads = before.get("threads", request.threads)
     if threads != request.threads:
-        stream.write(f"threads a cell: {threads}, as before in {request.out}, not {request.threads}\n")
+        stream.write(f"threads a cell: {threads}, as before in {out}, not {request.threads}\n")
     cells = plan(replace(request, threads=threads))
-    out = writable(request.out)
     about = describe(cells, request)
     found = read_results(out)
     for cell in cells:
@@ -93,6 +99,11 @@ def compare(request: Request, stream: TextIO) -> list[dict[str, Any]]:
     about["methods"] = list(dict.fromkeys([*before["methods"], *(cell.method for cell in cells)]))
     write_text(out / ABOUT, json.dumps(about, indent=1) + "\n")
     ended = {place: record for place, record in found.items() if "error" not in record}
+    for cell in cells:
+        record = ended.get((cell.method, cell.seed))
+        if record is not None and (lost := missing(cell, record, len(dataset))) is not None:
+            stream.write(f"{cell.title} has ended, but {lost} is missing or damaged: it runs again\n")
+            del ended[cell.method, cell.seed]
     waiting = [cell for cell in cells if (cell.method, cell.seed) not in ended]
     if len(waiting) < len(cells):
         stream.write(f"{len(cells) - len(waiting)} of {len(cells)} cells are there already\n")
@@ -278,7 +289,8 @@ def run_all(
     def keep(cell: Cell, values: dict[str, Any]) -> None:
         record = complete(cell, values, about, ended, request.out) | facts
         ended[cell.method, cell.seed] = record
-        append_line(request.out / RESULTS, json.dumps(record))
+        with naming(request.out / RESULTS):
+            append_line(request.out / RESULTS, json.dumps(record))
         progress.ended(record)
 
     try:
@@ -305,6 +317,19 @@ def run_all(
 def _room(running: Sequence[Running], jobs: int) -> bool:
     """Return whether a cell can begin: those that only draw their map give way, but they have memory."""
     return sum(not r.told for r in running) < jobs and len(running) < 2 * jobs
+
+
+def missing(cell: Cell, record: dict[str, Any], images: int) -> Path | None:
+    """Return the file that a cell which has ended, on so many images, should have left, where it is not there whole."""
+    file = cell.home / ("backbone.pth" if cell.method == PRETRAINING else OUTCOME_FILE)
+    if cell.method == PRETRAINING:
+        there = file.is_file()
+    else:
+        try:  # a method that finds no clusters has none to leave
+            there = record.get("entropy") is None or read_outcome(cell.home, images) is not None
+        except InputError:
+            there = False
+    return None if there else file
 
 
 def next_cell(waiting: Sequence[Cell], ended: dict[Place, Any]) -> Cell | None:

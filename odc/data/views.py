@@ -35,6 +35,7 @@ from odc.data.keys import mix as mix
 from odc.data.keys import mix_array as mix_array
 from odc.data.transforms import Pipeline
 from odc.errors import InputError, nearest
+from odc.processes import end_with_parent
 
 Views = dict[tuple[str, str], Tensor]
 
@@ -412,3 +413,4 @@ def _init_worker(worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
+    end_with_parent()  # torch's workers notice only where they wait for work

@@ -2,11 +2,83 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import logging
+import os
+import threading
+import time
+
 import torch
 import torch.distributed as dist
+from mmengine.logging import print_log
 from torch import Tensor
 
 from odc.structures import Comm, LocalComm
+
+PATIENCE_S = 60.0  # of a rank that waits for others, before it says so
+
+
+class Watch:
+    """Says for which ranks this one waits, where it waits for long: a collective would be silent until its timeout.
+
+    Every rank counts the places that it comes to where ranks wait for each other, and a thread publishes the count, so
+    that one that waits sees who is behind. It costs a step nothing but the counting.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self._store = dist.distributed_c10d._get_default_store()
+        self._here, self._since = 0, time.monotonic()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        atexit.register(self._stop)
+
+    def arrive(self) -> None:
+        """Count a place where ranks wait for each other."""
+        self._here, self._since = self._here + 1, time.monotonic()
+
+    def _stop(self) -> None:
+        self._end.set()
+        self._thread.join(1.0)
+
+    def _run(self) -> None:
+        told = -1
+        while not self._end.wait(PATIENCE_S / 10):
+            here, waited = self._here, time.monotonic() - self._since
+            try:
+                self._store.set(_key(self.rank), str(here))
+                behind = [] if waited < PATIENCE_S or told == here else self._behind(here)
+            except RuntimeError:  # the process that keeps the counts is gone, and the ranks with it
+                return
+            if behind:
+                told = here
+                print_log(
+                    f"rank {self.rank} has waited {waited:.0f} s for rank {', '.join(map(str, behind))} of "
+                    f"{self.world}: is it still at work?",
+                    "current",
+                    logging.WARNING,
+                )
+
+    def _behind(self, here: int) -> list[int]:
+        others = [rank for rank in range(self.world) if rank != self.rank]
+        return [r for r in others if not self._store.check([_key(r)]) or int(self._store.get(_key(r))) < here]
+
+
+def _key(rank: int) -> str:
+    return f"odc.watch.{rank}"
+
+
+@functools.cache
+def _watch(process: int) -> Watch:
+    return Watch()
+
+
+def arrive() -> None:
+    """Note that this rank comes to where it may wait for the others, outside of :class:`DistComm`."""
+    if isinstance(get_comm(), DistComm):
+        _watch(os.getpid()).arrive()
 
 
 class DistComm:
@@ -15,15 +87,18 @@ class DistComm:
     def __init__(self) -> None:
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()
+        self._watch = _watch(os.getpid())
 
     def sum(self, x: Tensor) -> Tensor:
         """Return the sum over ranks."""
+        self._watch.arrive()
         total = x.detach().clone()
         dist.all_reduce(total)
         return total
 
     def gather(self, x: Tensor) -> Tensor:
         """Return the concatenation over ranks along dimension 0."""
+        self._watch.arrive()
         length = torch.tensor([x.shape[0]], device=x.device)
         lengths = [torch.empty_like(length) for _ in range(self.world)]
         dist.all_gather(lengths, length)
@@ -37,6 +112,7 @@ class DistComm:
 
     def broadcast(self, x: Tensor) -> Tensor:
         """Return rank 0's ``x``."""
+        self._watch.arrive()
         copy = x.detach().clone()
         dist.broadcast(copy, src=0)
         return copy

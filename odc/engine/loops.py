@@ -18,20 +18,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import broadcast_object_list
 from mmengine.runner.base_loop import BaseLoop
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from odc.compat import diverged, mark_last, non_finite
+from odc.compat import CheckpointHook, diverged, mark_last, non_finite
 from odc.data.label_file import LabelFile, low_shot
 from odc.data.sampler import draw_rows
 from odc.data.views import Request, mix, mix_array
-from odc.engine.comm import get_comm
+from odc.engine.comm import arrive, get_comm
 from odc.engine.data import EXTRACT_VIEW, ClusterData
 from odc.engine.extract import encode_views, extract
 from odc.engine.schedules import Schedule
 from odc.errors import InputError, nearest
 from odc.evaluation.evaluator import Evaluation
+from odc.evaluation.results import read_results
 from odc.models.cluster_model import ClusterModel
 from odc.reading import fields, flag, mapping, whole
 from odc.registry import LOOPS, METRICS, SCHEDULES, build
@@ -78,11 +80,11 @@ def _gradient(value: Any) -> Tensor:
 _POSITION = fields(
     {
         **dict.fromkeys(("chunk", "repeat", "step", "images_seen", "seed"), whole()),
-        **dict.fromkeys(("begun", "refreshed"), flag),
+        **dict.fromkeys(("begun", "refreshed", "encoded", "evaluated"), flag),
         **dict.fromkeys(("index_before", "labels_before"), _table),
         "order": mapping(_table),
         "gradients": mapping(_gradient),
-        "threads": whole(1),
+        **dict.fromkeys(("threads", "ranks"), whole(1)),
     }
 )
 
@@ -160,6 +162,8 @@ class ClusterTrainLoop(BaseLoop):
         self._begun = False  # this epoch has begun: labels_before holds what it started from
         self._refreshed = False  # this chunk's labels are written
         self._order: dict[str, Tensor] = {}  # rows of every step of this pass, by stream
+        self._encoded = False  # the views of this chunk are in images_seen: a resumed run encodes them once more
+        self._evaluated = False  # nothing has been trained since the last evaluation
         self._fixed: Tensor | None = None  # (N, D) of all images without augmentation, while these cannot change
         self.index_before = self.labels_before = torch.zeros(0, 1, dtype=torch.int64)
         self.progress = 0.0  # share of the training that is done
@@ -213,12 +217,15 @@ class ClusterTrainLoop(BaseLoop):
             "step": self._step,
             "begun": self._begun,
             "refreshed": self._refreshed,
+            "encoded": self._encoded,
+            "evaluated": self._evaluated,
             "order": dict(self._order),
             "index_before": self.index_before,
             "labels_before": self.labels_before,
             "images_seen": self.images_seen,
             "seed": self.seed,
             "threads": torch.get_num_threads(),
+            "ranks": self.comm.world,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -244,8 +251,14 @@ class ClusterTrainLoop(BaseLoop):
                 f"the checkpoint was trained on {state['threads']} threads, this process has "
                 f"{torch.get_num_threads()}: sums round differently (OMP_NUM_THREADS={state['threads']} repeats them)"
             )
+        if state["ranks"] != self.comm.world:
+            self.runner.logger.warning(
+                f"the checkpoint was trained on {state['ranks']} processes, this run has {self.comm.world}: sums and "
+                f"batch-norm statistics differ from here on ({state['ranks']} processes repeat them)"
+            )
         self._chunk, self._repeat, self._step = state["chunk"], state["repeat"], state["step"]
         self._begun, self._refreshed = state["begun"], state["refreshed"]
+        self._encoded, self._evaluated = state["encoded"], state["evaluated"]
         self._order = dict(state["order"])
         self.index_before, self.labels_before = state["index_before"], state["labels_before"]
         self.images_seen = state["images_seen"]
@@ -261,7 +274,6 @@ class ClusterTrainLoop(BaseLoop):
         """Train; return the model."""
         self.runner.settle_precision()
         model = unwrap(self.runner.model)
-        device = next(model.parameters()).device
         fresh = self._iter == 0 and not self._begun
         if model.labels.index.shape[0] == 0 or (fresh and (self.label_file or self.label_fraction)):
             model.labels.replace(self._first_labels())
@@ -278,13 +290,14 @@ class ClusterTrainLoop(BaseLoop):
                     f"'{name}' of the model is not finite before the first step, from {source}: take another"
                 )
             self.runner.call_hook("before_train")
+            if self._epoch >= self.max_epochs:
+                self._complete()
+            elif self._epoch and not self._begun and not self._evaluated:
+                self._evaluate()  # the run was stopped between the checkpoint and the end of the evaluation
             while self._epoch < self.max_epochs and not self.stop_training:
                 self.run_epoch()
-                last = self._epoch == self.max_epochs
-                if self.runner.val_loop is not None and (last or self._epoch % self.val_interval == 0):
-                    self.runner.val_loop.run()
-                    self.stop_training = bool(self.comm.sum(torch.tensor(int(self.stop_training), device=device)))
-                if not (last or self.stop_training):
+                self._evaluate()
+                if self._epoch < self.max_epochs and not self.stop_training:
                     self._stop_if_asked(between_epochs=True)
             self.runner.call_hook("after_train")
         finally:
@@ -292,6 +305,29 @@ class ClusterTrainLoop(BaseLoop):
                 signal.signal(number, handler)
             self.data.close()
         return model
+
+    def _evaluate(self) -> None:
+        """Evaluate after an epoch, where it is time to."""
+        if self.runner.val_loop is not None and (
+            self._epoch >= self.max_epochs or self._epoch % self.val_interval == 0
+        ):
+            self.runner.val_loop.run()
+            asked = torch.tensor(int(self.stop_training), device=next(self.runner.model.parameters()).device)
+            self.stop_training = bool(self.comm.sum(asked))
+        self._evaluated = True
+
+    def _complete(self) -> None:
+        """Evaluate at the end of a training of which no epoch is left, unless its results are there and whole."""
+        if self.runner.val_loop is None:
+            return
+        found = [read_results(Path(self.runner.work_dir), self._epoch) if self.comm.rank == 0 else None]
+        broadcast_object_list(found)  # one choice for all ranks
+        if found[0] is None:
+            self._evaluate()
+        else:
+            val = self.runner.val_loop
+            val.values, val.without_images = found[0].values, found[0].without_images
+            self.runner.logger.info(f"the results in {self.runner.work_dir} are complete: nothing to evaluate")
 
     def _first_labels(self) -> PseudoLabels:
         """Return one row for every image: unlabelled, or by ``label_file`` or ``label_fraction``."""
@@ -322,7 +358,7 @@ class ClusterTrainLoop(BaseLoop):
         self._sums, self._count = {}, 0
         if not self._begun:
             self.index_before, self.labels_before = model.labels.index.clone(), model.labels.target.clone()
-            self._begun = True
+            self._begun, self._evaluated = True, False
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
         chunks = self._chunks(plan)
@@ -334,7 +370,7 @@ class ClusterTrainLoop(BaseLoop):
             while self._repeat < plan.repeats:
                 self._pass(plan, len(chunks), cache)
                 self._repeat, self._step, self._order = self._repeat + 1, 0, {}
-            self._chunk, self._repeat, self._refreshed = self._chunk + 1, 0, False
+            self._chunk, self._repeat, self._refreshed, self._encoded = self._chunk + 1, 0, False, False
         if plan.select:
             with torch.no_grad():
                 model.head.select(self._extract(None, None), self.comm)
@@ -438,7 +474,8 @@ class ClusterTrainLoop(BaseLoop):
         variants = int(store.variant.max()) + 1
         images, slot = (store.index * variants + store.variant[:, None]).unique(return_inverse=True)
         views = sorted({view for stream in plan.streams for view in stream.views})
-        self.images_seen += len(images) * len(views)
+        self.images_seen += 0 if self._encoded else len(images) * len(views)
+        self._encoded = True
         return FeatureCache(slot, self._encode(model, images // variants, images % variants, views, "train"))
 
     @torch.no_grad()
@@ -554,6 +591,7 @@ class ClusterTrainLoop(BaseLoop):
             if broken is not None:
                 raise diverged(runner, f"{broken} at {self._here()}", "mend the images, or the transforms of that view")
             raise diverged(runner, f"the loss is {float(loss.detach())} at {self._here()}")
+        arrive()  # the ranks add up their gradients
         runner.optim_wrapper.backward(loss / len(group))
         if self.comm.world > 1:
             self._check_gradients(runner.model)
@@ -646,7 +684,11 @@ class ClusterTrainLoop(BaseLoop):
         self._iter -= between_epochs  # mmengine saves the number of the step that runs, plus one
         name = f"iter_{self._iter + 1}.pth"
         self.runner.save_checkpoint(self.runner.work_dir, name, by_epoch=False)
-        mark_last(self.runner.work_dir, Path(self.runner.work_dir) / name)
+        if self.comm.rank == 0:
+            mark_last(self.runner.work_dir, Path(self.runner.work_dir) / name)
+        for hook in self.runner.hooks:
+            if isinstance(hook, CheckpointHook):
+                hook.after_stop(self.runner, name, self._iter + 1)
         self.runner.logger.warning(f"stopped by {signal.Signals(number).name}: saved {name}; continue with --resume")
         raise SystemExit(128 + number)
 
@@ -677,12 +719,14 @@ class ClusterValLoop(BaseLoop):
         self.metrics = [build(METRICS, cfg) for cfg in evaluator]
         self.evaluation: Evaluation | None = None
         self.values: dict[str, float] = {}
+        self.without_images: list[int] = []
 
     def run(self) -> dict[str, float]:
         """Return the metrics by name."""
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         self.evaluation, self.values = self.evaluate(), {}
+        self.without_images = self.evaluation.without_images
         for metric in self.metrics:
             self.values |= metric(self.evaluation)
         self.runner.call_hook("after_val_epoch", metrics=self.values)

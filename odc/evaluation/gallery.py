@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+import io
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+from mmengine.logging import print_log
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from odc.clustering import log_odds
 from odc.data.datasets import ImageDataset
+from odc.errors import InputError
 from odc.evaluation.evaluator import Evaluation
+from odc.files import write_text, written_whole
 
+CLUSTERS, PICTURE = "clusters.csv", "clusters.png"
 _SMALLEST = 3  # clusters whose size is told
 _ROWS, _COLUMNS, _TILE, _GAP, _MARGIN = 30, 14, 64, 4, 150
 
@@ -22,20 +29,24 @@ _ROWS, _COLUMNS, _TILE, _GAP, _MARGIN = 30, 14, 64, 4, 150
 def write_clusters(dataset: ImageDataset, evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
     """Write ``clusters.csv`` (path, cluster, confidence) and ``clusters.png`` into a folder; return their paths.
 
+    Both are written completely or not at all.
+
     Confidence is the softmax of the head's scores. The picture has a row for each cluster, largest first, with its
     most confident images.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     confidence, cluster = evaluation.scores.softmax(1).max(1)
-    table, picture = folder / "clusters.csv", folder / "clusters.png"
-    with table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("path", "cluster", "confidence"))
-        writer.writerows(
-            (path, int(c), f"{float(p):.4f}") for path, c, p in zip(dataset.paths, cluster, confidence, strict=True)
-        )
+    table, picture = folder / CLUSTERS, folder / PICTURE
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("path", "cluster", "confidence"))
+    writer.writerows(
+        (path, int(c), f"{float(p):.4f}") for path, c, p in zip(dataset.paths, cluster, confidence, strict=True)
+    )
+    write_text(table, text.getvalue())
     sureness = log_odds(evaluation.scores).gather(1, cluster[:, None])[:, 0]  # many confidences are exactly 1
-    draw_clusters(dataset, cluster, sureness).save(picture)
+    drawn = draw_clusters(dataset, cluster, sureness)
+    with written_whole(picture) as raw:
+        drawn.save(raw, format="png")
     return table, picture
 
 
@@ -56,13 +67,25 @@ def listed(numbers: Iterable[int], most: int = 10) -> str:
     return ", ".join(every[:most]) + (", ..." if len(every) > most else "")
 
 
+def _readable(dataset: ImageDataset, samples: Iterable[int]) -> Iterator[Tensor]:
+    """Yield the images that are still there: a file may have gone since it was trained on."""
+    for sample in samples:
+        try:
+            image = dataset.image(sample)
+        except (InputError, OSError) as error:
+            print_log(f"{PICTURE} leaves out an image: {error}", "current", logging.WARNING)
+            continue
+        yield image
+
+
 def draw_clusters(dataset: ImageDataset, cluster: Tensor, confidence: Tensor) -> Image.Image:
     """Draw the largest clusters, a row each: number, size, and most confident images.
 
     Args:
         dataset: N images.
         cluster: (N,) int64.
-        confidence: (N,) floating; of equally confident images the first come first.
+        confidence: (N,) floating; of equally confident images the first come first. An image that cannot be read any
+            more is left out, with a warning.
     """
     ids, sizes = cluster.unique(return_counts=True)
     largest = sizes.argsort(descending=True, stable=True)[:_ROWS]
@@ -74,9 +97,9 @@ def draw_clusters(dataset: ImageDataset, cluster: Tensor, confidence: Tensor) ->
         draw.text((_GAP * 2, top + 12), f"cluster {int(ids[i])}", fill="black", font=font)
         draw.text((_GAP * 2, top + 32), f"{int(sizes[i]):,} images", fill="dimgray", font=font)
         members = (cluster == ids[i]).nonzero().squeeze(1)
-        best = members[confidence[members].argsort(descending=True, stable=True)[:_COLUMNS]]
-        for column, sample in enumerate(best.tolist()):
-            tile = to_pil_image(dataset.image(sample)).convert("RGB")
+        best = members[confidence[members].argsort(descending=True, stable=True)]
+        for column, image in enumerate(itertools.islice(_readable(dataset, best.tolist()), _COLUMNS)):
+            tile = to_pil_image(image).convert("RGB")
             tile.thumbnail((_TILE, _TILE))
             if max(tile.size) < _TILE:  # tiny images are enlarged in whole pixels, so that one sees what is there
                 factor = max(1, _TILE // max(tile.size))
