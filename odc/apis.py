@@ -25,7 +25,7 @@ from odc.engine.extract import extract as extract_table
 from odc.engine.loops import ClusterTrainLoop, ClusterValLoop, unwrap
 from odc.engine.optim import check_clipping, check_optimizer
 from odc.errors import InputError, nearest
-from odc.evaluation.gallery import write_clusters
+from odc.evaluation.gallery import write_clusters, write_skipped
 from odc.evaluation.probes import HELD_OUT, ProbeReport, run_probes, stratified_split
 from odc.files import write_text
 from odc.models.cluster_model import ClusterModel
@@ -241,7 +241,18 @@ def build_runner(cfg: Config) -> Runner:
     print_log(data.train.dataset.describe(), "current")
     if data.eval is not data.train:
         print_log(f"evaluated on {data.eval.dataset.describe()}", "current")
+    if runner.rank == 0:
+        _write_skipped(data, Path(cfg.work_dir))
     return runner
+
+
+def _write_skipped(data: ClusterData, folder: Path) -> None:
+    tables = [write_skipped(data.train.dataset, folder)]
+    if data.eval is not data.train:
+        tables.append(write_skipped(data.eval.dataset, folder, "skipped_eval.csv"))
+    told = " and ".join(str(table) for table in tables if table is not None)
+    if told:
+        print_log(f"all files that were skipped, and why: {told}", "current")
 
 
 def train(cfg: Config, hooks: Sequence[Hook] = ()) -> dict[str, float]:
@@ -497,5 +508,6 @@ def finish(runner: Runner, out: Path | None) -> dict[str, float]:
     if out is not None and runner.rank == 0 and loop.evaluation.scores.shape[1]:
         table, picture = write_clusters(loop.data.eval.dataset, loop.evaluation, out)
         print_log(f"clusters of {len(loop.evaluation.scores):,} images: {table} and {picture}", "current")
+        _write_skipped(loop.data, out)
         write_text(out / "metrics.json", json.dumps(loop.values, indent=2) + "\n")
     return dict(loop.values)

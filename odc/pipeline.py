@@ -31,6 +31,7 @@ from odc.engine.extract import extract
 from odc.engine.loops import unwrap
 from odc.errors import InputError, nearest
 from odc.evaluation.align import Alignment, align, match_paths, read_table
+from odc.evaluation.gallery import write_skipped
 from odc.evaluation.markdown import markdown_table
 from odc.evaluation.metrics import clustering_accuracy
 from odc.files import write_text
@@ -370,6 +371,7 @@ class Pipeline:
     def run(self, until: str = "semi") -> dict[str, dict[str, Any]]:
         """Run what is not there yet, up to the stage ``until``; return each stage's result and write ``summary.md``."""
         writable(self.folder)
+        write_skipped(self.dataset, self.folder)
         # What is said before the first stage's own log exists.
         self.logger = MMLogger("pipeline", logger_name="mmengine")
         if self.fitted:

@@ -26,6 +26,7 @@ from odc.comparison.report import write_report
 from odc.comparison.table import QUALITY, UNLABELLED, document
 from odc.data.datasets import ImageDataset
 from odc.errors import InputError
+from odc.evaluation.gallery import write_skipped
 from odc.files import write_text
 from odc.registry import DATASETS, build
 
@@ -58,6 +59,7 @@ def compare(request: Request, stream: TextIO) -> list[dict[str, Any]]:
             )
     dataset: ImageDataset = build(DATASETS, about["data"])
     about |= {"images": len(dataset), "fingerprint": dataset.fingerprint}
+    write_skipped(dataset, out)
     before = json.loads((out / ABOUT).read_text(encoding="utf-8")) if (out / ABOUT).exists() else about
     if before["fingerprint"] != about["fingerprint"]:
         raise InputError(

@@ -9,7 +9,9 @@ them best; a cluster whose class does not stand out stays without one.
 from __future__ import annotations
 
 import csv
+import io
 import json
+import posixpath
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from odc.errors import InputError, nearest
-from odc.files import write_text
+from odc.files import read_text, shown, write_text
 
 ENOUGH_VOTES = 3
 IntArray = npt.NDArray[np.int64]
@@ -188,10 +190,9 @@ def read_table(path: str | Path, *columns: str) -> list[dict[str, str]]:
         InputError: it cannot be read, is empty, or a column lacks.
     """
     try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        rows = list(reader)
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"cannot read the table '{path}': {error}") from error
     names = list(reader.fieldnames or ())
     for column in columns:
@@ -199,6 +200,9 @@ def read_table(path: str | Path, *columns: str) -> list[dict[str, str]]:
             raise InputError(f"'{path}' has no column '{column}'{nearest(column, names)}; it has {names}")
     if not rows:
         raise InputError(f"'{path}' has no rows below its heading")
+    for row in rows:
+        if row.get("path"):  # clusters.csv writes ./=name, so that no spreadsheet takes it for a formula
+            row["path"] = posixpath.normpath(row["path"])
     return rows
 
 
@@ -211,12 +215,13 @@ def match_paths(rows: list[dict[str, Any]], paths: list[str], source: str | Path
     position = {path: i for i, path in enumerate(paths)}
     found = np.array([position.get(row["path"], -1) for row in rows], dtype=np.int64)
     if (found < 0).any():
-        first = rows[int((found < 0).argmax())]["path"]
+        first = shown(rows[int((found < 0).argmax())]["path"])
         raise InputError(
             f"'{source}': {int((found < 0).sum())} of {len(rows)} paths are not among the {len(paths)} images, the "
-            f"first is '{first}'; they are named like '{paths[0]}'"
+            f"first is '{first}'; they are named like '{shown(paths[0])}'"
         )
     if len(np.unique(found)) < len(found):
         values, counts = np.unique(found, return_counts=True)
-        raise InputError(f"'{source}': '{paths[int(values[counts.argmax()])]}' stands there {counts.max()} times")
+        name = shown(paths[int(values[counts.argmax()])])
+        raise InputError(f"'{source}': '{name}' stands there {counts.max()} times")
     return found
