@@ -33,7 +33,7 @@ from odc.comparison.table import QUALITY, Record, Spread, amount, spread
 from odc.data.datasets import ImageDataset
 from odc.errors import InputError
 from odc.evaluation import cluster_entropy, clustering_accuracy
-from odc.files import write_text, written_whole
+from odc.files import shown, write_text, written_whole
 from odc.structures import UNLABELLED, make_generator
 
 Ints = npt.NDArray[np.int64]
@@ -451,8 +451,8 @@ def strip_of(
 def _name(dataset: ImageDataset, i: int) -> str:
     """Return an image's path and, where it is known, its class."""
     if dataset.targets is None or dataset.classes is None or dataset.targets[i] < 0:
-        return dataset.paths[i]
-    return f"{dataset.paths[i]} ({dataset.classes[dataset.targets[i]]})"
+        return shown(dataset.paths[i])
+    return f"{shown(dataset.paths[i])} ({dataset.classes[dataset.targets[i]]})"
 
 
 # -- maps ------------------------------------------------------------------------------------------------------------

@@ -542,6 +542,10 @@ class FileDataset(ImageDataset):
         return image
 
 
+def _is_training(split: str) -> bool:
+    return split.lower().startswith("train")
+
+
 def _levels(value_range: Sequence[float]) -> tuple[float, float]:
     try:
         low, high = map(float, value_range)
@@ -651,7 +655,7 @@ class ImageFolder(FileDataset):
             told = "classes are the folders in them" if len(found) > 1 else "they hold no folders of classes"
             print_log(
                 f"{', '.join(sorted(map(shown, tops)))} under {shown(root)} are taken for splits: all their images are "
-                f"used, {told}; data.dataset.root={shown(os.path.join(root, min(tops)))} takes one",
+                f"used, {told}; data.dataset.root={shown(os.path.join(root, max(tops, key=_is_training)))} takes one",
                 "current",
             )
         if classes is None and (loose or len(found) < 2):

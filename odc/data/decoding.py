@@ -110,6 +110,8 @@ def open_image(file: IO[bytes], max_pixels: int) -> Image.Image:
     if Image.MAX_IMAGE_PIXELS is not None:  # some formats ask for it before the size is known here
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     start = file.read(16)
+    if not start:
+        raise ValueError("an empty file")
     signed = _MAGIC.match(start)
     for name in FORMATS:
         factory, accept = Image.OPEN.get(name, (None, None))
