@@ -30,7 +30,7 @@ from odc.engine.optim import check_clipping, check_optimizer
 from odc.engine.processes import check_environment, check_wrapper
 from odc.engine.resume import SameRunHook
 from odc.errors import InputError, nearest
-from odc.evaluation.gallery import sizes_told
+from odc.evaluation.gallery import sizes_told, write_skipped
 from odc.evaluation.probes import HELD_OUT, ProbeReport, run_probes, stratified_split
 from odc.evaluation.results import write_results
 from odc.files import alone, write_text
@@ -359,7 +359,18 @@ def build_runner(cfg: Config) -> Runner:
     print_log(data.train.dataset.describe(), "current")
     if data.eval is not data.train:
         print_log(f"evaluated on {data.eval.dataset.describe()}", "current")
+    if runner.rank == 0:
+        _write_skipped(data, Path(cfg.work_dir))
     return runner
+
+
+def _write_skipped(data: ClusterData, folder: Path) -> None:
+    tables = [write_skipped(data.train.dataset, folder)]
+    if data.eval is not data.train:
+        tables.append(write_skipped(data.eval.dataset, folder, "skipped_eval.csv"))
+    told = " and ".join(str(table) for table in tables if table is not None)
+    if told:
+        print_log(f"all files that were skipped, and why: {told}", "current")
 
 
 def train(cfg: Config, hooks: Sequence[Hook] = ()) -> dict[str, Any]:
@@ -702,4 +713,5 @@ def finish(runner: Runner, out: Path | None, epochs: int | None = None) -> dict[
             files = " and ".join(map(str, pictured))
             told = sizes_told(loop.evaluation.clusters, loop.evaluation.scores.shape[1])
             print_log(f"clusters of {len(loop.evaluation.scores):,} images: {files}; {told}", "current")
+        _write_skipped(loop.data, out)
     return dict(loop.values)

@@ -1,17 +1,20 @@
-"""Files that are written completely or not at all, and folders that one command at a time writes to."""
+"""Files that are written completely or not at all, folders with one command at a time, and tables of names."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import fcntl
+import io
 import os
 import re
 import secrets
 import socket
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from odc.errors import InputError
 
@@ -188,3 +191,45 @@ def _lock(path: Path) -> tuple[int, str | None]:
             raise InputError(
                 f"another command is at work in {path.parent} ({holder}): wait for it to end, or choose another folder"
             ) from None
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file to read bytes; pipes, devices and sockets, which block or act when they are opened, never are.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, f"{_KINDS.get(stat.S_IFMT(mode), 'of an unknown kind')}, not a file", path)
+    return open(path, "rb", buffering=8192, opener=_open_at_once)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file that may have become a pipe a moment ago, for whose other end nobody should wait."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def write_table(path: str | Path, heading: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file whose names are the disk's, byte by byte.
+
+    A text that a spreadsheet would take for a formula gets ``./`` in front, which leaves a path what it is.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(heading)
+    writer.writerows([f"./{x}" if isinstance(x, str) and x.startswith(_FORMULA) else x for x in row] for row in rows)
+    with written_whole(path) as file:
+        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")

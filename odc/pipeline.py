@@ -44,7 +44,7 @@ from odc.engine.extract import extract
 from odc.engine.loops import unwrap
 from odc.errors import InputError, nearest
 from odc.evaluation.align import Alignment, align, read_labels
-from odc.evaluation.gallery import listed
+from odc.evaluation.gallery import listed, write_skipped
 from odc.evaluation.markdown import markdown_table
 from odc.evaluation.metrics import clustering_accuracy
 from odc.evaluation.results import read_results
@@ -464,6 +464,7 @@ class Pipeline:
             return self._run(until)
 
     def _run(self, until: str) -> dict[str, dict[str, Any]]:
+        write_skipped(self.dataset, self.folder)
         # What is said before the first stage's own log exists.
         self.logger = MMLogger("pipeline", logger_name="mmengine")
         if self.fitted:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from odc.errors import DamagedError, InputError
+from odc.files import open_regular
 
 Kind = Callable[[Any], Any]
 
@@ -56,13 +57,19 @@ def reading(path: str | Path, what: str, remedy: str) -> Iterator[None]:
 # --------------------------------------------------------------------------------------------------------------- text
 
 
-def read_text(path: str | Path, most: int = MOST_TEXT) -> str:
-    """Return a regular file of UTF-8 text of at most ``most`` bytes; raises ValueError or OSError."""
+def read_text(path: str | Path, most: int = MOST_TEXT, errors: str = "strict") -> str:
+    """Return a regular file of UTF-8 text of at most ``most`` bytes; raises ValueError or OSError.
+
+    Args:
+        path: the file.
+        most: bytes.
+        errors: ``"surrogateescape"`` where names of files stand in it, which may be any bytes.
+    """
     size = size_of(path)
     if size > most:
         raise ValueError(f"{size:,} bytes, more than the {most:,} it can have")
-    with open(path, encoding="utf-8", newline="") as file:
-        return file.read()
+    with open_regular(path) as file:
+        return file.read(most).decode("utf-8", errors)
 
 
 def size_of(path: str | Path) -> int:

@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "processes": set(),
-    "reading": {"errors"},
+    "reading": {"errors", "files"},
     "structures": set(),
     "refused": set(),
     "registry": {"errors", "refused"},

@@ -264,14 +264,40 @@ def test_folders_of_pictures(write: Write, capsys: pytest.CaptureFixture[str]) -
     assert "skipped 5 of 29 files under pictures" in warning
     (log,) = Path("run").rglob("*.log")
     assert "skipped 5 of 29 files under pictures" in log.read_text()
-    assert "note0.jpg (not an image), note1.jpg (not an image), note2.jpg (not an image), ..." in warning
+    assert "5 not an image (note0.jpg, note1.jpg, ...)" in warning
+    rows = Path("run/skipped.csv").read_text().splitlines()
+    assert rows == ["path,reason", *(f"note{i}.jpg,not an image" for i in range(5))]
+    assert "all files that were skipped, and why: run/skipped.csv" in out
     assert "24 images under pictures (no labels)" in out
     assert set(json.loads(Path("run/metrics.json").read_text())) == {"entropy", "empty", "precision"}
-    refused(capsys, ["train", path, "--strict"], "5 of 29 files", "note0.jpg (not an image)")
+    refused(capsys, ["train", path, "--strict"], "5 of 29 files", "5 not an image (note0.jpg,")
     Path("empty").mkdir()
     refused(capsys, ["train", path, "--cfg-options", "data.dataset.root=empty"], "no image under empty")
-    (folder / "24.png").write_bytes((folder / "23.png").read_bytes()[:60])
-    refused(capsys, ["train", path, "--work-dir", "run2"], "cannot decode pictures/24.png", "verify=True")
+
+
+def test_damaged_pictures_do_not_end_a_training(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(more=FOLDER)
+    folder = pictures(Path("pictures"))
+    whole = (folder / "23.png").read_bytes()
+    (folder / "24.png").write_bytes(whole[:60])
+    place = whole.index(b"IDAT") + 8
+    (folder / "25.png").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+    refused(capsys, ["train", path, "--work-dir", "run", "--strict"], "24.png")
+    assert main(["train", path, "--work-dir", "run"]) == 0
+    out = capsys.readouterr().out
+    assert "skipped 1 of 26 files under pictures" in out
+    assert "cannot decode pictures/25.png" in out
+    assert "another image stands in for 25.png" in out
+    clusters = Path("run/clusters.csv").read_text()
+    assert len(clusters.splitlines()) == 25
+    assert "25.png" not in clusters
+    skipped = Path("run/skipped.csv").read_text()
+    assert "24.png" in skipped
+    assert '25.png,"cannot decode pictures/25.png' in skipped
+    (folder / "24.png").unlink()
+    (folder / "25.png").unlink()
+    assert main(["train", path, "--work-dir", "run3"]) == 0
+    assert not Path("run3/skipped.csv").exists()
 
 
 def test_checkpoints_that_do_not_fit(write: Write, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from odc.data.datasets import ImageDataset
+from odc.errors import InputError
 
 _SMALLEST, _LARGEST, _ROW = 48, 64, 300  # CSS pixels: of a tile, and of the tiles in a row
 _BESIDE = 128  # grey level beside an image of another shape: visible on a light page and on a dark one
@@ -74,7 +75,10 @@ class Thumbnails:
 
     def _tile(self, i: int) -> Image.Image:
         if i not in self._tiles:
-            image = to_pil_image(self._dataset.image(i))
+            try:
+                image = to_pil_image(self._dataset.image(i))
+            except InputError:  # it has gone since it was clustered
+                image = Image.new("L", self._size, _BESIDE)
             image = image if image.mode == "L" else image.convert("RGB")
             image.thumbnail(self._size, Image.Resampling.LANCZOS)
             width, height = self._size

@@ -453,8 +453,8 @@ def strip_of(
 def _name(dataset: ImageDataset, i: int) -> str:
     """Return an image's path and, where it is known, its class."""
     if dataset.targets is None or dataset.classes is None or dataset.targets[i] < 0:
-        return dataset.paths[i]
-    return f"{dataset.paths[i]} ({dataset.classes[dataset.targets[i]]})"
+        return printable(dataset.paths[i])
+    return f"{printable(dataset.paths[i])} ({dataset.classes[dataset.targets[i]]})"
 
 
 # -- maps ------------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from odc.comparison.report import OUTCOME_FILE, read_outcome, write_report
 from odc.comparison.table import QUALITY, UNLABELLED, document
 from odc.data.datasets import ImageDataset
 from odc.errors import DamagedError, InputError, printable
+from odc.evaluation.gallery import write_skipped
 from odc.files import append_line, naming, write_text
 from odc.reading import (
     fields,
@@ -89,6 +90,7 @@ def _compare(request: Request, stream: TextIO) -> list[dict[str, Any]]:
             raise InputError(f"{out / RESULTS} has {cell.title} {how}: choose another --out, or delete that folder")
     dataset: ImageDataset = build(DATASETS, about["data"])
     about |= {"images": len(dataset), "fingerprint": dataset.fingerprint}
+    write_skipped(dataset, out)
     before = before or {**about, "methods": []}
     if before["fingerprint"] != about["fingerprint"]:
         raise InputError(

@@ -18,6 +18,19 @@ def label_of(cell: str) -> str:
     return "" if label == str(UNLABELLED) else label
 
 
+def read_names(path: str | Path) -> str:
+    """Return the text of a file with names in it: UTF-8, in which other bytes stand for names that have them.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such text.
+    """
+    text = read_text(path, most=2**30, errors="surrogateescape").removeprefix("\ufeff")
+    if "\0" in text or text.startswith(("\udcff\udcfe", "\udcfe\udcff")):
+        raise ValueError("not UTF-8 text")
+    return text
+
+
 def read_table(path: str | Path, *columns: str, optional: Sequence[str] = ()) -> list[dict[str, str]]:
     """Read the rows of a CSV file under a header line, UTF-8; empty lines are left out.
 
@@ -34,7 +47,7 @@ def read_table(path: str | Path, *columns: str, optional: Sequence[str] = ()) ->
             those of ``columns``.
     """
     try:
-        reader = csv.reader(io.StringIO(read_text(path, most=2**30).removeprefix("\ufeff"), newline=""))
+        reader = csv.reader(io.StringIO(read_names(path), newline=""))
         lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"cannot read the table '{path}': {error}") from error

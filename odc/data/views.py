@@ -80,7 +80,8 @@ class ViewDataset(Dataset[Views]):
         The state of torch's default generator is left as it was.
 
         Raises:
-            InputError: unknown view, an image that cannot be decoded or transformed, or images of different shapes.
+            InputError: unknown view, an image that cannot be transformed, or images of different shapes; or as
+                :meth:`odc.data.ImageDataset.present`.
             ValueError: rows of one stream and view with different numbers of samples.
         """
         groups = _groups(requests)
@@ -99,7 +100,7 @@ class ViewDataset(Dataset[Views]):
                 images = []
                 for row in rows:
                     for p, i in enumerate(row.ids):
-                        image = decoded.pop(i) if i in decoded else self.source.image(i)
+                        image = decoded.pop(i) if i in decoded else self.source.present(i)
                         uses[i] -= 1
                         if uses[i]:
                             decoded[i] = image.clone()  # a transform may write into what it is given
@@ -135,8 +136,14 @@ def _groups(requests: Sequence[Request]) -> dict[tuple[str, str], list[Request]]
     return groups
 
 
+_Lost = dict[int, str]
+
+
 class _Guarded(Dataset[Views]):
-    """Gives an :class:`InputError` back as a value: raised in a worker it would come wrapped in a traceback's text."""
+    """Gives an :class:`InputError` back as a value: raised in a worker it would come wrapped in a traceback's text.
+
+    Beside it are the images that were lost (:attr:`odc.data.ImageDataset.lost`) in this process since the last batch.
+    """
 
     def __init__(self, dataset: ViewDataset) -> None:
         self._dataset = dataset
@@ -144,11 +151,15 @@ class _Guarded(Dataset[Views]):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitems__(self, requests: Sequence[Request]) -> Views | InputError:
+    def __getitems__(self, requests: Sequence[Request]) -> tuple[Views | InputError, _Lost]:
+        lost = self._dataset.source.lost
+        before = len(lost)
+        result: Views | InputError
         try:
-            return self._dataset.__getitems__(requests)
+            result = self._dataset.__getitems__(requests)
         except InputError as error:
-            return InputError(*error.args)  # without its traceback and cause, which may not pickle
+            result = InputError(*error.args)  # without its traceback and cause, which may not pickle
+        return result, dict(itertools.islice(lost.items(), before, None))
 
 
 class _Feed:
@@ -174,7 +185,7 @@ class BatchLoader:
             raise InputError(f"num_workers must be 0 or more, got {num_workers}")
         self._dataset, self._num_workers = dataset, num_workers
         self._feed = _Feed()
-        self._loader: DataLoader[Views] | None = None
+        self._loader: DataLoader[Any] | None = None
         self._workers: Any = None  # the loader's own iterator, which stays from run to run
         self._run = 0
 
@@ -209,17 +220,18 @@ class BatchLoader:
             self._workers._shutdown_workers()
         self._loader = self._workers = None
 
-    def _iterate(self, iterator: Iterator[Views | InputError], run: int) -> Iterator[Views]:
+    def _iterate(self, iterator: Iterator[tuple[Views | InputError, _Lost]], run: int) -> Iterator[Views]:
         while True:
             if run != self._run:
                 raise RuntimeError("this run was ended by a later one")
             try:
-                batch = next(iterator)
+                batch, lost = next(iterator)
             except StopIteration:
                 return
             except Exception:
                 self.close()  # a worker died or failed: the next run starts afresh
                 raise
+            self._dataset.source.note_lost(lost)
             if isinstance(batch, InputError):
                 raise batch
             yield batch

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from mmengine.device import get_device
 
-from odc.data.datasets import ImageDataset
+from odc.data.datasets import FileDataset, ImageDataset
 from odc.data.transforms import Pipeline
 from odc.data.views import ViewDataset, make_loader
 from odc.errors import InputError
@@ -72,6 +72,7 @@ class ClusterData:
         self.eval = self.train
         if eval_dataset is not None:
             self.eval = Source(build(DATASETS, eval_dataset), self.views, num_workers, device, batched)
+            _check_ranges(self.train.dataset, self.eval.dataset)
         self.steps = 1  # of the epoch that is running; mmengine's logs and timers read it through len()
 
     @property
@@ -87,3 +88,14 @@ class ClusterData:
         """End the worker processes."""
         self.train.loader.close()
         self.eval.loader.close()
+
+
+def _check_ranges(train: ImageDataset, other: ImageDataset) -> None:
+    """Check that images of more than 8 bits are seen by one scale, whichever of two data sets they are in."""
+    if isinstance(train, FileDataset) and isinstance(other, FileDataset):
+        ours, theirs = train.value_range, other.value_range
+        if ours is not None and theirs is not None and ours != theirs:
+            raise InputError(
+                f"images of more than 8 bits have the range {ours[0]:g} to {ours[1]:g} in data.dataset and "
+                f"{theirs[0]:g} to {theirs[1]:g} in data.eval_dataset: give both the same value_range=[low,high]"
+            )

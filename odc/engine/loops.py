@@ -37,7 +37,7 @@ from odc.evaluation.results import read_results
 from odc.models.cluster_model import ClusterModel
 from odc.reading import fields, flag, mapping, whole
 from odc.registry import LOOPS, METRICS, SCHEDULES, build
-from odc.structures import Batch, FeatureTable, Plan, PseudoLabels, Stream, derive_seed, make_generator
+from odc.structures import UNLABELLED, Batch, FeatureTable, Plan, PseudoLabels, Stream, derive_seed, make_generator
 
 
 def unwrap(model: Any) -> ClusterModel:
@@ -739,8 +739,12 @@ class ClusterValLoop(BaseLoop):
         table = extract(model, source, comm, batch_size=self.data.extract_batch_size, logits=model.head.predict)
         if table.logits is None:
             raise RuntimeError("extract did not return the scores that it was asked for")
+        mine = torch.zeros(len(source.dataset), device=table.features.device)
+        mine[list(source.dataset.lost)] = 1
+        lost, targets = comm.sum(mine).cpu() > 0, source.dataset.targets
         return Evaluation(
             features=comm.gather(table.features).cpu(),
             scores=comm.gather(table.logits).cpu(),
-            targets=source.dataset.targets,
+            targets=None if targets is None else np.where(lost.numpy(), UNLABELLED, targets),
+            lost=lost,
         )

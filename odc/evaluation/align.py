@@ -250,5 +250,6 @@ def match_paths(rows: list[dict[str, Any]], paths: list[str], source: str | Path
         )
     if len(np.unique(found)) < len(found):
         values, counts = np.unique(found, return_counts=True)
-        raise InputError(f"'{source}': '{paths[int(values[counts.argmax()])]}' stands there {counts.max()} times")
+        name = paths[int(values[counts.argmax()])]
+        raise InputError(f"'{source}': '{name}' stands there {counts.max()} times")
     return found

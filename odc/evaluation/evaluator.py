@@ -27,11 +27,14 @@ class Evaluation:
         features: (N, D) float32, not normalised.
         scores: (N, K) float32, the head's scores of the clusters.
         targets: (N,) int64 ground truth (-1: unknown), or ``None`` where the data set has none.
+        lost: (N,) bool: another image stood in for this one, so features and scores are not its own; its target is
+            unknown. ``None``: for none of them.
     """
 
     features: Tensor
     scores: Tensor
     targets: npt.NDArray[np.int64] | None
+    lost: Tensor | None = None
 
     @property
     def clusters(self) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
@@ -19,7 +17,7 @@ from odc.clustering import log_odds
 from odc.data.datasets import ImageDataset
 from odc.errors import InputError
 from odc.evaluation.evaluator import Evaluation
-from odc.files import write_text, written_whole
+from odc.files import write_table, written_whole
 
 CLUSTERS, PICTURE = "clusters.csv", "clusters.png"
 _SMALLEST = 3  # clusters whose size is told
@@ -32,22 +30,34 @@ def write_clusters(dataset: ImageDataset, evaluation: Evaluation, folder: Path) 
     Both are written completely or not at all.
 
     Confidence is the softmax of the head's scores. The picture has a row for each cluster, largest first, with its
-    most confident images.
+    most confident images. Images that were lost are in neither.
     """
     confidence, cluster = evaluation.scores.softmax(1).max(1)
+    lost = torch.zeros(len(cluster), dtype=torch.bool) if evaluation.lost is None else evaluation.lost
     table, picture = folder / CLUSTERS, folder / PICTURE
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(("path", "cluster", "confidence"))
-    writer.writerows(
-        (path, int(c), f"{float(p):.4f}") for path, c, p in zip(dataset.paths, cluster, confidence, strict=True)
+    rows = zip(dataset.paths, cluster.tolist(), confidence.tolist(), lost.tolist(), strict=True)
+    write_table(
+        table, ("path", "cluster", "confidence"), ((path, c, f"{p:.4f}") for path, c, p, gone in rows if not gone)
     )
-    write_text(table, text.getvalue())
     sureness = log_odds(evaluation.scores).gather(1, cluster[:, None])[:, 0]  # many confidences are exactly 1
-    drawn = draw_clusters(dataset, cluster, sureness)
+    drawn = draw_clusters(dataset, cluster, sureness.where(~lost, -torch.inf))
     with written_whole(picture) as raw:
         drawn.save(raw, format="png")
     return table, picture
+
+
+def write_skipped(dataset: ImageDataset, folder: Path, name: str = "skipped.csv") -> Path | None:
+    """Write which files of a data set are not among its images, or were lost, and why (path, reason).
+
+    Returns:
+        The path of the table; ``None`` where there are none: then one that an earlier run left is removed.
+    """
+    rows = sorted({**dataset.skipped, **{dataset.paths[i]: why for i, why in dataset.lost.items()}}.items())
+    if not rows:
+        (folder / name).unlink(missing_ok=True)
+        return None
+    write_table(folder / name, ("path", "reason"), rows)
+    return folder / name
 
 
 def sizes_told(cluster: Tensor, num_clusters: int) -> str:
@@ -67,7 +77,7 @@ def listed(numbers: Iterable[int], most: int = 10) -> str:
     return ", ".join(every[:most]) + (", ..." if len(every) > most else "")
 
 
-def _readable(dataset: ImageDataset, samples: Iterable[int]) -> Iterator[Tensor]:
+def _readable(dataset: ImageDataset, samples: list[int]) -> Iterator[Tensor]:
     """Yield the images that are still there: a file may have gone since it was trained on."""
     for sample in samples:
         try:
@@ -98,7 +108,8 @@ def draw_clusters(dataset: ImageDataset, cluster: Tensor, confidence: Tensor) ->
         draw.text((_GAP * 2, top + 32), f"{int(sizes[i]):,} images", fill="dimgray", font=font)
         members = (cluster == ids[i]).nonzero().squeeze(1)
         best = members[confidence[members].argsort(descending=True, stable=True)]
-        for column, image in enumerate(itertools.islice(_readable(dataset, best.tolist()), _COLUMNS)):
+        readable = _readable(dataset, best[: 4 * _COLUMNS].tolist())  # some may have gone since
+        for column, image in enumerate(itertools.islice(readable, _COLUMNS)):
             tile = to_pil_image(image).convert("RGB")
             tile.thumbnail((_TILE, _TILE))
             if max(tile.size) < _TILE:  # tiny images are enlarged in whole pixels, so that one sees what is there

@@ -565,7 +565,7 @@ def test_a_damaged_image_is_an_input_error() -> None:
     data = dataset()
     assert isinstance(data.source, Own)
     loader = make_loader(data, device="cpu")
-    data.source.damaged = True
+    data.source.damaged = data.source.strict = True
     with pytest.raises(InputError, match="cannot decode 0019"):
         list(loader.run([[request(0)]]))
     data.source.damaged = False

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import contextlib
+import csv
 import logging
 import os
 import pickle
 import re
+import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,7 +22,9 @@ from mmengine.logging import MMLogger
 from PIL import Image, ImageOps
 
 from odc.data.datasets import ArrayDataset, Digits, ImageCSV, ImageFolder, ImageList, LongTail, TorchvisionDataset
+from odc.data.table import read_table
 from odc.errors import InputError
+from odc.files import write_table
 from odc.registry import DATASETS
 
 
@@ -35,6 +44,15 @@ def corrupt(path: Path) -> Path:
 def truncate(path: Path) -> Path:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:-600])
+    return path
+
+
+def damage(path: Path) -> Path:
+    """Write a PNG that is whole, but for a byte inside its pixels."""
+    save(path)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IDAT") + 8] ^= 0xFF
+    path.write_bytes(data)
     return path
 
 
@@ -146,13 +164,31 @@ def test_folders_are_classes(tmp_path: Path) -> None:
     assert "did you mean 'cat'?" in one_line(lambda: ImageFolder(str(tmp_path), classes=["cats"]))
 
 
-def test_fingerprint_of_files_is_of_the_paths(tmp_path: Path) -> None:
-    for name in ("cat/b.png", "dog/c.png"):
+def test_fingerprint_of_files_is_of_paths_and_contents(tmp_path: Path) -> None:
+    for name in ("a/cat/b.bmp", "a/dog/c.bmp"):
         save(tmp_path / name)
-    first = ImageFolder(str(tmp_path)).fingerprint
-    assert ImageFolder(str(tmp_path), classes=["dog", "cat"]).fingerprint == first
-    save(tmp_path / "dog/d.png")
-    assert ImageFolder(str(tmp_path)).fingerprint != first
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)  # other dates
+    root = str(tmp_path / "b")
+    first = ImageFolder(str(tmp_path / "a")).fingerprint
+    assert ImageFolder(root).fingerprint == ImageFolder(root, classes=["dog", "cat"]).fingerprint == first
+    size = (tmp_path / "b/dog/c.bmp").stat().st_size
+    save(tmp_path / "b/dog/c.bmp", value=1)
+    assert (tmp_path / "b/dog/c.bmp").stat().st_size == size
+    other = ImageFolder(root).fingerprint
+    assert other != first
+    (tmp_path / "b/dog/c.bmp").rename(tmp_path / "b/dog/d.bmp")
+    assert ImageFolder(root).fingerprint not in (first, other)
+
+
+@pytest.mark.parametrize("place", [0, 2000, 1000, -1], ids=["first", "inside", "middle", "last"])
+def test_a_changed_byte_changes_the_fingerprint_where_it_is_looked_at(tmp_path: Path, place: int) -> None:
+    pixels = np.zeros((90, 90, 3), np.uint8)  # 24,354 bytes as a BMP
+    Image.fromarray(pixels).save(tmp_path / "a.bmp")
+    before = ImageFolder(str(tmp_path)).fingerprint
+    row = {0: 89, 2000: 70, 1000: 44, -1: 0}[place]  # a BMP begins with the last row
+    pixels[row] = 1
+    Image.fromarray(pixels).save(tmp_path / "a.bmp")
+    assert (ImageFolder(str(tmp_path)).fingerprint == before) == (place == 2000)
 
 
 def test_flat_mixed_and_single_folders_have_no_labels(tmp_path: Path, log: list[str]) -> None:
@@ -175,7 +211,9 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "b.npy").write_text("x")
     message = one_line(lambda: ImageFolder(str(tmp_path), extensions=(".jpg", ".png")))
-    assert "no file ends in .jpg, .png (2 other files there)" in message
+    assert "no file ends in .jpg, .png (skipped 2 of 2 files" in message
+    assert "1 ends in .npy (b.npy); 1 ends in .txt (a.txt)" in message
+    assert "no file is one by its name or content" in one_line(lambda: ImageFolder(str(tmp_path)))
 
 
 def test_unreadable_files_are_skipped_or_refused(tmp_path: Path, log: list[str]) -> None:
@@ -185,7 +223,7 @@ def test_unreadable_files_are_skipped_or_refused(tmp_path: Path, log: list[str])
     assert ImageFolder(str(tmp_path)).paths == ["good.jpg"]
     assert len(log) == 1
     assert "skipped 4 of 5 files" in log[0]
-    assert "a.jpg (not an image), b.jpg (not an image), c.jpg (not an image), ..." in log[0]
+    assert log[0].endswith(": 4 not an image (a.jpg, b.jpg, ...)")
     assert "4 of 5 files" in one_line(lambda: ImageFolder(str(tmp_path), strict=True))
     (tmp_path / "good.jpg").unlink()
     assert "no image is left" in one_line(lambda: ImageFolder(str(tmp_path)))
@@ -200,13 +238,29 @@ def test_an_unreadable_stray_does_not_cost_the_labels(tmp_path: Path) -> None:
 
 def test_truncated_file(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
-    truncate(tmp_path / "b.png")
+    damage(tmp_path / "b.png")
     data = ImageFolder(str(tmp_path))
     assert len(data) == 2
     message = one_line(lambda: data.image(1))
     assert "b.png" in message
     assert "verify=True" in message
     assert ImageFolder(str(tmp_path), verify=True).paths == ["a.png"]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tif"])
+def test_truncated_files_are_found_at_the_start(tmp_path: Path, suffix: str) -> None:
+    save(tmp_path / f"good.{suffix}")
+    truncate(tmp_path / f"bad.{suffix}")
+    data = ImageFolder(str(tmp_path))
+    assert data.paths == [f"good.{suffix}"]
+    assert list(data.skipped) == [f"bad.{suffix}"]
+    assert "1 of 2 files" in one_line(lambda: ImageFolder(str(tmp_path), strict=True))
+
+
+def test_bytes_behind_a_jpeg_do_not_make_it_unreadable(tmp_path: Path) -> None:
+    path = save(tmp_path / "motion.jpg")
+    path.write_bytes(path.read_bytes() + b"a film" * 5000)
+    assert ImageFolder(str(tmp_path)).paths == ["motion.jpg"]
 
 
 def test_links(tmp_path: Path) -> None:
@@ -266,15 +320,254 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     assert [data.image(i).flatten().tolist() for i in range(3)] == [[255] * 3, [10, 20, 30], [255] * 3]
 
 
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
-    values = np.array([[0, 255, 256, 65535]], dtype=np.uint16)
-    Image.fromarray(values).save(tmp_path / "a.png")
-    Image.fromarray(values.astype(np.int32)).save(tmp_path / "b.tif")
+def wide(path: Path, values: np.ndarray[Any, Any]) -> Path:
+    """Write 16-bit grey or colour, which Pillow cannot write."""
+    assert cv2.imwrite(str(path), values)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm", "jp2"])
+def test_all_images_of_more_than_8_bits_share_one_scale(tmp_path: Path, suffix: str, log: list[str]) -> None:
+    for name, top in (("a", 255), ("b", 2000), ("c", 4000)):
+        Image.fromarray(np.full((8, 8), top, np.uint16)).save(tmp_path / f"{name}.{suffix}")
+    save(tmp_path / "d.png", value=100)
     data = ImageFolder(str(tmp_path), grey=True)
-    assert data.image(0).flatten().tolist() == [0, 0, 1, 255]
-    assert data.image(1).flatten().tolist() == [0, 0, 1, 255]
-    Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "c.tif")
-    assert "32-bit float" in one_line(lambda: ImageFolder(str(tmp_path), strict=True))
+    assert data.value_range == (0.0, 4095.0)
+    assert [int(data.image(i).max()) for i in range(3)] == [16, 125, 249]  # round(255 * top / 4095)
+    with Image.open(tmp_path / "d.png") as image:
+        assert np.array_equal(data.image(3)[0].numpy(), np.asarray(image.convert("L")))
+    assert "3 images of more than 8 bits: 0 to 4,095 becomes 0 to 255 in all of them" in log[0]
+    assert f"the largest value is 4,000, in c.{suffix}" in log[0]
+    given = ImageFolder(str(tmp_path), grey=True, value_range=[0, 2000])
+    assert [int(given.image(i).max()) for i in range(3)] == [33, 255, 255]
+    assert ImageFolder(str(tmp_path), max_samples=3, seed=1).value_range in ((0.0, 4095.0), (0.0, 2047.0))
+
+
+@pytest.mark.parametrize(("suffix", "channels"), [("png", 3), ("png", 4), ("tif", 3), ("ppm", 3)])
+def test_colour_of_16_bits_is_not_cut_to_8(tmp_path: Path, suffix: str, channels: int) -> None:
+    values = np.zeros((4, 5, channels), np.uint16)
+    values[..., :3] = [4095, 2048, 0]  # blue, green, red: OpenCV's order
+    values[..., 3:] = 65535
+    wide(tmp_path / f"a.{suffix}", values)
+    data = ImageFolder(str(tmp_path))
+    assert data.image(0)[:, 0, 0].tolist() == [0, 128, 255]
+    assert ImageFolder(str(tmp_path), value_range=(0, 65535)).image(0)[:, 0, 0].tolist() == [0, 8, 16]
+
+
+def test_range_of_negative_and_float_values(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[-1000, 0, 3000]], np.int32)).save(tmp_path / "a.tif")
+    data = ImageFolder(str(tmp_path), grey=True)
+    assert data.value_range == (-1024.0, 4095.0)
+    assert data.image(0).flatten().tolist() == [1, 51, 200]
+    Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32)).save(tmp_path / "b.tif")
+    Image.fromarray(np.array([[0.0, np.nan, 1.0]], np.float32)).save(tmp_path / "c.tif")
+    assert "float pixels have no agreed range" in one_line(lambda: ImageFolder(str(tmp_path), strict=True))
+    floats = ImageFolder(str(tmp_path), grey=True, value_range=[0, 1])
+    assert floats.paths == ["a.tif", "b.tif"]
+    assert floats.skipped == {"c.tif": "some pixels are not finite numbers"}
+    assert floats.image(1).flatten().tolist() == [0, 128, 255]
+    for wrong in ([1, 0], [0], "ab", [0, float("inf")], [0, float("nan")]):
+        assert "value_range must be two numbers" in one_line(
+            lambda wrong=wrong: ImageFolder(str(tmp_path), value_range=wrong)  # type: ignore[misc]
+        )
+
+
+def test_endings_that_pillow_reads_and_files_without_one(tmp_path: Path, log: list[str]) -> None:
+    names = ["a.jfif", "b.avif", "c.tga", "d.JPE", "e.webp", "f.jp2", "g.qoi", "h.ico", "i.dds", "j.pnm"]
+    for name in names:
+        save(tmp_path / "x.png", size=(32, 32)).rename(tmp_path / name)  # what it is called is not what it is
+        with Image.open(tmp_path / name) as image:
+            image.load()
+        image.save(tmp_path / name)
+    for name in ("bare", "photo.1", "photo.jpg_large"):
+        save(tmp_path / "x.png").rename(tmp_path / name)
+    for name in ("n.heic", "n.txt", "n.pdf", "NOTES"):
+        (tmp_path / name).write_text("no image")
+    data = ImageFolder(str(tmp_path))
+    assert data.paths == sorted([*names, "bare", "photo.1", "photo.jpg_large"])
+    for i in range(len(data)):
+        assert data.image(i).shape[0] == 3
+    assert len(log) == 1
+    assert "skipped 4 of 17 files" in log[0]
+    assert "1 ends in .heic, which Pillow reads only with a plug-in: convert it to JPEG or PNG (n.heic)" in log[0]
+    assert data.skipped["NOTES"] == "has no ending and is not an image"
+    assert ImageFolder(str(tmp_path), extensions=[".jfif"]).paths == ["a.jfif"]
+
+
+def test_postscript_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", fail)
+    save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.eps")
+    for name in ("b.jpg", "b"):
+        shutil.copy(tmp_path / "b.eps", tmp_path / name)
+    data = ImageFolder(str(tmp_path), verify=True)
+    assert data.paths == ["a.png"]
+    assert data.skipped["b.jpg"] == "PostScript, which is not opened because that starts a program"
+    assert set(data.skipped) == {"b", "b.eps", "b.jpg"}
+
+
+def test_a_limit_on_pixels(tmp_path: Path) -> None:
+    Image.new("1", (12000, 12000)).save(tmp_path / "a.png")
+    save(tmp_path / "b.png")
+    data = ImageFolder(str(tmp_path))
+    assert data.skipped == {
+        "a.png": "12000x12000 are 144,000,000 pixels, more than data.dataset.max_pixels=120,000,000"
+    }
+    assert len(ImageFolder(str(tmp_path), max_pixels=150_000_000)) == 2
+    assert "max_pixels must be at least 1" in one_line(lambda: ImageFolder(str(tmp_path), max_pixels=0))
+
+
+def test_pipes_sockets_and_loops_are_skipped(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    save(root / "a.png")
+    os.mkfifo(root / "b.png")
+    os.mkfifo(root / "c")
+    (root / "d.png").symlink_to("b.png")
+    (root / "e.png").symlink_to("e.png")
+    (root / "f.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        monkey = os.open(root, os.O_RDONLY)
+        server.bind(f"/proc/self/fd/{monkey}/g.png")  # the path itself may be too long
+        os.close(monkey)
+        (root / "h").symlink_to(root, target_is_directory=True)
+        data = ImageFolder(str(root))
+    assert data.paths == ["a.png"]
+    assert data.skipped["b.png"] == data.skipped["c"] == data.skipped["d.png"] == "a named pipe, not a file"
+    assert data.skipped["f.png"] == "a device, not a file"
+    assert data.skipped["g.png"] == "a socket, not a file"
+    assert "symbolic link" in data.skipped["e.png"]
+    (tmp_path / "list.txt").write_text("a.png\nb.png\n")
+    assert ImageList(str(tmp_path / "list.txt"), root=str(root)).paths == ["a.png"]
+    for kind in (ImageList, ImageCSV):
+        assert "(a named pipe, not a file)" in one_line(lambda kind=kind: kind(str(root / "b.png")))  # type: ignore[misc]
+
+
+def test_unreadable_folders_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "a/x.png")
+    save(tmp_path / "b/x.png")
+    scan = os.scandir
+
+    def refuse(folder: str) -> Any:  # root may read everything
+        if folder.endswith("b/"):
+            raise PermissionError(13, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    data = ImageFolder(str(tmp_path))
+    assert data.paths == ["a/x.png"]
+    assert data.skipped == {"b/": "an unreadable folder (permission denied)"}
+    assert "an unreadable folder" in one_line(lambda: ImageFolder(str(tmp_path), strict=True))
+
+
+def test_folders_of_splits_are_no_classes(tmp_path: Path, log: list[str]) -> None:
+    for name in ("train/cat/a.png", "train/dog/a.png", "Test/cat/a.png", "Test/b.png", "val/owl/deep/a.png"):
+        save(tmp_path / name)
+    data = ImageFolder(str(tmp_path))
+    assert data.classes == ("cat", "dog", "owl")
+    assert data.targets is not None
+    assert dict(zip(data.paths, data.targets.tolist(), strict=True)) == {
+        "Test/b.png": -1,
+        "Test/cat/a.png": 0,
+        "train/cat/a.png": 0,
+        "train/dog/a.png": 1,
+        "val/owl/deep/a.png": 2,
+    }
+    assert len(log) == 1
+    assert "Test, train, val under" in log[0]
+    assert "are taken for splits: all their images are used, classes are the folders in them" in log[0]
+    assert ImageFolder(str(tmp_path / "train")).classes == ("cat", "dog")
+    assert ImageFolder(str(tmp_path), classes=["dog"]).paths == ["train/dog/a.png"]
+    save(tmp_path / "plane/a.png")  # beside planes, trains may be trains
+    assert ImageFolder(str(tmp_path)).classes == ("Test", "plane", "train", "val")
+    save(tmp_path / "flat/train/a.png")
+    save(tmp_path / "flat/test/a.png")
+    assert ImageFolder(str(tmp_path / "flat")).classes is None
+
+
+def test_another_image_stands_in_for_one_that_is_lost(tmp_path: Path, log: list[str]) -> None:
+    for i in range(4):
+        save(tmp_path / f"{i}.png", value=i)
+    data = ImageFolder(str(tmp_path))
+    damage(tmp_path / "1.png")
+    (tmp_path / "2.png").unlink()
+    pixels = data.images()
+    assert torch.equal(pixels, torch.stack([data.image(i) for i in (0, 3, 3, 3)]))
+    assert torch.equal(data.present(1), data.image(3))
+    assert sorted(data.lost) == [1, 2]
+    assert len(log) == 2
+    assert "2.png (no such file or directory); remove the file, or set verify=True" in log[1]
+    assert log[1].endswith(": another image stands in for 2.png")
+    save(tmp_path / "3.png", size=(7, 4))  # changes its size
+    assert torch.equal(data.present(3), data.image(0))
+    assert "has 4x7 pixels now, and had 4x6 at the start" in data.lost[3]
+    strict = ImageFolder(str(tmp_path), strict=True)
+    (tmp_path / "0.png").unlink()
+    one_line(lambda: strict.present(0))
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert "can be decoded any more" in one_line(lambda: data.present(0))
+
+
+def test_hours_do_not_go_on_where_the_files_have_gone(tmp_path: Path) -> None:
+    for i in range(30):
+        save(tmp_path / f"{i:02}.png")
+    data = ImageFolder(str(tmp_path))
+    for i in range(20):
+        (tmp_path / f"{i:02}.png").unlink()
+    assert "11 of 30 images" in one_line(lambda: data.images())
+
+
+def test_names_round_trip_through_tables(tmp_path: Path) -> None:
+    names = [b"=cmd.png", b"@a.png", b"-1.png", b"+a.png", b" lead.png", b"trail .png", b"a,b.png", b'say "hi".png']
+    names += [b"\ttab.png", b"\rcr.png", b"two\nlines.png", b"u\xcc\x88.png", "ünï 日本.png".encode(), b"=d/=e.png"]
+    if sys.platform == "linux":
+        names.append(b"caf\xe9.png")
+    for name in names:
+        save(tmp_path / "images" / os.fsdecode(name))
+    data = ImageFolder(str(tmp_path / "images"))
+    assert len(data) == len(names)
+    table = tmp_path / "clusters.csv"
+    write_table(table, ("path", "cluster"), ((path, i % 3) for i, path in enumerate(data.paths)))
+    assert all(name in table.read_bytes().replace(b'""', b'"') for name in names)
+    with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == len(names) + 1
+    for path, _ in rows:
+        assert not path.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+        assert path == "path" or (tmp_path / "images" / path).is_file()
+    again = ImageCSV(str(table), root=str(tmp_path / "images"), label="cluster")
+    assert again.paths == data.paths
+    assert again.fingerprint == data.fingerprint
+    assert [row["path"] for row in read_table(table, "path")] == data.paths
+
+
+def test_names_cannot_write_into_the_log(tmp_path: Path, log: list[str]) -> None:
+    save(tmp_path / "a.png")
+    corrupt(tmp_path / "x\x1b[2J\x07\n2026 forged.png")
+    ImageFolder(str(tmp_path))
+    assert r"x\x1b[2J\x07\n2026 forged.png" in log[0]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "webp", "avif", "bmp"])
+def test_mutated_files_give_an_image_or_an_input_error(tmp_path: Path, suffix: str) -> None:
+    rng = np.random.default_rng(0)
+    source = save(tmp_path / f"source.{suffix}", size=(24, 16)).read_bytes()
+    for i in range(60):
+        data = np.frombuffer(source, np.uint8).copy()
+        places = rng.integers(0, len(data), rng.integers(1, 9))
+        data[places] = rng.integers(0, 256, len(places))
+        start, stop = sorted(rng.integers(0, len(data) + 1, 2).tolist())
+        whole = data.tobytes()
+        kinds = [whole, whole[:stop], whole[:start] + whole[stop:], whole + whole[start:stop]]
+        (tmp_path / f"{i:02}.{suffix}").write_bytes(kinds[i % 4])
+    images = ImageFolder(str(tmp_path), max_pixels=10_000)
+    assert f"source.{suffix}" in images.paths
+    for i in range(len(images)):
+        with contextlib.suppress(InputError):
+            assert images.image(i).dtype == torch.uint8
 
 
 def test_max_samples(tmp_path: Path) -> None:
@@ -314,7 +607,7 @@ def test_list(tmp_path: Path) -> None:
     file.write_text("\n")
     assert "names no image" in one_line(lambda: ImageList(str(file)))
     file.write_text("b.png\nmissing.png\n")
-    assert "missing.png (no such file or directory)" in one_line(lambda: ImageList(str(file), strict=True))
+    assert "1 no such file or directory (missing.png)" in one_line(lambda: ImageList(str(file), strict=True))
     file.write_bytes(b"\xff\xfe")
     assert "cannot read" in one_line(lambda: ImageList(str(file)))
     assert "cannot read" in one_line(lambda: ImageList(str(tmp_path / "none.txt")))

@@ -32,7 +32,7 @@ class Counted(ArrayDataset):
     def __init__(self, images: Tensor, damaged: bool = False) -> None:
         super().__init__(images, [f"{i:04d}" for i in range(len(images))])
         self.seen: list[int] = []
-        self.damaged = damaged
+        self.damaged = self.strict = damaged
 
     def image(self, i: int) -> Tensor:
         self.seen.append(i)
@@ -231,6 +231,17 @@ def test_an_input_error_is_the_same_one_line_and_not_the_end(loader: BatchLoader
             next(run)
         assert str(caught.value) == "cannot decode 0013 (truncated)"
     assert len(list(loader.run(batches(3)))) == 3
+
+
+def test_another_image_stands_in_for_a_damaged_one_and_that_is_known(loader: BatchLoader) -> None:
+    source = loader._dataset.source
+    source.strict = False
+    whole = dataset()
+    got = list(loader.run(batches(6)))
+    for batch, requests in zip(got, batches(6), strict=True):
+        instead = [Request(r.stream, r.view, (14,) if r.ids == (13,) else r.ids, r.variant, r.key) for r in requests]
+        assert same(batch, whole.__getitems__(instead))
+    assert source.lost == {13: "cannot decode 0013 (truncated)"}
 
 
 def test_other_errors_end_the_run_not_the_loader(loader: BatchLoader) -> None:
