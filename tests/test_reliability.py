@@ -14,7 +14,7 @@ from odc.compat import load_plain, write_tensors
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))  # at the end: nothing there hides a module
 
-from reliability import images
+from reliability import gadgets, images
 from reliability.disk import small_disk
 from reliability.entry import Injury
 from reliability.process import Run
@@ -135,6 +135,28 @@ def test_a_worker_tells_what_a_command_ran_and_how_it_died(tmp_path: Path) -> No
         picture.write_bytes(images.originals(random.Random(0))[3][1])
         assert worker.ask({"image": str(picture)})["code"] == 0
         assert worker.ask({"argv": ["print-config", str(tmp_path / "dies.py")]}).died == "killed by SIGSEGV"
+
+
+def test_every_gadget_would_run_something(tmp_path: Path) -> None:
+    """Unpickled as no command may, by a config: else a trial that counts none executed would show nothing."""
+    mark = str(tmp_path / "mark")
+    apart = {"execv", "pty", "posix_spawn", "hub", "torch.load"}  # replace the process, or need what is not there
+    by_write = []
+    with Worker(tmp_path / "worker") as worker:
+        for name, opcodes in gadgets.gadgets(mark).items():
+            if name in apart:
+                continue
+            (tmp_path / "data.pkl").write_bytes(gadgets.whole(opcodes))
+            (tmp_path / "loads.py").write_text(
+                "import pickle\nclass Reader(pickle.Unpickler):\n    def persistent_load(self, x): return x\n"
+                f"with open({str(tmp_path / 'data.pkl')!r}, 'rb') as file:\n    Reader(file).load()\n"
+            )
+            events = harm(worker.ask({"argv": ["print-config", str(tmp_path / "loads.py")]})["events"], mark)
+            if not events:
+                by_write.append(name)
+                assert Path(mark).exists(), name
+            Path(mark).unlink(missing_ok=True)
+    assert by_write == ["eval", "exec", "open", "timeit", "runpy", "runstring"]
 
 
 def test_an_injury_kills_inside_the_write_and_leaves_the_file_cut(tmp_path: Path) -> None:

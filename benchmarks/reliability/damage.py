@@ -90,13 +90,10 @@ def try_damages(bench: Bench, damages: list[Damage], folder: Path, rng: random.R
             argv = ODC.argv(config, part, resume=True)
             if real:
                 run = Run(argv, folder / f"{number}.txt")
-                code, output = run.wait(), run.output()
+                failed = run.failed()
             else:
-                reply = worker.ask({"argv": argv})
-                code, output = reply["code"], reply["output"]
-                output += reply["raised"] or reply.died or ""
-            last = output.strip().splitlines()[-1][:300] if output.strip() else ""
-            wrong = [f"ended with {code}: {last}"] if code else differences(whole.folder, part)
+                failed = worker.ask({"argv": argv}).failed
+            wrong = [failed] if failed else differences(whole.folder, part)
             outcome.tried += 1
             if wrong:
                 outcome.lost.append(f"{how}: {'; '.join(wrong)[:400]}: {command(argv)}")
@@ -132,9 +129,7 @@ def none_left(bench: Bench, folder: Path, rng: random.Random) -> Outcome:
             argv = ODC.argv(config, part, resume=True)
             reply = worker.ask({"argv": argv})
             outcome.tried += 1
-            code, output = reply["code"], reply["output"] + (reply["raised"] or reply.died or "")
-            last = output.strip().splitlines()[-1][:300] if output.strip() else ""
-            wrong_files = [f"ended with {code}: {last}"] if code else differences(whole.folder, part)
+            wrong_files = [reply.failed] if reply.failed else differences(whole.folder, part)
             if wrong_files:
                 outcome.lost.append(f"last_checkpoint holds {content[:20]!r}: {'; '.join(wrong_files)[:400]}")
     return outcome

@@ -12,9 +12,10 @@ from PIL import Image
 
 from odc.compat import load_config
 
+from .hostile import refusal
 from .process import command
 from .settings import CONFIGS, SMALL, TRAININGS, Setting, pictures
-from .trial import Bench, Family, Outcome, Trial, complaint
+from .trial import Bench, Family, Outcome, Trial
 from .worker import Worker
 
 BY_NAME = {setting.name: setting for setting in TRAININGS}
@@ -123,10 +124,7 @@ def feed(bench: Bench, names: list[str], folder: Path) -> Outcome:
             ]
             reply = worker.ask({"argv": argv})
             outcome.tried += 1
-            output = reply["output"] + (reply["raised"] or "")
-            wrong = reply.died
-            if not wrong and (reply["code"] or reply["raised"]):
-                wrong = complaint(reply["code"], output)
+            wrong = reply.died or refusal(reply)
             if not wrong and reply["code"] == 0 and "nan" in _results(place / "run"):
                 wrong = "the result is not a number"
             if wrong:

@@ -70,8 +70,8 @@ def starve(bench: Bench, point: tuple[str, str, int, int], folder: Path) -> Outc
         wrong = [complaint(code, run.output()) or "", *torn(part, whole.folder)]
         (folder / "disk" / "ballast").unlink(missing_ok=True)
         again = Run(EPOCHWISE.argv(config, part, resume=True), folder / "last.txt")
-        code = again.wait()
-        wrong += [f"--resume ended with {code}: {again.last_line()}"] if code else differences(whole.folder, part)
+        failed = again.failed()
+        wrong += [f"--resume {failed}"] if failed else differences(whole.folder, part)
         if any(wrong):
             outcome.lost.append(f"{told}{how}: {'; '.join(filter(None, wrong))[:600]}: {run.command}")
     return outcome

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from .worker import PLANTED
+
 Edit = Callable[[dict[str, Any]], object]
 
 
@@ -27,13 +29,14 @@ def whole(opcodes: bytes) -> bytes:
 
 
 def gadgets(mark: str) -> dict[str, bytes]:
-    """Return opcodes that would leave the file ``mark``, or start something, by name."""
+    """Return opcodes that would leave the file ``mark``, start something, or import a module, by name."""
     touch = f"touch {mark}"
     write = f"open({mark!r}, 'w').close()"
     evil = whole(call("os.system", touch))
     chain = (  # getattr(__import__('os'), 'system')(touch)
         b"cbuiltins\ngetattr\n(" + call("builtins.__import__", "os") + pickle.dumps("system", 2)[2:-1] + b"tR"
     )
+    module, arguments = call("importlib.import_module", "os"), pickle.dumps((touch,), 2)[2:-1]
     return {
         "os.system": call("os.system", touch),
         "posix.system": call("posix.system", touch),
@@ -49,11 +52,11 @@ def gadgets(mark: str) -> dict[str, bytes]:
         "timeit": call("timeit.timeit", write),
         "runpy": call("runpy._run_code", write, {}),
         "runstring": call("numpy.testing._private.utils.runstring", write, {}),
-        "import": call("importlib.import_module", "antigravity"),
-        "webbrowser": call("webbrowser.open", f"http://127.0.0.1:9/{mark}"),
+        "import": call("builtins.__import__", PLANTED),
         "connect": call("socket.create_connection", ("127.0.0.1", 9)),
-        "getattr": chain + pickle.dumps((touch,), 2)[2:-1] + b"R",
-        "attrgetter": call("operator.attrgetter", "system") + b"(cos\n__name__\ntR",
+        "getattr": chain + arguments + b"R",
+        "attrgetter": call("operator.attrgetter", "system") + b"(" + module + b"tR" + arguments + b"R",
+        "methodcaller": call("operator.methodcaller", "system", touch) + b"(" + module + b"tR",
         "partial": b"cfunctools\npartial\n(cos\nsystem\n" + pickle.dumps(touch, 2)[2:-1] + b"tR(tR",
         "map": b"cbuiltins\nlist\n(cbuiltins\nmap\n(cos\nsystem\n" + pickle.dumps([touch], 2)[2:-1] + b"tRtR",
         "torch.load": call("torch.load", mark, None),
@@ -63,10 +66,9 @@ def gadgets(mark: str) -> dict[str, bytes]:
         "yaml": call("yaml.unsafe_load", f"!!python/object/apply:os.system ['{touch}']"),
         "cdll": call("ctypes.CDLL", mark),
         "persistent": b"((" + call("os.system", touch) + b"tQ" + pickle.dumps("x", 2)[2:-1] + b"t",
-        "build": b"ccollections\nOrderedDict\n)R}(U\x05__class__" + call("os.system", touch) + b"ub",
+        "build": b"ccollections\nOrderedDict\n)R}" + call("os.system", touch) + b"K\x01sb",
         "inst": b"(" + pickle.dumps(touch, 2)[2:-1] + b"ios\nsystem\n",
         "obj": b"(cos\nsystem\n" + pickle.dumps(touch, 2)[2:-1] + b"o",
-        "newobj": b"csubprocess\nPopen\n" + pickle.dumps((["touch", mark],), 2)[2:-1] + b"\x81",
     }
 
 

@@ -20,7 +20,7 @@ from . import gadgets
 from .process import command
 from .settings import COMPARE, ODC, SPICE
 from .trial import Bench, Family, Outcome, Trial, complaint
-from .worker import Worker, harm
+from .worker import Reply, Worker, harm
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,7 @@ def mount(attacks: Callable[[Bench, Path, str], Iterator[Attack]], bench: Bench,
             argv = attack.make(place)
             reply = worker.ask({"argv": argv})
             outcome.tried += 1
-            output = reply["output"] + (reply["raised"] or "")
-            traceback = "Traceback (most recent call last)" in output
-            wrong = reply.died or (complaint(reply["code"], output) if reply["code"] or traceback else None)
-            if reply["raised"] and not wrong:
-                wrong = reply["raised"].strip().splitlines()[-1]
+            wrong = reply.died or refusal(reply)
             if wrong:
                 outcome.crashed.append(f"{attack.name}: {wrong}: {command(argv)}")
             events = harm(reply["events"], str(mark))
@@ -60,6 +56,13 @@ def mount(attacks: Callable[[Bench, Path, str], Iterator[Attack]], bench: Bench,
             if not (wrong or events):
                 shutil.rmtree(place)
     return outcome
+
+
+def refusal(reply: Reply) -> str | None:
+    """Return what is wrong with how a command ended: a result, or exit 2 and one line, is right."""
+    output = reply["output"] + (reply["raised"] or "")
+    fine = reply["code"] == 0 and "Traceback (most recent call last)" not in output
+    return None if fine else complaint(reply["code"], output)
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------------

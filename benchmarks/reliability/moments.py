@@ -69,8 +69,8 @@ def injure(bench: Bench, setting: Setting, injury: Injury, folder: Path) -> Outc
         outcome.lost.append(f"{left} processes still run 30 s after {told(injury)}")
         return outcome
     last = Run(setting.argv(config, part, resume=True), folder / "last.txt")
-    code = last.wait()
-    wrong = [f"ended with {code}: {last.last_line()}"] if code else differences(whole.folder, part)
+    failed = last.failed()
+    wrong = [failed] if failed else differences(whole.folder, part)
     if wrong:
         outcome.lost.append(f"{told(injury)}: {'; '.join(wrong)[:600]}: {first.command}")
     return outcome

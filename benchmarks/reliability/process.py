@@ -126,6 +126,13 @@ class Run:
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
+    def failed(self, seconds: float = LIMIT) -> str | None:
+        """Wait for it; return how it did not end with a result, ``None`` where it did."""
+        code = self.wait(seconds)
+        if code is None:
+            return f"does not end within {seconds:.0f} s"
+        return None if code == 0 else f"ended with {code}: {self.last_line()}"
+
     def output(self) -> str:
         """Return what it has printed."""
         return self.log.read_text(encoding="utf-8", errors="replace")

@@ -56,8 +56,8 @@ def kill_one(bench: Bench, ranks: int, victim: int | str, folder: Path, rng: ran
     if (part / "metrics.json").exists():
         wrong.append("the others trained on to the end")
     last = Run(LONGER.argv(config, part, resume=True), folder / "last.txt", ranks=ranks)
-    code = last.wait()
-    wrong += [f"--resume ended with {code}: {last.last_line()}"] if code else differences(whole.folder, part)
+    failed = last.failed()
+    wrong += [f"--resume {failed}"] if failed else differences(whole.folder, part)
     if wrong:
         outcome.lost.append(f"{told}: {'; '.join(wrong)[:600]}")
     return outcome

@@ -37,9 +37,9 @@ def soak(steps: int, folder: Path, rng: random.Random) -> Outcome:
     cfg.dump(str(config))
     outcome = Outcome(tried=steps)
     run = Run(["train", str(config), "--work-dir", str(folder / "run")], folder / "soak.txt")
-    code = run.wait(1800)
-    if code:
-        outcome.lost.append(f"ended with {code}: {run.last_line()}")
+    failed = run.failed(1800)
+    if failed:
+        outcome.lost.append(failed)
         return outcome
     watched = json.loads((folder / "watch.json").read_text())
     taken, memory = watched["steps"], watched["memory"]

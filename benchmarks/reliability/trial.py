@@ -130,9 +130,8 @@ class Bench:
         run = Run(setting.argv(self.config(setting), folder), folder.with_suffix(".txt"), ranks=ranks)
         run.wait_for_sign(folder)
         signed = time.monotonic()
-        code = run.wait()
-        if code:
-            raise RuntimeError(f"the unbroken run of {name} ended with {code}: {run.last_line()} ({run.command})")
+        if failed := run.failed():
+            raise RuntimeError(f"the unbroken run of {name} {failed} ({run.command})")
         return Whole(folder, signed - started, time.monotonic() - signed)
 
     def config(self, setting: Setting) -> Path:

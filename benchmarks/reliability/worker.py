@@ -23,6 +23,7 @@ from typing import Any
 from .process import environment
 
 EVENTS = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn", "subprocess.Popen"}
+PLANTED = "antigravity"  # a module that nothing but a trial imports
 CONNECTIONS = {"socket.connect", "socket.sendto", "urllib.Request"}
 # What torch, mmengine and the comparison ask of the machine, for the log.
 BENIGN = re.compile(r"'(?:[\w/.-]*/)?(?:git|gcc|cc|c\+\+|g\+\+|nvcc|nvidia-smi|lscpu|uname|ldconfig)\b")
@@ -30,8 +31,17 @@ COMMANDS = 40  # of one process: then a fresh one, as loggers and buffers of mme
 
 
 def harm(events: list[str], mark: str) -> list[str]:
-    """Return the events that reading a file must not cause: all, but for programs that ask about the machine."""
-    return [e for e in events if mark in e or not (e.startswith("subprocess.Popen") and BENIGN.search(e))]
+    """Return the events that reading a file must not cause.
+
+    Programs that ask about the machine, and libraries that Python itself loads, are none, unless the trial's mark is in
+    their names.
+    """
+
+    def benign(event: str) -> bool:
+        asks = event.startswith("subprocess.Popen") and BENIGN.search(event)
+        return mark not in event and bool(asks or event.startswith("ctypes.dlopen"))
+
+    return [event for event in events if not benign(event)]
 
 
 # -- the side that asks ----------------------------------------------------------------------------------------------
@@ -42,6 +52,14 @@ class Reply(dict[str, Any]):
 
     A worker that died has ``died``: a signal, or that it took too long.
     """
+
+    @property
+    def failed(self) -> str | None:
+        """How it did not end with a result: the signal, the exception, or the code and the last line."""
+        if self.died or self["raised"]:
+            return self.died or str(self["raised"]).strip().splitlines()[-1][:300]
+        lines = self["output"].strip().splitlines()
+        return None if self["code"] == 0 else f"ended with {self['code']}: {lines[-1][:300] if lines else ''}"
 
     @property
     def died(self) -> str | None:
@@ -125,7 +143,8 @@ class Worker:
 
 def _listen(events: list[str]) -> None:
     def watch(event: str, args: tuple[Any, ...]) -> None:
-        if event in EVENTS or event in CONNECTIONS:
+        planted = event == "import" and args[0] == PLANTED
+        if event in EVENTS or event in CONNECTIONS or event == "ctypes.dlopen" or planted:
             events.append(f"{event} {args[:2]!r}"[:400])
 
     sys.addaudithook(watch)
