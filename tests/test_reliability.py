@@ -192,8 +192,8 @@ def test_the_table_counts_what_is_lost_crashed_and_executed() -> None:
     text = document([row, other], 0, 2, 60.0)
     assert [cell.strip() for cell in text.splitlines()[8].split("|")[1:-1]] == ["killed", "5", "4", "1", "1"]
     assert [cell.strip() for cell in text.splitlines()[12].split("|")[1:-1]] == ["files", "1,200", "2", "1", "2"]
-    assert "- kills a: gone" in text
-    assert "- hostile b: ran" in text
+    assert "- kills/a: gone" in text
+    assert "- hostile/b: ran" in text
 
 
 def test_every_mutation_of_every_format_is_one_line_or_an_image(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 python -m benchmarks.reliability                            # everything: some 20 minutes on two cores
 python -m benchmarks.reliability --quick                    # a few trials of every kind
 python -m benchmarks.reliability --only ranks images        # some kinds
+python -m benchmarks.reliability --only ranks/2-launcher    # one trial, as the report names it
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+
+from odc.errors import nearest
 
 from . import damage, degenerate, disk, hostile, images, kills, moments, ranks, soak
 from .report import Row, document
@@ -51,10 +54,31 @@ def attempt(bench: Bench, family: Family, trial: Trial) -> tuple[Outcome, float]
     return outcome, time.monotonic() - started
 
 
-def run(bench: Bench, families: Sequence[Family], jobs: int) -> list[Row]:
-    """Run all trials, so many at a time; tell of each, and of the time left; return a row for every family."""
-    work = [(family, trial) for family in families for trial in family.trials(bench)]
-    rows = {family.name: Row(family) for family in families}
+Work = list[tuple[Family, Trial]]
+
+
+def choose(bench: Bench, only: Sequence[str] | None) -> Work:
+    """Return all trials, or those of some ``kind`` or ``kind/trial``.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    work = [(family, trial) for family in FAMILIES for trial in family.trials(bench)]
+    if only is None:
+        return work
+    names = {name for family, trial in work for name in (family.name, f"{family.name}/{trial.name}")}
+    for name in only:
+        if name not in names:
+            raise ValueError(f"no trial '{name}'{nearest(name, names)}")
+    return [(family, trial) for family, trial in work if {family.name, f"{family.name}/{trial.name}"} & set(only)]
+
+
+def run(bench: Bench, work: Work, jobs: int, *, part: bool) -> list[Row]:
+    """Run trials, so many at a time; tell of each, and of the time left; return a row for every family.
+
+    ``part``: these are not all trials, so that none need be as many as the claim is about.
+    """
+    rows = {family.name: Row(family) for family, _ in work}
     total, done, started = sum(trial.seconds for _, trial in work), 0.0, time.monotonic()
     with ThreadPoolExecutor(jobs) as pool:
         waiting = {pool.submit(attempt, bench, family, trial): (family, trial) for family, trial in work}
@@ -66,14 +90,14 @@ def run(bench: Bench, families: Sequence[Family], jobs: int) -> list[Row]:
             left = datetime.timedelta(seconds=round((time.monotonic() - started) * (total - done) / done))
             short = len(outcome.failures)
             print(
-                f"[{number}/{len(work)}] {family.name} {trial.name}: {outcome.tried:,} tried, "
+                f"[{number}/{len(work)}] {family.name}/{trial.name}: {outcome.tried:,} tried, "
                 f"{short or 'none'} fell short, {seconds:.0f} s; about {left} left",
                 flush=True,
             )
             for line in (*outcome.failures, *outcome.facts):
                 print(f"    {line}", flush=True)
     for row in rows.values():
-        row.check(bench.quick)
+        row.check(part)
     return list(rows.values())
 
 
@@ -93,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = [family.name for family in FAMILIES]
-    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"some of: {', '.join(names)}")
+    names = ", ".join(family.name for family in FAMILIES)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of: {names}; or KIND/TRIAL")
     parser.add_argument("--quick", action="store_true", help="a few trials of every kind")
     parser.add_argument("--seed", type=int, default=0, help="of all moments, bits and pictures (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, a thread each (default %(default)s)")
@@ -104,9 +128,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     started = time.monotonic()
-    bench = Bench(args.scratch.resolve(), args.seed, args.quick)
-    chosen = [family for family in FAMILIES if args.only is None or family.name in args.only]
-    rows = run(bench, chosen, args.jobs)
+    try:
+        bench = Bench(args.scratch.resolve(), args.seed, args.quick)
+        work = choose(bench, args.only)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    rows = run(bench, work, args.jobs, part=args.quick or args.only is not None)
     text = document(rows, args.seed, args.jobs, time.monotonic() - started)
     print(f"\n{text}")
     if args.out is not None:

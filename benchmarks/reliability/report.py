@@ -27,9 +27,9 @@ class Row:
         for kind in ("lost", "crashed", "executed", "facts"):
             getattr(self.outcome, kind).extend(f"{trial.name}: {line}" for line in getattr(outcome, kind))
 
-    def check(self, quick: bool) -> None:
+    def check(self, part: bool) -> None:
         """Count it as lost, or crashed, where fewer were tried than the claim is about."""
-        least = 1 if quick else self.family.least
+        least = 1 if part else self.family.least
         if self.outcome.tried < least:
             line = f"only {self.outcome.tried:,} were tried, not {least:,}"
             (self.outcome.lost if self.family.injures else self.outcome.crashed).append(line)
@@ -59,7 +59,7 @@ def document(rows: list[Row], seed: int, jobs: int, seconds: float) -> str:
     facts = [line for row in rows for line in row.outcome.facts]
     if facts:
         parts += ["", *(f"- {line}" for line in facts)]
-    failures = [f"- {row.family.name} {line}" for row in rows for line in row.outcome.failures]
+    failures = [f"- {row.family.name}/{line}" for row in rows for line in row.outcome.failures]
     parts += ["", *(["What fell short:", "", *failures] if failures else ["Nothing fell short."])]
     told = provenance()
     versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())

@@ -63,7 +63,7 @@ class Family:
         title: what is done, for the table.
         injures: injuries to runs, which are survived or lost; else inputs, which may crash something or be executed.
         trials: makes the trials; few of them where the bench is ``quick``.
-        least: how many must be tried for the claim, where the bench is not quick.
+        least: how many must be tried for the claim, where all trials are run.
     """
 
     name: str
