@@ -26,7 +26,7 @@ EVENTS = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn", "su
 PLANTED = "antigravity"  # a module that nothing but a trial imports
 CONNECTIONS = {"socket.connect", "socket.sendto", "urllib.Request"}
 # What torch, mmengine and the comparison ask of the machine, for the log.
-BENIGN = re.compile(r"'(?:[\w/.-]*/)?(?:git|gcc|cc|c\+\+|g\+\+|nvcc|nvidia-smi|lscpu|uname|ldconfig)\b")
+BENIGN = re.compile(r"'\"?(?:[\w/.-]*[/-])?(?:git|gcc|cc|c\+\+|g\+\+|nvcc|nvidia-smi|lscpu|uname|ldconfig)\b")
 COMMANDS = 40  # of one process: then a fresh one, as loggers and buffers of mmengine gather
 
 
