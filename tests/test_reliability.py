@@ -161,14 +161,16 @@ def test_every_gadget_would_run_something(tmp_path: Path) -> None:
 
 def test_an_injury_kills_inside_the_write_and_leaves_the_file_cut(tmp_path: Path) -> None:
     (tmp_path / "writes.py").write_text(
-        f"with open({str(tmp_path / 'clusters.csv')!r}, 'wb') as file:\n    file.write(bytes(5000))\n"
+        f"from odc.files import write_text\nwrite_text({str(tmp_path / 'clusters.csv')!r}, 'x' * 5000)\n"
     )
     injury = Injury("open", "clusters.csv", action="cut", size=3000)
     run = Run(["print-config", str(tmp_path / "writes.py")], tmp_path / "out.txt", injury=injury.dumps())
     assert run.wait(120) is not None
     assert run.process.returncode < 0
     assert run.left_after(10) == 0
-    assert (tmp_path / "clusters.csv").stat().st_size == 3000
+    (unfinished,) = tmp_path.glob("*.tmp")  # under whatever name it was opened
+    assert unfinished.stat().st_size == 3000
+    assert not (tmp_path / "clusters.csv").exists()
 
 
 def test_a_small_disk_is_taken_away_whatever_happens(tmp_path: Path) -> None:

@@ -15,7 +15,10 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
+
+from odc.files import written_whole
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def arm(injury: Injury) -> None:
         name = args[0] if event == "open" else args[1]
         if not isinstance(name, (str, bytes, os.PathLike)):
             return
-        path = Path(os.fsdecode(name))
+        path = _intended() if event == "open" else None
+        path = path or Path(os.fsdecode(name))
         if injury.file in path.name and (event == "os.rename" or _writes(args)):
             count(path.parent)
 
@@ -106,6 +110,16 @@ def arm(injury: Injury) -> None:
         return compute(self, evaluation)
 
     KNNMetric.__call__ = interrupted  # type: ignore[method-assign]
+
+
+def _intended() -> Path | None:
+    """Return the file that is being written whole, where this is called from that: it is opened under another name."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is written_whole.__wrapped__.__code__:  # type: ignore[attr-defined]  # of the generator
+            return Path(frame.f_locals["path"])
+        frame = frame.f_back
+    return None
 
 
 def _writes(args: tuple[Any, ...]) -> bool:
