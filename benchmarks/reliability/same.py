@@ -25,9 +25,9 @@ _MET = {"epoch", "iter", "seed"}  # of a checkpoint's meta; the rest is times, n
 def differences(whole: Path, part: Path) -> list[str]:
     """Return what the files of ``part`` lack, or have otherwise, compared with those of the unbroken run ``whole``.
 
-    Compared are every checkpoint that both have, the last one above all; ``.npz`` array by array; JSON without costs;
-    ``.csv`` and pictures byte for byte. Logs, configs and reports must be there. More checkpoints than the unbroken run
-    keeps, and unfinished files, are differences too.
+    Compared are every checkpoint that both have, the last one above all; ``.npz`` array by array (but for ``meta``);
+    JSON without costs; ``.csv`` and pictures byte for byte. Logs, configs and reports must be there. More checkpoints
+    than the unbroken run keeps, and unfinished files, are differences too.
     """
     found = []
     for path in sorted(p for p in whole.rglob("*") if p.is_file()):
@@ -84,8 +84,10 @@ def _compare(path: Path, other: Path) -> list[str]:
         return _unlike(_told(load_plain(path)), _told(load_plain(other)), "")[:5]
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as a, np.load(other, allow_pickle=False) as b:
-            same = set(a.files) == set(b.files) and all(a[k].tobytes() == b[k].tobytes() for k in a.files)
-        return [] if same else ["other arrays"]
+            other_names = sorted(set(a.files) ^ set(b.files))
+            # meta says which checkpoint it is from, and so where the folder lies.
+            unlike = [k for k in a.files if k in b.files and k != "meta" and a[k].tobytes() != b[k].tobytes()]
+        return [f"other arrays: {', '.join(other_names + unlike)}"] if other_names or unlike else []
     if path.name == "results.jsonl":
         return [] if _records(path) == _records(other) else [f"{_records(other)} instead of {_records(path)}"[:300]]
     if path.suffix == ".json" and path.name not in ("curves.json", "begun.json"):
