@@ -6,13 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(FAISS)
 
-.PHONY: help demo benchmark test lint types test-fast test-slow benchmark-speed lock clean
+.PHONY: help demo benchmark test lint types test-fast test-slow reliability benchmark-speed lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo             set up, then compare all methods on handwritten digits: a table and a report"
 	@echo "make test             set up, then lint, types and the whole test suite"
 	@echo "make lint, types, test-fast   its three parts;   make test-slow   the long checks"
+	@echo "make reliability      kill, starve and damage runs, feed hostile files: a table of what is survived"
 	@echo "make benchmark        five seeds of all methods on handwritten digits"
 	@echo "make benchmark-speed  our times next to a floor measured in the same run"
 	@echo "make lock             choose new versions (needs uv);   make clean   remove .venv and caches"
@@ -57,6 +58,10 @@ test-fast: $(READY)
 # Long checks: training killed at random moments, the whole demo, a million samples.
 test-slow: $(READY)
 	@$(BIN)/python -m pytest -m slow
+
+# Fails where anything is lost, crashes or is executed. Twenty minutes on two idle cores.
+reliability: $(READY)
+	@$(BIN)/python -m benchmarks.reliability --out benchmarks/results/reliability.md
 
 # Each prints our time next to a floor measured in the same run.
 benchmark-speed: $(READY)

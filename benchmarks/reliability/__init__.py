@@ -1,0 +1,1 @@
+"""Proof that the framework survives what happens to it: ``make reliability``."""
