@@ -13,9 +13,12 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u
 class InputError(ValueError):
     """The input, not the program, is wrong.
 
-    The message is one line: what was wrong, the numbers or names on both sides, and the remedy. The command line
-    prints it without a traceback and exits with code 2.
+    The message is one line: what was wrong, the numbers or names on both sides, and the remedy. What no terminal should
+    get, in the name of a file say, is escaped. The command line prints it without a traceback and exits with code 2.
     """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(printable(str(message)))
 
 
 class DamagedError(InputError):

@@ -65,10 +65,10 @@ def read_text(path: str | Path, most: int = MOST_TEXT, errors: str = "strict") -
         most: bytes.
         errors: ``"surrogateescape"`` where names of files stand in it, which may be any bytes.
     """
-    size = size_of(path)
-    if size > most:
-        raise ValueError(f"{size:,} bytes, more than the {most:,} it can have")
     with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"{size:,} bytes, more than the {most:,} it can have")
         return file.read(most).decode("utf-8", errors)
 
 

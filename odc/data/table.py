@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,11 +37,11 @@ def read_table(path: str | Path, *columns: str, optional: Sequence[str] = ()) ->
 
     Args:
         path: the file.
-        columns: what every row must have a cell for; the first one's must not be empty.
+        columns: what every row must have a cell for; the first one's are paths of images, none empty.
         optional: the same of columns that may lack as a whole.
 
     Returns:
-        The cells of each row by column.
+        The cells of each row by column; paths without the ``./`` that keeps spreadsheets from taking them for formulas.
 
     Raises:
         InputError: it cannot be read, has no rows, a column lacks, or a row has more cells than the header or not
@@ -74,4 +75,4 @@ def _row(where: str, names: Sequence[str], cells: Sequence[str], columns: Sequen
             raise InputError(f"{where} has {len(cells)} of {len(names)} cells: that of the column '{column}' lacks")
     if columns and not row[columns[0]].strip():
         raise InputError(f"{where} names no image: its cell of the column '{columns[0]}' is empty")
-    return row
+    return row | {column: posixpath.normpath(row[column]) for column in columns[:1]}

@@ -9,7 +9,6 @@ them best; a cluster whose class does not stand out stays without one.
 from __future__ import annotations
 
 import json
-import posixpath
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -240,8 +239,7 @@ def match_paths(rows: list[dict[str, Any]], paths: list[str], source: str | Path
         InputError: a path is not among them, or stands twice.
     """
     position = {path: i for i, path in enumerate(paths)}
-    wanted = [row["path"] for row in rows]
-    found = np.array([position.get(p, position.get(posixpath.normpath(p), -1)) for p in wanted], dtype=np.int64)
+    found = np.array([position.get(row["path"], -1) for row in rows], dtype=np.int64)
     if (found < 0).any():
         first = rows[int((found < 0).argmax())]["path"]
         raise InputError(

@@ -26,7 +26,7 @@ def test_rows_are_read(tmp_path: Path) -> None:
         ("path,label\na.png,1\nb.png\n", r"line 3 of '.*t.csv' has 1 of 2 cells: that of the column 'label' lacks"),
         ("path,label\na, b.png,1\n", "line 2 of .* has 3 cells, but the heading has 2: put quotes around"),
         ("path,label\n,1\n", "line 2 of .* names no image"),
-        (b"path,label\n\xff,1\n", "cannot read the table"),
+        ("path,label\na.png,1\n".encode("utf-16"), "cannot read the table"),
         (None, "cannot read the table"),
     ],
 )
