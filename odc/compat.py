@@ -901,6 +901,7 @@ class Runner(mmengine.runner.Runner):
     _resumed_precision: str | None = None
     _timestamps: ClassVar[set[str]] = set()
     _config_written = False
+    _configured: list[dict[str, Any]] | None = None  # the optimiser's options, a dict a group
     _timestamp: str
     _randomness_cfg: dict[str, Any]
     optim_wrapper: Any
@@ -1187,12 +1188,13 @@ class Runner(mmengine.runner.Runner):
         self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
         optimizer = self.optim_wrapper.optimizer
         _check_optimizer(state, optimizer)
-        configured = _options(optimizer.param_groups)
+        if self._configured is None:  # once: a damaged checkpoint may have left its own before the older one is taken
+            self._configured = _options(optimizer.param_groups)
         try:
             self.optim_wrapper.load_state_dict(state)
         except ValueError as error:
             raise InputError(f"the optimiser of checkpoint '{filename}' does not fit: {_one_line(error)}") from None
-        _change_options(optimizer, configured)
+        _change_options(optimizer, self._configured)
 
     def _resume_schedulers(self, saved: Any) -> None:
         position = {"last_step", "best", "num_bad_epochs", "cooldown_counter"}

@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from odc import compat
 from odc.cli import main
@@ -384,6 +385,21 @@ def test_curves_join_restarts_and_add_up_losses(tmp_path: Path) -> None:
         {"epoch": 1, "a_loss": 1.0, "b_loss": 0.5, "loss": 1.5},
         {"epoch": 2, "loss": 3.0, "acc": 0.25},
     ]
+
+
+def test_clustered_images_that_have_changed_are_noticed_where_others_are_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("mine", "others"):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            Image.new("RGB", (32, 32), (20 * i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    command = ["compare", "--methods", "kmeans-pixels", "--dataset", str(tmp_path / "mine"), "--clusters", "2"]
+    command += ["--evaluate-on", str(tmp_path / "others"), "--seeds", "0", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    Image.new("RGB", (32, 32), (0, 99, 0)).save(tmp_path / "mine" / "3.png")
+    assert main(command) == 2
+    assert "clusters images with fingerprint" in capsys.readouterr().err
 
 
 # -- results ---------------------------------------------------------------------------------------------------------

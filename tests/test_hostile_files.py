@@ -381,6 +381,8 @@ def comparison(place: Path, /, **changes: Any) -> tuple[dict[str, Any], dict[str
         "command": "odc compare",
         "images": 48,
         "fingerprint": Blobs().fingerprint,
+        "clustered": Blobs().fingerprint,
+        "threads": 1,
         "methods": ["odc", "sklearn.cluster.Birch-moco"],
     }
     record = {
@@ -388,7 +390,15 @@ def comparison(place: Path, /, **changes: Any) -> tuple[dict[str, Any], dict[str
         "seed": 0,
         **dict(acc=0.5, nmi=0.5, ari=0.5, knn=0.5, seconds=1.5, images_seen=96, epochs=2, peak_rss_mb=300.0),
         **{key: about[key] for key in ("dataset", "evaluated_on", "images", "num_clusters")},
-        **dict(config="c.py", folder="odc-0", threads=1, key="0" * 16, versions={"torch": "2"}, machine="m"),
+        **dict(
+            config="c.py",
+            folder="odc-0",
+            threads=1,
+            precision="float32",
+            key="0" * 16,
+            versions={"torch": "2"},
+            machine="m",
+        ),
         **dict(git_revision="", command="odc compare", date="2026-01-01"),
     }
     for name, value in changes.items():

@@ -79,7 +79,7 @@ def _compare(request: Request, stream: TextIO) -> list[dict[str, Any]]:
     if threads != request.threads:
         stream.write(f"threads a cell: {threads}, as before in {out}, not {request.threads}\n")
     cells = plan(replace(request, threads=threads))
-    about = describe(cells, request)
+    about, clustered = describe(cells, request)
     found = read_results(out)
     for cell in cells:
         record = found.get((cell.method, cell.seed))
@@ -89,14 +89,16 @@ def _compare(request: Request, stream: TextIO) -> list[dict[str, Any]]:
             how = how if ran == runs else f"trained in {ran}, but here and now it would be in {runs}"
             raise InputError(f"{out / RESULTS} has {cell.title} {how}: choose another --out, or delete that folder")
     dataset: ImageDataset = build(DATASETS, about["data"])
-    about |= {"images": len(dataset), "fingerprint": dataset.fingerprint}
+    trained: ImageDataset = dataset if clustered == about["data"] else build(DATASETS, clustered)
+    about |= {"images": len(dataset), "fingerprint": dataset.fingerprint, "clustered": trained.fingerprint}
     write_skipped(dataset, out)
     before = before or {**about, "methods": []}
-    if before["fingerprint"] != about["fingerprint"]:
-        raise InputError(
-            f"{out} compares on {before['images']:,} images with fingerprint {before['fingerprint']}, now there are "
-            f"{len(dataset):,} with {about['fingerprint']}: choose another --out"
-        )
+    for name, what, now in (("fingerprint", "compares on", dataset), ("clustered", "clusters", trained)):
+        if before[name] != about[name]:
+            raise InputError(
+                f"{out} {what} images with fingerprint {before[name]}, now there are {len(now):,} with {about[name]}: "
+                "put those back, or choose another --out"
+            )
     # Rows of earlier calls on the same folder stay in its table.
     about["methods"] = list(dict.fromkeys([*before["methods"], *(cell.method for cell in cells)]))
     write_text(out / ABOUT, json.dumps(about, indent=1) + "\n")
@@ -152,15 +154,15 @@ def render(
     return records
 
 
-def describe(cells: Sequence[Cell], request: Request) -> dict[str, Any]:
-    """Return what is true of all cells: the evaluated data, K, the command."""
+def describe(cells: Sequence[Cell], request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what is true of all cells (the evaluated data, K, the command), and the config of the clustered data."""
     rows = [cell for cell in cells if cell.method != PRETRAINING]
     cell = next((cell for cell in rows if cell.stage is None), rows[0])
     cfg = cell.prepare() if cell.stage is None else stage_configs(cell)["self"]
     evaluated = cfg.data.get("eval_dataset")
     data = cfg.data.dataset if evaluated is None else evaluated
     unnamed = "the data set" if evaluated is None else "another data set"
-    return {
+    about = {
         "dataset": request.dataset,
         "data": data.to_dict(),
         "evaluated_on": data.get("split", data.get("root", unnamed)),
@@ -168,6 +170,7 @@ def describe(cells: Sequence[Cell], request: Request) -> dict[str, Any]:
         "threads": cell.threads,
         "command": command(),
     }
+    return about, cfg.data.dataset.to_dict()
 
 
 def _fingerprint(value: Any) -> str:
@@ -189,7 +192,7 @@ _ABOUT = fields(
         **dict.fromkeys(("dataset", "evaluated_on", "command"), text),
         **dict.fromkeys(("images", "num_clusters", "threads"), whole(1)),
         "data": mapping(plain),
-        "fingerprint": _fingerprint,
+        **dict.fromkeys(("fingerprint", "clustered"), _fingerprint),
         "methods": listing(_method),
     }
 )

@@ -51,7 +51,8 @@ def read_table(path: str | Path, *columns: str, optional: Sequence[str] = ()) ->
         reader = csv.reader(io.StringIO(read_names(path), newline=""))
         lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"cannot read the table '{path}': {error}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"cannot read the table '{path}' ({reason})") from error
     names = lines[0][1] if lines else []
     for column in columns:
         if column not in names:
