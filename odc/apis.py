@@ -373,7 +373,7 @@ def _write_skipped(data: ClusterData, folder: Path) -> None:
         print_log(f"all files that were skipped, and why: {told}", "current")
 
 
-def train(cfg: Config, hooks: Sequence[Hook] = ()) -> dict[str, Any]:
+def train(cfg: Config, hooks: Sequence[Hook] = ()) -> dict[str, float]:
     """Train by a prepared config; leave the clusters in the work directory.
 
     Args:
@@ -381,8 +381,7 @@ def train(cfg: Config, hooks: Sequence[Hook] = ()) -> dict[str, Any]:
         hooks: more of them than the config names.
 
     Returns:
-        The last evaluation, ``epochs``, ``images_seen``: views of images that the training put through the network, and
-        ``without_images``, the clusters that none of the evaluated images is in.
+        The last evaluation, ``epochs``, and ``images_seen``: views of images that the training put through the network.
 
     Raises:
         InputError: for a part that is configured wrongly, data that cannot be read, another command that is at work in
@@ -400,10 +399,7 @@ def train(cfg: Config, hooks: Sequence[Hook] = ()) -> dict[str, Any]:
             runner.register_hook(hook)
         runner.train()
         costs = {"epochs": float(runner.epoch), "images_seen": float(runner.train_loop.images_seen)}
-        values = finish(runner, folder, runner.epoch)
-        loop = runner.val_loop
-        empty = loop.without_images if isinstance(loop, ClusterValLoop) else []
-        return {**values, **costs, "without_images": empty}
+        return {**finish(runner, folder, runner.epoch), **costs}
 
 
 @contextlib.contextmanager

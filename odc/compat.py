@@ -611,6 +611,14 @@ def _like(own: Any, saved: Any) -> Any:
     return saved
 
 
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    """Return whether a tensor of this shape can stand for one of another: Adafactor keeps rows and columns."""
+    try:
+        return torch.broadcast_shapes(shape, to) == to
+    except RuntimeError:
+        return False
+
+
 def _check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
     """Check the state of an optimiser against the parameters and options that it is to be loaded into."""
     _OPTIMIZER(state)
@@ -624,7 +632,7 @@ def _check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
         for name, value in entries.items():
             if not isinstance(value, Tensor):
                 scalar(value)
-            elif position not in parameters or value.shape not in (parameters[position].shape, ()):
+            elif position not in parameters or not _broadcasts(value.shape, parameters[position].shape):
                 raise ValueError(f"'{name}' of parameter {position} has the shape {tuple(value.shape)}")
             elif not bool(value.isfinite().all()):
                 raise ValueError(f"'{name}' of parameter {position} is not finite")

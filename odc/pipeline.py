@@ -601,7 +601,9 @@ class Pipeline:
         cfg = self.configs[name]
         cfg.resume = True  # from its own folder, where an earlier run was interrupted
         values = train(cfg, self.hooks)
-        return {**values, "checkpoint": Path(next(find_resume(cfg.work_dir))).name}
+        found = read_results(Path(cfg.work_dir), int(values["epochs"]))
+        empty = [] if found is None else found.without_images
+        return {**values, "without_images": empty, "checkpoint": Path(next(find_resume(cfg.work_dir))).name}
 
 
 def _otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

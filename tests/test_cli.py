@@ -311,7 +311,7 @@ def test_checkpoints_that_do_not_fit(write: Write, capsys: pytest.CaptureFixture
     line = refused(capsys, ["test", write("odc", "odc.py"), checkpoint], checkpoint, "9 missing", "3 unexpected")
     assert "head.memory.bank" in line
     assert "head.projection" in line
-    refused(capsys, ["train", "odc.py", "--resume", checkpoint], checkpoint, "does not fit")
+    refused(capsys, ["train", "odc.py", "--resume", checkpoint], "other settings: model.head.type is")
     for argv in (["test", path, "run/epoch_9.pth"], ["train", path, "--resume", "run/epoch_9.pth"]):
         refused(capsys, argv, "'run/epoch_9.pth' does not exist")
     Path("text.pth").write_text("no checkpoint")

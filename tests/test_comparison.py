@@ -452,7 +452,10 @@ def test_a_failed_method_is_in_the_table_and_loses_nothing_else() -> None:
 
 
 def test_a_line_cut_short_does_not_count_and_the_last_of_a_cell_does(tmp_path: Path) -> None:
-    lines = [json.dumps(record("odc", 0, acc=a)) for a in (0.1, 0.2)]
+    facts = {"machine": "a CPU", "versions": {"torch": "2"}, "git_revision": "abc", "date": "2026-01-01T10:00"}
+    facts |= {"dataset": "digits", "command": "odc compare", "folder": "odc-0", "key": "0" * 16}
+    ran = {"precision": "float32", "threads": 2}
+    lines = [json.dumps(record("odc", 0, acc=a, **facts, **ran)) for a in (0.1, 0.2)]
     (tmp_path / "results.jsonl").write_text("\n".join(lines) + '\n{"method": "dc", "se')
     assert {place: r["acc"] for place, r in read_results(tmp_path).items()} == {("odc", 0): 0.2}
 

@@ -140,12 +140,13 @@ def test_a_folder_is_for_one_command_until_that_is_dead(tmp_path: Path) -> None:
         assert f"run (process {process} on " in str(error.value)
         assert "\n" not in str(error.value)
         other.kill()
-        other.communicate()
+        other.wait()
         with alone(tmp_path / "run") as doubt:  # the child lives, and holds nothing
             assert doubt is None
         assert not os.listdir(tmp_path / "run")
     finally:
         os.kill(child, signal.SIGKILL)
+        other.communicate()  # not before: the child has the pipes, too
 
 
 def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ class Clustering:
         with written_whole(file) as out:
             np.savez_compressed(
                 out,
-                features=(features / max(1.0, largest / np.finfo(np.float16).max)).astype(np.float16),
+                features=(features / max(1.0, largest / float(np.finfo(np.float16).max))).astype(np.float16),
                 cluster=self.cluster.numpy().astype(np.int32),
                 confidence=self.confidence.numpy().astype(np.float32),
                 margin=self.margin.numpy().astype(np.float32),

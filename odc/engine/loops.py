@@ -325,8 +325,7 @@ class ClusterTrainLoop(BaseLoop):
         if found[0] is None:
             self._evaluate()
         else:
-            val = self.runner.val_loop
-            val.values, val.without_images = found[0].values, found[0].without_images
+            self.runner.val_loop.values = found[0].values
             self.runner.logger.info(f"the results in {self.runner.work_dir} are complete: nothing to evaluate")
 
     def _first_labels(self) -> PseudoLabels:
@@ -719,14 +718,12 @@ class ClusterValLoop(BaseLoop):
         self.metrics = [build(METRICS, cfg) for cfg in evaluator]
         self.evaluation: Evaluation | None = None
         self.values: dict[str, float] = {}
-        self.without_images: list[int] = []
 
     def run(self) -> dict[str, float]:
         """Return the metrics by name."""
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         self.evaluation, self.values = self.evaluate(), {}
-        self.without_images = self.evaluation.without_images
         for metric in self.metrics:
             self.values |= metric(self.evaluation)
         self.runner.call_hook("after_val_epoch", metrics=self.values)

@@ -131,7 +131,7 @@ def test_a_network_that_is_no_number(name: str, tmp_path: Path) -> None:
         next(runner.model.backbone.parameters()).fill_(torch.nan)
     runner.model.init_weights = lambda: None
     with pytest.raises(
-        InputError, match=r"the features of 48 of 48 images are not finite, .*its pixels are, so the net"
+        InputError, match=r"'backbone\.\S+' of the model is not finite before the first step, from its initialisation"
     ):
         runner.train()
 
