@@ -614,7 +614,7 @@ def _like(own: Any, saved: Any) -> Any:
 def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
     """Return whether a tensor of this shape can stand for one of another: Adafactor keeps rows and columns."""
     try:
-        return torch.broadcast_shapes(shape, to) == to
+        return bool(torch.broadcast_shapes(shape, to) == to)
     except RuntimeError:
         return False
 
