@@ -980,6 +980,7 @@ class Runner(mmengine.runner.Runner):
         if self.distributed and not is_model_wrapper(model):
             cfg.setdefault("type", "MMDistributedDataParallel")
             if cfg["type"] == "MMDistributedDataParallel":
+                cfg.setdefault("bucket_cap_mb", _ONE_BUCKET)
                 cfg.setdefault("broadcast_buffers", False)
                 cfg.setdefault("find_unused_parameters", self.cfg.get("find_unused_parameters", False))
                 if get_device() == "cpu":
@@ -989,6 +990,10 @@ class Runner(mmengine.runner.Runner):
             # those of a rank's own must stay.
             warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
             wrapped: nn.Module = super().wrap_model(cfg or None, model)
+        if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+            order = {parameter: place for place, parameter in enumerate(wrapped.parameters())}
+            # Without annotations: DDP takes those that are texts for wrong ones.
+            wrapped.register_comm_hook(order, lambda order, bucket: _average_in_order(order, bucket))
         return wrapped
 
     def _maybe_compile(self, target: str) -> None:
@@ -1299,6 +1304,33 @@ def _check_change(optimizer: torch.optim.Optimizer, saved: dict[str, Any], chang
             f"({type(error).__name__}: {_one_line(error)}): put these options of optim_wrapper.optimizer back, or "
             "start anew in another --work-dir"
         ) from None
+
+
+_ONE_BUCKET = 2**20  # MiB
+
+
+def _average_in_order(order: Mapping[Tensor, int], bucket: Any) -> torch.futures.Future[Tensor]:
+    """Average gradients over the ranks, laid out in the order of the model's parameters.
+
+    How sums of three numbers or more are rounded depends on where they lie in what is reduced. After its first step DDP
+    lays gradients out anew, in the order in which they came, so a resumed run would differ from an unbroken one.
+    """
+    gradients = [
+        gradient
+        for _, gradient in sorted(
+            zip(bucket.parameters(), bucket.gradients(), strict=True), key=lambda pair: order[pair[0]]
+        )
+    ]
+    flat = torch.cat([gradient.flatten() for gradient in gradients]) / torch_dist.get_world_size()
+
+    def put_back(done: torch.futures.Future[list[Tensor]]) -> Tensor:
+        parts = done.value()[0].split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+        whole: Tensor = bucket.buffer()
+        return whole
+
+    return torch_dist.all_reduce(flat, async_op=True).get_future().then(put_back)
 
 
 def _flat(schedulers: Any) -> list[Any]:

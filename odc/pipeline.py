@@ -112,7 +112,8 @@ def reliable(
         checkpoint: of it.
         out: folder to write to.
         features: file of :func:`odc.apis.extract_features` to take neighbours in; by default the model's features.
-        neighbours, threshold, score_threshold, balance, quota, include_self: see :mod:`odc.clustering.consistency`.
+        neighbours: at most half the mean size of a cluster.
+        threshold, score_threshold, balance, quota, include_self: see :mod:`odc.clustering.consistency`.
         labelled: CSV file with the columns ``path`` and ``label``: these images join the reliable ones and win over
             what was predicted for them; needs
         alignment: map of clusters to classes that ``odc align`` wrote.
@@ -136,9 +137,13 @@ def reliable(
     scores, clusters = table.logits.softmax(1).max(1)
     K = table.logits.shape[1]
     x = table.features if features is None else Embeddings.load(features).for_dataset(dataset)
-    beta = local_consistency(x, clusters.cpu(), min(neighbours, len(x) - 1), include_self)
-    if neighbours > len(x) - 1:
-        print_log(f"{neighbours} neighbours are more than there are: taking {len(x) - 1}", "current")
+    most = max(1, len(x) // (2 * K))  # a neighbourhood that reaches beyond its cluster says nothing of it
+    if neighbours > most:
+        print_log(
+            f"{neighbours} neighbours reach beyond clusters of {len(x) / K:.0f} images on average: taking {most}",
+            "current",
+        )
+    beta = local_consistency(x, clusters.cpu(), min(neighbours, most), include_self)
     draw_beta(beta.numpy(), threshold, folder / "beta.png")
     print_log(f"local consistency of {len(x):,} images: {beta_histogram(beta)}", "current")
     mask = reliable_samples(

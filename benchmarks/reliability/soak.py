@@ -42,11 +42,15 @@ def soak(steps: int, folder: Path, rng: random.Random) -> Outcome:
         outcome.lost.append(failed)
         return outcome
     watched = json.loads((folder / "watch.json").read_text())
-    taken, memory = watched["steps"], watched["memory"]
+    taken, reference, memory = watched["steps"], watched["reference"], watched["memory"]
     warm = min(WARM, len(taken) // 10)
     first, last = tenths(taken, warm)
-    # Other work on the machine slows a step and the reference alike.
-    ratio = last / first / (tenths(watched["reference"], warm // 10)[1] / tenths(watched["reference"], warm // 10)[0])
+    # Other work on the machine slows a step and the reference beside it alike, and comes and goes: so each ten steps
+    # are divided by the reference that was measured among them.
+    early, late = tenths(
+        [statistics.median(taken[10 * i : 10 * i + 10]) / r for i, r in enumerate(reference)], warm // 10
+    )
+    ratio = late / early
     grown = statistics.median(memory[-5:]) - statistics.median(memory[len(memory) // 4 :][:5])
     outcome.facts.append(
         f"{len(taken) + 1:,} steps: {first * 1e3:.2f} ms of processor time a step in the first tenth (after {warm:,}), "
