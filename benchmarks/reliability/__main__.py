@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 from odc.errors import nearest
 
@@ -80,34 +80,40 @@ def run(bench: Bench, work: Work, jobs: int, *, part: bool) -> list[Row]:
     """
     rows = {family.name: Row(family) for family, _ in work}
     total, done, started = sum(trial.seconds for _, trial in work), 0.0, time.monotonic()
-    with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(attempt, bench, family, trial): (family, trial) for family, trial in work}
-        for number, future in enumerate(_ending(pool, waiting), start=1):
-            family, trial = waiting[future]
-            outcome, seconds = future.result()
-            rows[family.name].add(trial, outcome, seconds)
-            done += trial.seconds
-            left = datetime.timedelta(seconds=round((time.monotonic() - started) * (total - done) / done))
-            short = len(outcome.failures)
-            print(
-                f"[{number}/{len(work)}] {family.name}/{trial.name}: {outcome.tried:,} tried, "
-                f"{short or 'none'} fell short, {seconds:.0f} s; about {left} left",
-                flush=True,
-            )
-            for line in (*outcome.failures, *outcome.facts):
-                print(f"    {line}", flush=True)
+    ended = itertools.chain(
+        _all(bench, [(family, trial) for family, trial in work if trial.alone], 1),
+        _all(bench, [(family, trial) for family, trial in work if not trial.alone], jobs),
+    )
+    for number, (family, trial, outcome, seconds) in enumerate(ended, start=1):
+        rows[family.name].add(trial, outcome, seconds)
+        done += trial.seconds
+        left = datetime.timedelta(seconds=round((time.monotonic() - started) * (total - done) / done))
+        short = len(outcome.failures)
+        print(
+            f"[{number}/{len(work)}] {family.name}/{trial.name}: {outcome.tried:,} tried, "
+            f"{short or 'none'} fell short, {seconds:.0f} s; about {left} left",
+            flush=True,
+        )
+        for line in (*outcome.failures, *outcome.facts):
+            print(f"    {line}", flush=True)
     for row in rows.values():
         row.check(part)
     return list(rows.values())
 
 
-def _ending(pool: ThreadPoolExecutor, waiting: Iterable[Future[Any]]) -> Iterator[Future[Any]]:
-    """Yield what has ended; an interruption waits for the trials that run, which clean up, and begins no others."""
-    try:
-        yield from as_completed(waiting)
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
+def _all(bench: Bench, work: Work, jobs: int) -> Iterator[tuple[Family, Trial, Outcome, float]]:
+    """Run trials, so many at a time, and yield what has ended, with its seconds.
+
+    An interruption waits for the trials that run, which clean up, and begins no others.
+    """
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = {pool.submit(attempt, bench, family, trial): (family, trial) for family, trial in work}
+        try:
+            for future in as_completed(waiting):
+                yield (*waiting[future], *future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def main(argv: Sequence[str] | None = None) -> int:

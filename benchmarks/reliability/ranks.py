@@ -19,8 +19,8 @@ LONGER = replace(
     name="odc-longer",
     options={
         **ODC.options,
-        "train_cfg.max_epochs": 25,
-        "train_cfg.val_interval": 25,
+        "train_cfg.max_epochs": 15,
+        "train_cfg.val_interval": 15,
         "default_hooks.checkpoint.interval": 20,
     },
 )

@@ -73,7 +73,7 @@ def tenths(values: list[float], skip: int) -> tuple[float, float]:
 def trials(bench: Bench) -> list[Trial]:
     """One long training."""
     steps = 2000 if bench.quick else STEPS
-    return [Trial("odc", lambda folder, rng: soak(steps, folder, rng), steps * 0.02)]
+    return [Trial("odc", lambda folder, rng: soak(steps, folder, rng), steps * 0.01, alone=True)]
 
 
 FAMILY = Family("soak", "steps of one training: time and memory stay", True, trials, least=20000)

@@ -47,11 +47,13 @@ class Trial:
         name: unique in its family.
         run: does it; whatever it raises counts against the framework, too.
         seconds: what it takes on two idle cores, about: for the time left.
+        alone: nothing else may run beside it: it measures time.
     """
 
     name: str
     run: Callable[[Path, random.Random], Outcome]
     seconds: float = 15.0
+    alone: bool = False
 
 
 @dataclass(frozen=True)
