@@ -58,7 +58,7 @@ from odc.structures import UNLABELLED
 TRAINED = ("moco", "self", "semi")
 STAGES = ("moco", "embeddings", "self", "reliable", "semi")
 _MOST_CLUSTERS = 1_000_000  # in a table: a larger number is no number of a cluster
-METRICS = ("acc", "nmi", "ari", "knn", "kmeans_acc")
+METRICS = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "knn": "kNN", "kmeans_acc": "k-means ACC"}
 
 
 @dataclass(frozen=True)
@@ -619,12 +619,12 @@ def _otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def summary(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the table of the stages in Markdown, how they were computed, and what the reliable step found."""
-    names = ("stage", "ACC", "NMI", "ARI", "kNN", "k-means ACC", "seconds")
-    rows = [list(names)]
+    measured = {m: name for m, name in METRICS.items() if any(v.get(m) is not None for v in results.values())}
+    rows = [["stage", *measured.values(), "seconds"]]
     for stage, values in results.items():
-        cells = ["" if values.get(m) is None else f"{values[m]:.3f}" for m in METRICS]
+        cells = ["" if values.get(m) is None else f"{values[m]:.3f}" for m in measured]
         rows.append([stage, *cells, f"{values['seconds']:.1f}"])
-    rows.append(["all", *[""] * len(METRICS), f"{sum(values['seconds'] for values in results.values()):.1f}"])
+    rows.append(["all", *[""] * len(measured), f"{sum(values['seconds'] for values in results.values()):.1f}"])
     precision, threads = (
         " / ".join(dict.fromkeys(str(results[stage][name]) for stage in TRAINED if stage in results))
         for name in ("precision", "threads")

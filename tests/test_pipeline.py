@@ -20,7 +20,7 @@ from odc.cli import main
 from odc.data.datasets import Digits
 from odc.data.label_file import LabelFile
 from odc.data.table import read_table
-from odc.pipeline import Pipeline, fit_queue
+from odc.pipeline import Pipeline, fit_queue, summary
 from odc.registry import VISBACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -329,3 +329,12 @@ def test_each_training_has_a_visualizer_of_its_own(tmp_path: Path) -> None:
     finally:
         VISBACKENDS.module_dict.pop("Witness")
     assert events == [word for stage in ("moco", "self", "semi") for word in (f"open {stage}", "close")]
+
+
+def test_the_summary_has_no_columns_that_nothing_fills() -> None:
+    ran = {"precision": "float32", "threads": 1}
+    lines = summary({"self": {"seconds": 2.0, **ran}, "semi": {"seconds": 3.0, **ran}}).splitlines()
+    assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == ["stage", "seconds"]
+    assert [cell.strip() for cell in lines[-3].split("|")[1:-1]] == ["all", "5.0"]
+    known = summary({"moco": {"seconds": 2.0, "knn": 0.5, **ran}}).splitlines()
+    assert [cell.strip() for cell in known[0].split("|")[1:-1]] == ["stage", "kNN", "seconds"]
