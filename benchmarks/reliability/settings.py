@@ -60,7 +60,8 @@ class Setting:
         folder.mkdir(parents=True, exist_ok=True)
         parts = {name: str(part.write(folder)) for name, part in self.parts.items()}
         if self.command == "spice":
-            path.write_text(f"pipeline = {dict(**parts, reliable=dict(neighbours=10, threshold=0.5))}\n")
+            reliable = dict(neighbours=10, threshold=0.5, allow_empty=True)
+            path.write_text(f"pipeline = {dict(**parts, reliable=reliable)}\n")
         elif self.command == "compare":
             path.write_text(f"comparison = {dict(moco=parts.pop('moco'), methods=parts)}\n")
         else:
