@@ -23,8 +23,7 @@ MOMENTS: tuple[tuple[Setting, Injury], ...] = (
     (ODC, Injury("metrics", call=1)),
     (ODC, Injury("metrics", call=2)),
     (ODC, Injury("metrics", call=3)),
-    (ODC, Injury("metrics", call=2, action="term")),
-    (ODC, Injury("metrics", call=3, action="term")),
+    (ODC, Injury("metrics", call=2, action="term")),  # in the last one, the third, a signal changes nothing
     (EPOCHWISE, Injury("os.rename", "epoch_5.pth")),
     (EPOCHWISE, Injury("metrics", call=3)),
     (EPOCHWISE, Injury("open", "clusters.csv")),
@@ -44,7 +43,7 @@ MOMENTS: tuple[tuple[Setting, Injury], ...] = (
     (COMPARE, Injury("open", "table.md")),
     (COMPARE, Injury("open", "report.html")),
 )
-QUICK = (1, 13, 15, 19)
+QUICK = (1, 12, 14, 18)
 
 
 def told(injury: Injury) -> str:
