@@ -496,6 +496,9 @@ class FileDataset(ImageDataset):
         parts = [[os.path.join(self._root, deep[i]) for i in numbers[k::8]] for k in range(min(8, len(numbers)))]
         found = list(_in_threads(lambda p: decoding.value_range(p, self._max_pixels), parts, len(parts[0]), "measured"))
         low, (high, _, where) = min(f[0] for f in found), max((f[1], f[0], f[2]) for f in found)
+        if not where:  # none of them can be decoded, which whoever asks for one is told
+            self.value_range = 0.0, 2.0**16 - 1
+            return
         top, bottom = 2.0 ** max(1, int(high).bit_length()) - 1, 0.0
         if low < 0:
             bottom = -(2.0 ** int(-low - 1).bit_length())

@@ -686,3 +686,11 @@ def test_stl10_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = TorchvisionDataset("STL10", str(tmp_path), "unlabeled")
     assert alone.targets is None
     assert alone.classes is None
+
+
+def test_images_of_16_bits_of_which_none_can_be_decoded(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 64).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    place = data.index(b"IDAT") + 6
+    (tmp_path / "a.png").write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+    assert "cannot decode" in one_line(lambda: ImageFolder(str(tmp_path)).image(0))
