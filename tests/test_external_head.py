@@ -79,6 +79,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     path = list(sys.path)
+    import odc.heads  # noqa: F401  # what is registered there stays
     from odc.registry import HEADS
 
     known = dict(HEADS.module_dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -33,21 +34,23 @@ def said(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """No file of this process may be larger than 4 KiB, which to a writer is like a full disk."""
+    """No file of this process may be larger than 4 KiB, which to a writer is like a full disk; pytest's output neither."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, ignored)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
-def test_what_does_not_fit_leaves_the_old_file_and_names_it(tmp_path: Path, small_files: None) -> None:
+def test_what_does_not_fit_leaves_the_old_file_and_names_it(tmp_path: Path) -> None:
     path = tmp_path / "x"
     write_text(path, "old")
-    with pytest.raises(OSError, match="File too large") as error:
+    with pytest.raises(OSError, match="File too large") as error, small_files():
         write_text(path, "new" * 4096)
     assert error.value.filename == str(path)
     assert path.read_text() == "old"
