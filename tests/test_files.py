@@ -36,7 +36,7 @@ def said(process: subprocess.Popen[str]) -> str:
 
 @contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """No file of this process may be larger than 4 KiB, which to a writer is like a full disk; pytest's output neither."""
+    """No file of this process may be larger than 4 KiB, as if the disk were full; nor what pytest prints to."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
