@@ -611,12 +611,10 @@ def _like(own: Any, saved: Any) -> Any:
     return saved
 
 
-def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
-    """Return whether a tensor of this shape can stand for one of another: Adafactor keeps rows and columns."""
-    try:
-        return bool(torch.broadcast_shapes(shape, to) == to)
-    except RuntimeError:
-        return False
+def _stands_for(shape: torch.Size, own: torch.Size) -> bool:
+    """Return whether a state of this shape can be that of a parameter: counters are scalars, Adafactor's rows are 1."""
+    same = len(shape) == len(own) and all(size in (1, full) for size, full in zip(shape, own, strict=True))
+    return not shape or same
 
 
 def _check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -632,7 +630,7 @@ def _check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
         for name, value in entries.items():
             if not isinstance(value, Tensor):
                 scalar(value)
-            elif position not in parameters or not _broadcasts(value.shape, parameters[position].shape):
+            elif position not in parameters or not _stands_for(value.shape, parameters[position].shape):
                 raise ValueError(f"'{name}' of parameter {position} has the shape {tuple(value.shape)}")
             elif not bool(value.isfinite().all()):
                 raise ValueError(f"'{name}' of parameter {position} is not finite")
