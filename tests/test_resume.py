@@ -13,7 +13,7 @@ import torch
 from mmengine.hooks import Hook
 from small_heads import HEAD_CONFIGS, config
 from test_conformance import differences
-from test_files import small_files as small_files
+from test_files import small_files
 
 from odc.apis import build_runner, train
 from odc.compat import load_plain
@@ -339,8 +339,8 @@ def test_another_number_of_processes_is_said(tmp_path: Path, monkeypatch: pytest
 # ------------------------------------------------------------------------------------------------ disks and pictures
 
 
-def test_a_full_disk_names_the_file(tmp_path: Path, small_files: None) -> None:
-    with pytest.raises(OSError, match="File too large") as error:
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="File too large") as error, small_files():
         train(config("odc", str(tmp_path)))
     assert Path(error.value.filename).is_relative_to(tmp_path)
     assert not list(tmp_path.glob(".*.tmp"))
