@@ -686,8 +686,30 @@ class ImageFolder(FileDataset):
         return f"in {self._folders:,} folders {where}" if self._folders else where
 
 
+class _Listed(FileDataset):
+    """The images that a file names, with the labels that it gives them.
+
+    Args:
+        file: the file.
+        root: folder that the paths are relative to; ``""``: the folder of ``file``.
+        pairs: path and label of every image.
+        options: see :class:`FileDataset`.
+    """
+
+    def __init__(self, file: str, root: str, pairs: Sequence[tuple[str, str]], **options: Any) -> None:
+        labels = _by_path(file, pairs)
+        super().__init__(root or os.path.dirname(os.path.abspath(file)), list(labels), **options)
+        self._file = file
+        self.targets, self.classes = _encode(labels, self.paths)
+
+    @property
+    def origin(self) -> str:
+        """Where the images are from."""
+        return f"listed in {self._file}"
+
+
 @DATASETS.register_module()
-class ImageList(FileDataset):
+class ImageList(_Listed):
     """The images that a text file names: ``path`` or ``path<TAB>label`` a line, UTF-8; empty lines are ignored.
 
     Bytes that are not UTF-8 are taken as they are, for files whose names have them.
@@ -727,10 +749,10 @@ class ImageList(FileDataset):
             if line.strip():
                 path, _, label = line.partition("\t")
                 pairs.append((path.strip(), label))
-        labels = _by_path(file, pairs)
         super().__init__(
-            root or os.path.dirname(os.path.abspath(file)),
-            list(labels),
+            file,
+            root,
+            pairs,
             strict=strict,
             verify=verify,
             max_samples=max_samples,
@@ -739,17 +761,10 @@ class ImageList(FileDataset):
             max_pixels=max_pixels,
             value_range=value_range,
         )
-        self._file = file
-        self.targets, self.classes = _encode(labels, self.paths)
-
-    @property
-    def origin(self) -> str:
-        """Where the images are from."""
-        return f"listed in {self._file}"
 
 
 @DATASETS.register_module()
-class ImageCSV(FileDataset):
+class ImageCSV(_Listed):
     """The images that a CSV file names, one a row under a header line, UTF-8: a ``clusters.csv``, say.
 
     Paths are taken as they stand, with spaces, and with bytes that are not UTF-8 where names have them.
@@ -787,10 +802,11 @@ class ImageCSV(FileDataset):
         value_range: Sequence[float] | None = None,
     ) -> None:
         rows = read_table(file, path, *((label,) if label != "label" else ()), optional=("label",))
-        labels = _by_path(file, [(row[path], row.get(label, "")) for row in rows])
+        pairs = [(row[path], row.get(label, "")) for row in rows]
         super().__init__(
-            root or os.path.dirname(os.path.abspath(file)),
-            list(labels),
+            file,
+            root,
+            pairs,
             strict=strict,
             verify=verify,
             max_samples=max_samples,
@@ -799,13 +815,6 @@ class ImageCSV(FileDataset):
             max_pixels=max_pixels,
             value_range=value_range,
         )
-        self._file = file
-        self.targets, self.classes = _encode(labels, self.paths)
-
-    @property
-    def origin(self) -> str:
-        """Where the images are from."""
-        return f"listed in {self._file}"
 
 
 def _walk(root: str) -> tuple[list[str], dict[str, str]]:
