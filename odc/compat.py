@@ -66,7 +66,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .errors import DamagedError, InputError, nearest, printable
+from .errors import DamagedError, InputError, nearest, one_line, printable
 from .files import naming, write_text, written_whole
 from .options import Written, at, parse, read_option
 from .processes import end_with_parent
@@ -96,10 +96,6 @@ def _warn(message: str) -> None:
     print_log(message, logger="current", level=logging.WARNING)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 # ---------------------------------------------------------------------------------------------- reading checkpoints
 
 
@@ -120,9 +116,9 @@ def _reading(source: str) -> Iterator[None]:
             ) from None
         raise DamagedError(f"checkpoint '{source}' is damaged or not a checkpoint; use another file") from None
     except URLError as error:
-        raise InputError(f"checkpoint '{source}' cannot be downloaded ({_one_line(error)}); use a local file") from None
+        raise InputError(f"checkpoint '{source}' cannot be downloaded ({one_line(error)}); use a local file") from None
     except Exception as error:  # bytes that are no pickle can make the unpickler raise anything
-        raise DamagedError(f"checkpoint '{source}' is damaged ({_one_line(error)[:200]}); use another file") from error
+        raise DamagedError(f"checkpoint '{source}' is damaged ({one_line(error)[:200]}); use another file") from error
 
 
 def load_plain(filename: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -389,7 +385,7 @@ def load_state(
     except DamagedError as error:  # of a module that checks what it takes
         raise DamagedError(f"{source}: {error}; use another file") from error
     except RuntimeError as error:  # a module of its own mind about what it takes
-        raise InputError(f"{source} does not fit the model: {_one_line(error)}") from error
+        raise InputError(f"{source} does not fit the model: {one_line(error)}") from error
     return report
 
 
@@ -564,7 +560,7 @@ def _last_checkpoint(directory: Path) -> Path | None:
         if name != os.path.basename(name) or not name.isprintable():
             raise ValueError("it holds no name of a file")
     except (OSError, ValueError) as error:
-        _warn(f"'{marker}' does not name a checkpoint ({_one_line(error)}); looking for the newest")
+        _warn(f"'{marker}' does not name a checkpoint ({one_line(error)}); looking for the newest")
         return None
     return directory / name if (directory / name).is_file() else None
 
@@ -1038,7 +1034,7 @@ class Runner(mmengine.runner.Runner):
             raise
         except (TypeError, ValueError, AssertionError, ImportError, KeyError) as error:
             name = hook.get("type") if isinstance(hook, Mapping) else type(hook).__name__
-            raise InputError(f"hook '{name}' cannot be made of {hook}: {_one_line(error)}") from error
+            raise InputError(f"hook '{name}' cannot be made of {hook}: {one_line(error)}") from error
 
     def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:
         """Scale the learning rates by the rows of a move of the optimiser; mmengine would ask a ``DataLoader``."""
@@ -1204,7 +1200,7 @@ class Runner(mmengine.runner.Runner):
         try:
             self.optim_wrapper.load_state_dict(state)
         except ValueError as error:
-            raise InputError(f"the optimiser of checkpoint '{filename}' does not fit: {_one_line(error)}") from None
+            raise InputError(f"the optimiser of checkpoint '{filename}' does not fit: {one_line(error)}") from None
         _change_options(optimizer, self._configured)
 
     def _resume_schedulers(self, saved: Any) -> None:
@@ -1299,7 +1295,7 @@ def _check_change(optimizer: torch.optim.Optimizer, saved: dict[str, Any], chang
     except Exception as error:  # whatever the optimiser stumbles over
         raise InputError(
             f"the optimiser was saved without what {type(optimizer).__name__} needs to go on with {words} "
-            f"({type(error).__name__}: {_one_line(error)}): put these options of optim_wrapper.optimizer back, or "
+            f"({type(error).__name__}: {one_line(error)}): put these options of optim_wrapper.optimizer back, or "
             "start anew in another --work-dir"
         ) from None
 
@@ -1509,7 +1505,7 @@ def _run_config(path: Path) -> Config:
         with warnings.catch_warnings():  # mmengine leaves a temporary file open in the frames of its error
             warnings.simplefilter("ignore", ResourceWarning)
             traceback.clear_frames(error.__traceback__)
-        raise InputError(f"config '{where}" + ("" if wrong else _one_line(error))) from error
+        raise InputError(f"config '{where}" + ("" if wrong else one_line(error))) from error
 
 
 def _config_data(value: Any) -> dict[str, Any]:
@@ -1539,7 +1535,7 @@ def _merge(config: Config, path: Path, overrides: dict[str, Any]) -> None:
             {**copy.deepcopy(overrides), **{key: parse(value) for key, (value, _) in written.items()}}
         )
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise InputError(f"config '{path}' has no place for the overrides {overrides}: {_one_line(error)}") from error
+        raise InputError(f"config '{path}' has no place for the overrides {overrides}: {one_line(error)}") from error
     if config.get("custom_imports"):
         _import_custom(config.custom_imports, path)
     for key, (value, replaced) in written.items():  # now the types are there, and their annotations
@@ -1594,5 +1590,5 @@ def _import_problem(name: str) -> tuple[bool, str] | None:
         if isinstance(error, ModuleNotFoundError) and error.name == name:
             return True, "; put it next to the config, in the current directory or on PYTHONPATH"
         at = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
-        return False, f": {type(error).__name__}: {_one_line(error)} ({at.filename}, line {at.lineno})"
+        return False, f": {type(error).__name__}: {one_line(error)} ({at.filename}, line {at.lineno})"
     return None

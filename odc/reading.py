@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from odc.errors import DamagedError, InputError
+from odc.errors import DamagedError, InputError, one_line
 from odc.files import open_regular
 
 Kind = Callable[[Any], Any]
@@ -46,7 +46,7 @@ def reading(path: str | Path, what: str, remedy: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # damaged bytes can lead a reader to anything
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error)[:300]
         if isinstance(error, RecursionError | MemoryError):
             reason = "nested too deep" if isinstance(error, RecursionError) else "more than memory holds"
         elif isinstance(error, OSError) and error.strerror:
