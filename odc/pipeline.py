@@ -49,10 +49,9 @@ from odc.evaluation.markdown import markdown_table
 from odc.evaluation.metrics import clustering_accuracy
 from odc.evaluation.results import read_results
 from odc.files import write_text, written_whole
-from odc.memory.queue import fitting_queue
 from odc.options import read_arguments
 from odc.reading import fields, listing, optional, read_json, real, text, whole
-from odc.registry import DATASETS, build, check_arguments
+from odc.registry import DATASETS, MODELS, build, check_arguments
 from odc.structures import UNLABELLED
 
 TRAINED = ("moco", "self", "semi")
@@ -334,23 +333,10 @@ def stage_options(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def fit_queue(cfg: Config, N: int) -> str | None:
-    """Make the queue of a MoCo config smaller where N images are too few for it.
-
-    MoCo refuses one in which an image would meet its own old key. It becomes what
-    :func:`odc.memory.queue.fitting_queue` says, and the groups of batch norm stay at least two images large.
-
-    Returns:
-        What was changed, or ``None``.
-    """
-    head = cfg.model.head
-    batch, queue = head.get("batch_size"), head.get("queue_size")
-    fitting = None if batch is None or queue is None or queue < N else fitting_queue(N, batch)
-    if fitting is None:
-        return None
-    head.batch_size, head.queue_size = fitting
-    cfg.model.split_bn = min(cfg.model.get("split_bn", 1), head.batch_size // 2)
-    text = f"MoCo's queue of {queue:,} keys is too large for {N:,} images: it gets {head.queue_size:,}"
-    return text + (f", and batches of {head.batch_size} instead of {batch}" if head.batch_size < batch else "")
+    """Make the model of a config suit N images; return what was changed, or ``None``."""
+    kind: Any = MODELS.get(cfg.model.type)
+    cfg.model, told = kind.fitted(cfg.model.to_dict(), N)
+    return None if told is None else str(told)
 
 
 def _checkpoint(value: Any) -> str:

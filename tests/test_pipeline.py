@@ -59,7 +59,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_queue_fits_the_images(batch: int, queue: int, images: int, expected: tuple[int, int]) -> None:
-    cfg = Config(dict(model=dict(head=dict(batch_size=batch, queue_size=queue))))
+    cfg = Config(dict(model=dict(type="MoCo", head=dict(batch_size=batch, queue_size=queue))))
     told = fit_queue(cfg, images)
     assert (cfg.model.head.batch_size, cfg.model.head.queue_size) == expected
     assert (told is None) == (expected == (batch, queue))

@@ -76,6 +76,14 @@ class ClusterModel(BaseModel):
             self.get_submodule(part).requires_grad_(False)
         self.average = None if ema is None else MovingAverage(self._parts(), ema)
 
+    @classmethod
+    def fitted(cls, model_cfg: dict[str, Any], num_samples: int) -> tuple[dict[str, Any], str | None]:
+        """Return the model's config as it suits so many images, and one line on what was changed (``None``: nothing).
+
+        For a setting that is a number of images, where nobody chose it for these. ``model_cfg`` stays as it is.
+        """
+        return model_cfg, None
+
     def train(self, mode: bool = True) -> ClusterModel:
         """Set the mode, training or evaluation; frozen parts stay in evaluation mode unless ``norm_eval`` is False."""
         super().train(mode)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odc.errors import InputError
+from odc.memory.queue import fitting_queue
 from odc.models.cluster_model import ClusterModel, Images
 from odc.registry import MODELS
 from odc.structures import Comm
@@ -56,6 +57,26 @@ class MoCo(ClusterModel):
         self.split_bn = split_bn
         self.symmetric = symmetric
         self.key_encoder = nn.ModuleList(copy.deepcopy(part) for part in self._query_encoder()).requires_grad_(False)
+
+    @classmethod
+    def fitted(cls, model_cfg: dict[str, Any], num_samples: int) -> tuple[dict[str, Any], str | None]:
+        """Return the config with a queue that is smaller than the data set, where its own is not.
+
+        It becomes what :func:`odc.memory.queue.fitting_queue` says, and the groups of batch norm stay at least two
+        images large.
+        """
+        head = model_cfg["head"]
+        batch, queue = head.get("batch_size"), head.get("queue_size")
+        fitting = None if batch is None or queue is None or queue < num_samples else fitting_queue(num_samples, batch)
+        if fitting is None:
+            return model_cfg, None
+        smaller, keys = fitting
+        text = f"MoCo's queue of {queue:,} keys is too large for {num_samples:,} images: it gets {keys:,}"
+        return {
+            **model_cfg,
+            "head": {**head, "batch_size": smaller, "queue_size": keys},
+            "split_bn": min(model_cfg.get("split_bn", 1), smaller // 2),
+        }, text + (f", and batches of {smaller} instead of {batch}" if smaller < batch else "")
 
     def init_weights(self) -> None:
         """Initialise as :meth:`ClusterModel.init_weights`, and the key encoder like the query encoder."""
