@@ -18,7 +18,7 @@ BACKBONES = Registry("backbone", scope="odc", locations=["odc.models.backbones"]
 NECKS = Registry("neck", scope="odc", locations=["odc.models.necks"])
 HEADS = Registry("head", scope="odc", locations=["odc.heads"])
 MODELS = Registry("model", parent=root.MODELS, scope="odc", locations=["odc.models"])
-DATASETS = Registry("dataset", scope="odc", locations=["odc.data.datasets"])  # mmengine's unpickle files
+DATASETS = Registry("dataset", scope="odc", locations=["odc.data"])  # mmengine's unpickle files
 TRANSFORMS = Registry("transform", parent=root.TRANSFORMS, scope="odc", locations=["odc.data.transforms"])
 LOOPS = Registry("loop", parent=root.LOOPS, scope="odc", locations=["odc.engine.loops"])
 HOOKS = Registry("hook", parent=root.HOOKS, scope="odc", locations=["odc.engine.hooks"])

@@ -450,7 +450,7 @@ def test_thumbnails_fit_a_phone(shape: tuple[int, int, int], columns: int, width
 
 
 def test_images_of_different_shapes_are_shown_whole(tmp_path: Path) -> None:
-    from odc.data.datasets import ImageFolder
+    from odc.data.image_files import ImageFolder
 
     for name, size in (("a.png", (200, 100)), ("b.png", (10, 20))):
         Image.new("RGB", size, "red").save(tmp_path / name)

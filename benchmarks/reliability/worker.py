@@ -166,7 +166,7 @@ def _command(argv: list[str]) -> dict[str, Any]:
 
 def _image(path: str) -> dict[str, Any]:
     """Decode one file as a training would; anything but pixels or an InputError is a crash."""
-    from odc.data.datasets import FileDataset
+    from odc.data.image_files import FileDataset
     from odc.errors import InputError
 
     class One(FileDataset):

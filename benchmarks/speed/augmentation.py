@@ -29,7 +29,7 @@ from torch import Tensor
 
 from odc.comparison.provenance import cpu_model
 from odc.compat import load_config
-from odc.data import ArrayDataset, BatchedLoader, BatchLoader, Pipeline, Request, ViewDataset, mix_array
+from odc.data import ArrayDataset, BatchedLoader, BatchLoader, Pipeline, ViewDataset, ViewRequest, mix_array
 from odc.models.backbones import ConvNet, ResNet
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "_base_" / "datasets"
@@ -59,7 +59,7 @@ def run_case(name: str, args: argparse.Namespace) -> dict[str, Any]:
     dataset = ViewDataset(ArrayDataset(images, [f"{i:06d}" for i in range(len(images))]), {view: Pipeline(transforms)})
     batched, one_by_one = BatchedLoader(dataset, 0, args.device), BatchLoader(dataset, 0)
     backbone = make_backbone().to(args.device).train()
-    batch: Tensor = next(batched.run([[Request("", view, (i,), 0, i) for i in range(B)]]))["", view][:, 0]
+    batch: Tensor = next(batched.run([[ViewRequest("", view, (i,), 0, i) for i in range(B)]]))["", view][:, 0]
     done = 0
 
     def wait() -> None:
@@ -71,7 +71,7 @@ def run_case(name: str, args: argparse.Namespace) -> dict[str, Any]:
         done += 1
         ids = torch.randint(len(images), (B,), generator=generator).tolist()
         keys = mix_array(done, np.arange(B)).tolist()
-        requests = [Request("", view, (i,), 0, key) for i, key in zip(ids, keys, strict=True)]
+        requests = [ViewRequest("", view, (i,), 0, key) for i, key in zip(ids, keys, strict=True)]
         for views in loader.run([requests]):
             views["", view].to(args.device)
 

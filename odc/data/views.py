@@ -41,7 +41,7 @@ Views = dict[tuple[str, str], Tensor]
 
 
 @dataclass(frozen=True)
-class Request:
+class ViewRequest:
     """One row through one view.
 
     Attributes:
@@ -74,7 +74,7 @@ class ViewDataset(Dataset[Views]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, requests: Sequence[Request]) -> Views:
+    def __getitems__(self, requests: Sequence[ViewRequest]) -> Views:
         """Return ``{(stream, view): (B, P, C, H, W) float32}``, each in the order of its requests.
 
         The state of torch's default generator is left as it was.
@@ -121,13 +121,13 @@ class ViewDataset(Dataset[Views]):
         return out
 
 
-def _groups(requests: Sequence[Request]) -> dict[tuple[str, str], list[Request]]:
+def _groups(requests: Sequence[ViewRequest]) -> dict[tuple[str, str], list[ViewRequest]]:
     """Return the requests by stream and view, in the order in which these first occur.
 
     Raises:
         ValueError: rows of one stream and view with different numbers of samples.
     """
-    groups: dict[tuple[str, str], list[Request]] = {}
+    groups: dict[tuple[str, str], list[ViewRequest]] = {}
     for request in requests:
         groups.setdefault((request.stream, request.view), []).append(request)
     for (stream, _), rows in groups.items():
@@ -151,7 +151,7 @@ class _Guarded(Dataset[Views]):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitems__(self, requests: Sequence[Request]) -> tuple[Views | InputError, _Lost]:
+    def __getitems__(self, requests: Sequence[ViewRequest]) -> tuple[Views | InputError, _Lost]:
         lost = self._dataset.source.lost
         before = len(lost)
         result: Views | InputError
@@ -166,9 +166,9 @@ class _Feed:
     """The batches of the current run; the loader keeps this object, and with it its workers, for the next run."""
 
     def __init__(self) -> None:
-        self.batches: Iterable[list[Request]] = ()
+        self.batches: Iterable[list[ViewRequest]] = ()
 
-    def __iter__(self) -> Iterator[list[Request]]:
+    def __iter__(self) -> Iterator[list[ViewRequest]]:
         return iter(self.batches)
 
 
@@ -189,7 +189,7 @@ class BatchLoader:
         self._workers: Any = None  # the loader's own iterator, which stays from run to run
         self._run = 0
 
-    def run(self, batches: Iterable[list[Request]]) -> Iterator[Views]:
+    def run(self, batches: Iterable[list[ViewRequest]]) -> Iterator[Views]:
         """Load ``batches``, each as :meth:`ViewDataset.__getitems__` gives it.
 
         With workers, batches are taken from the iterable ahead of the one that is given out. A run may be abandoned at
@@ -289,7 +289,7 @@ class BatchedLoader:
         self._images: Tensor | None = None
         self._run = 0
 
-    def run(self, batches: Iterable[list[Request]]) -> Iterator[Views]:
+    def run(self, batches: Iterable[list[ViewRequest]]) -> Iterator[Views]:
         """Load ``batches``, each as :meth:`ViewDataset.__getitems__` gives it, but on the device.
 
         A run may be abandoned at any point; a new one ends those before it.
@@ -306,10 +306,10 @@ class BatchedLoader:
         self._run += 1
         self._others.close()
 
-    def _iterate(self, batches: Iterable[list[Request]], run: int) -> Iterator[Views]:
-        ahead: deque[list[Request]] = deque()  # batches that the workers were given and that are not out yet
+    def _iterate(self, batches: Iterable[list[ViewRequest]], run: int) -> Iterator[Views]:
+        ahead: deque[list[ViewRequest]] = deque()  # batches that the workers were given and that are not out yet
 
-        def others() -> Iterator[list[Request]]:
+        def others() -> Iterator[list[ViewRequest]]:
             for batch in batches:
                 ahead.append(batch)
                 yield [request for request in batch if request.view not in self._views]
@@ -333,7 +333,7 @@ class BatchedLoader:
                 raise RuntimeError("this run was ended by a later one")
             yield self._batch(ahead.popleft(), rest)
 
-    def _batch(self, requests: Sequence[Request], rest: Views) -> Views:
+    def _batch(self, requests: Sequence[ViewRequest], rest: Views) -> Views:
         assert self._images is not None
         out: Views = {}
         for (stream, name), rows in _groups(requests).items():

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from mmengine.device import get_device
 
-from odc.data.datasets import FileDataset, ImageDataset
+from odc.data.datasets import ImageDataset
+from odc.data.image_files import FileDataset
 from odc.data.transforms import Pipeline
 from odc.data.views import ViewDataset, make_loader
 from odc.errors import InputError

@@ -12,7 +12,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from odc.data.views import Request, Views, mix_array
+from odc.data.views import ViewRequest, Views, mix_array
 from odc.engine.data import EXTRACT_VIEW, Source
 from odc.errors import InputError
 from odc.models.cluster_model import ClusterModel
@@ -140,11 +140,11 @@ def encode_views(
     device = next(model.parameters()).device
     ids, variants = (torch.tensor_split(x.cpu(), comm.world)[comm.rank].numpy() for x in (index, variant))
 
-    def requests() -> Iterator[list[Request]]:
+    def requests() -> Iterator[list[ViewRequest]]:
         for start in range(0, len(ids), batch_size):
             part: list[npt.NDArray[np.int64]] = [x[start : start + batch_size] for x in (ids, variants)]
             yield [
-                Request("", view, (int(i),), int(v), int(key))
+                ViewRequest("", view, (int(i),), int(v), int(key))
                 for view in views
                 for i, v, key in zip(*part, mix_array(derive_seed(seed, view), *part), strict=True)
             ]
@@ -172,9 +172,11 @@ def _noted(batches: Iterator[Views], total: int, batch_size: int) -> Iterator[Vi
             noted = now
 
 
-def _requests(index: Tensor, views: list[str], batch_size: int, seed: int) -> Iterator[list[Request]]:
+def _requests(index: Tensor, views: list[str], batch_size: int, seed: int) -> Iterator[list[ViewRequest]]:
     ids = index.numpy()
     for start in range(0, len(ids), batch_size):
         part = ids[start : start + batch_size]
         keys = mix_array(seed, part.astype(np.int64))
-        yield [Request("", view, (int(i),), 0, int(key)) for view in views for i, key in zip(part, keys, strict=True)]
+        yield [
+            ViewRequest("", view, (int(i),), 0, int(key)) for view in views for i, key in zip(part, keys, strict=True)
+        ]

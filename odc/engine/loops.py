@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from odc.compat import CheckpointHook, diverged, mark_last, non_finite
 from odc.data.label_file import LabelFile, low_shot
 from odc.data.sampler import draw_rows
-from odc.data.views import Request, mix, mix_array
+from odc.data.views import ViewRequest, mix, mix_array
 from odc.engine.comm import arrive, get_comm
 from odc.engine.data import EXTRACT_VIEW, ClusterData
 from odc.engine.extract import encode_views, extract
@@ -547,7 +547,7 @@ class ClusterTrainLoop(BaseLoop):
     def _my_rows(self, stream: Stream, step: int) -> Tensor:
         return self._order[stream.name][step].chunk(self.comm.world)[self.comm.rank]
 
-    def _requests(self, plan: Plan, model: ClusterModel, steps: int) -> Iterator[list[Request]]:
+    def _requests(self, plan: Plan, model: ClusterModel, steps: int) -> Iterator[list[ViewRequest]]:
         """Requests of the steps from the present one on; samples and variants of a row do not change in a pass."""
         index, variant = model.labels.index.cpu().numpy(), model.labels.variant.cpu().numpy()
         for step in range(self._step, steps):
@@ -559,7 +559,7 @@ class ClusterTrainLoop(BaseLoop):
                     key = mix(self.seed, self._epoch, self._chunk, self._repeat, step, s, v)
                     keys = mix_array(key, position)
                     requests += [
-                        Request(stream.name, view, tuple(index[row].tolist()), int(variant[row]), int(k))
+                        ViewRequest(stream.name, view, tuple(index[row].tolist()), int(variant[row]), int(k))
                         for row, k in zip(rows, keys, strict=True)
                     ]
             yield requests

@@ -19,10 +19,11 @@ from torchvision.transforms.v2 import functional as F
 
 from odc.data import batched
 from odc.data.batched import BatchedPipeline, Draws
-from odc.data.datasets import ArrayDataset, ImageFolder
+from odc.data.datasets import ArrayDataset
+from odc.data.image_files import ImageFolder
 from odc.data.keys import FIRST, GAMMA, MASK, SECOND
 from odc.data.transforms import OPS, Pipeline, build_transform
-from odc.data.views import BatchedLoader, BatchLoader, Request, ViewDataset, make_loader, mix, mix_array
+from odc.data.views import BatchedLoader, BatchLoader, ViewDataset, ViewRequest, make_loader, mix, mix_array
 from odc.engine.data import ClusterData
 from odc.errors import InputError
 
@@ -503,16 +504,16 @@ def dataset(strong: bool = True) -> ViewDataset:
     return ViewDataset(Own(pictures(20), [f"{i:04d}" for i in range(20)]), views)
 
 
-def request(i: int, view: str = "weak", key: int = 0, variant: int = 0, stream: str = "main") -> Request:
-    return Request(stream, view, (i,), variant, mix(key, i))
+def request(i: int, view: str = "weak", key: int = 0, variant: int = 0, stream: str = "main") -> ViewRequest:
+    return ViewRequest(stream, view, (i,), variant, mix(key, i))
 
 
 def test_the_loader_s_shapes_order_and_values() -> None:
     data = dataset()
     loader = make_loader(data, device="cpu")
     assert isinstance(loader, BatchedLoader)
-    pairs = [Request("pairs", "plain", (i, i + 1), i % 4, 0) for i in range(3)]
-    crops = [Request("pairs", "weak", (i, i), 0, 5) for i in range(2)]
+    pairs = [ViewRequest("pairs", "plain", (i, i + 1), i % 4, 0) for i in range(3)]
+    crops = [ViewRequest("pairs", "weak", (i, i), 0, 5) for i in range(2)]
     wanted = [request(7, "plain"), *pairs, request(3, "plain", variant=2), request(3, "strong"), request(5), *crops]
     (out,) = loader.run([wanted])
     expected = data.__getitems__(wanted)
@@ -531,7 +532,7 @@ def test_views_with_and_without_a_form_side_by_side(workers: int) -> None:
     data = dataset()
     loader = make_loader(data, workers, "cpu")
 
-    def batches(views: tuple[str, ...], n: int = 4) -> Iterator[list[Request]]:
+    def batches(views: tuple[str, ...], n: int = 4) -> Iterator[list[ViewRequest]]:
         return ([request((b + i) % 20, view, b) for view in views for i in range(5)] for b in range(n))
 
     both = list(loader.run(batches(("weak", "strong"))))
@@ -554,7 +555,7 @@ def test_views_with_and_without_a_form_side_by_side(workers: int) -> None:
     with pytest.raises(InputError, match="asks for view 'weka'; did you mean 'weak'"):
         list(loader.run([[request(0, "weka")]]))
     with pytest.raises(ValueError, match="differ in their number of samples"):
-        list(loader.run([[request(0), Request("main", "weak", (1, 2), 0, 0)]]))
+        list(loader.run([[request(0), ViewRequest("main", "weak", (1, 2), 0, 0)]]))
     assert len(list(loader.run(batches(("weak",))))) == 4
     loader.close()
     assert len(list(loader.run(batches(("weak", "strong"))))) == 4

@@ -21,7 +21,8 @@ import torch
 from mmengine.logging import MMLogger
 from PIL import Image, ImageOps
 
-from odc.data.datasets import ArrayDataset, Digits, ImageCSV, ImageFolder, ImageList, LongTail, TorchvisionDataset
+from odc.data.datasets import ArrayDataset, Digits, LongTail, TorchvisionDataset
+from odc.data.image_files import ImageCSV, ImageFolder, ImageList
 from odc.data.table import read_table
 from odc.errors import InputError
 from odc.files import write_table

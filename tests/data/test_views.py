@@ -18,7 +18,7 @@ from torch import Tensor
 
 from odc.data.datasets import ArrayDataset, Digits
 from odc.data.transforms import Pipeline
-from odc.data.views import BatchLoader, Request, ViewDataset, make_loader, mix, mix_array
+from odc.data.views import BatchLoader, ViewDataset, ViewRequest, make_loader, mix, mix_array
 from odc.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # machines of one core
@@ -58,11 +58,11 @@ def dataset(n: int = 20, damaged: bool = False) -> ViewDataset:
     )
 
 
-def request(i: int, view: str = "weak", key: int | None = None, variant: int = 0, stream: str = "main") -> Request:
-    return Request(stream, view, (i,), variant, mix(5, i) if key is None else key)
+def request(i: int, view: str = "weak", key: int | None = None, variant: int = 0, stream: str = "main") -> ViewRequest:
+    return ViewRequest(stream, view, (i,), variant, mix(5, i) if key is None else key)
 
 
-def batches(n: int, size: int = 4, start: int = 0) -> list[list[Request]]:
+def batches(n: int, size: int = 4, start: int = 0) -> list[list[ViewRequest]]:
     rows = [[(start + b * size + i) % 20 for i in range(size)] for b in range(n)]
     return [[request(i, v, mix(b, i)) for v in ("weak", "strong") for i in ids] for b, ids in enumerate(rows)]
 
@@ -92,7 +92,7 @@ def test_mix_by_published_numbers_and_spread() -> None:
 
 def test_shapes_order_and_values() -> None:
     data = dataset()
-    pairs = [Request("pairs", "plain", (i, i + 1), i % 4, 0) for i in range(3)]
+    pairs = [ViewRequest("pairs", "plain", (i, i + 1), i % 4, 0) for i in range(3)]
     out = data.__getitems__([request(7, "plain"), *pairs, request(3, "plain"), request(3)])
     assert {key: tuple(x.shape) for key, x in out.items()} == {
         ("main", "plain"): (2, 1, 3, 10, 10),
@@ -115,7 +115,7 @@ def test_a_row_is_the_same_in_any_batch() -> None:
 
 def test_keys_and_positions_give_different_views() -> None:
     data = dataset()
-    rows = [Request("main", "weak", (4, 4), 0, key) for key in (1, 2, 1)]
+    rows = [ViewRequest("main", "weak", (4, 4), 0, key) for key in (1, 2, 1)]
     out = data.__getitems__(rows)["main", "weak"]
     assert torch.equal(out[0], out[2])
     assert not torch.equal(out[0], out[1])
@@ -168,7 +168,7 @@ def test_refusals() -> None:
     with pytest.raises(InputError, match="stream 'main' asks for view 'weka'; did you mean 'weak'"):
         data.__getitems__([request(0, "weka")])
     with pytest.raises(ValueError, match="differ in their number of samples"):
-        data.__getitems__([request(0), Request("main", "weak", (1, 2), 0, 0)])
+        data.__getitems__([request(0), ViewRequest("main", "weak", (1, 2), 0, 0)])
     data.views["odd"] = Pipeline([lambda image: image[:, : 3 + int(torch.randint(6, ()))], FLOAT])
     with pytest.raises(InputError, match=r"view 'odd' gives images of different shapes, \(3, \d, 10\) and"):
         data.__getitems__([request(i, "odd") for i in range(20)])
@@ -239,20 +239,22 @@ def test_another_image_stands_in_for_a_damaged_one_and_that_is_known(loader: Bat
     whole = dataset()
     got = list(loader.run(batches(6)))
     for batch, requests in zip(got, batches(6), strict=True):
-        instead = [Request(r.stream, r.view, (14,) if r.ids == (13,) else r.ids, r.variant, r.key) for r in requests]
+        instead = [
+            ViewRequest(r.stream, r.view, (14,) if r.ids == (13,) else r.ids, r.variant, r.key) for r in requests
+        ]
         assert same(batch, whole.__getitems__(instead))
     assert source.lost == {13: "cannot decode 0013 (truncated)"}
 
 
 def test_other_errors_end_the_run_not_the_loader(loader: BatchLoader) -> None:
-    def broken() -> Iterator[list[Request]]:
+    def broken() -> Iterator[list[ViewRequest]]:
         yield from batches(1)
         raise KeyError("broken")
 
     with pytest.raises(KeyError, match="broken"):
         list(loader.run(broken()))
     with pytest.raises(ValueError, match="differ in their number"):
-        list(loader.run([[request(0), Request("main", "weak", (1, 2), 0, 0)]]))
+        list(loader.run([[request(0), ViewRequest("main", "weak", (1, 2), 0, 0)]]))
     assert len(list(loader.run(batches(3)))) == 3
 
 

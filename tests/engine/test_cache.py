@@ -12,7 +12,7 @@ from small_heads import config
 from torch import Tensor
 
 from odc.apis import build_runner
-from odc.data.views import BatchedLoader, Request
+from odc.data.views import BatchedLoader, ViewRequest
 from odc.engine.extract import extract
 from odc.engine.loops import ClusterTrainLoop, FeatureCache, _features_are_fixed
 from odc.structures import Batch, LocalComm, Plan, PseudoLabels, Stream
@@ -24,7 +24,7 @@ class Seen:
     """What was asked of the loader, and what the steps got."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.requests: list[Request] = []
+        self.requests: list[ViewRequest] = []
         self.caches: list[FeatureCache | None] = []
         self.images: list[int] = []
         run, step = BatchedLoader.run, ClusterTrainLoop._train_step

@@ -1,0 +1,565 @@
+"""Data sets of image files: a folder, or the images that a file lists."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import posixpath
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+
+from odc.data import decoding
+from odc.data.datasets import ImageDataset, Targets, in_threads, reason
+from odc.data.decoding import MAX_PIXELS, Header
+from odc.data.table import label_of, read_names, read_table
+from odc.errors import InputError, nearest, printable
+from odc.registry import DATASETS
+from odc.structures import UNLABELLED, make_generator
+
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
+_MEASURED = 1000  # images that the range of values is measured on
+
+
+class FileDataset(ImageDataset):
+    """Image files under a folder, decoded when asked for: the common part of the file-based data sets.
+
+    Every file's header is read once at the start, and a file that does not end as its format says is decoded then: that
+    finds truncated ones. EXIF orientation is applied; palette and CMYK images become RGB, transparent ones are laid on
+    white. Images may differ in size.
+
+    **More than 8 bits.** Images of 16-bit values, grey or colour, and of 32-bit integers share one scale: a range of
+    values becomes 0..255, in all of them, and what is beyond it 0 or 255. Unless it is given it is measured, on all
+    such images or 1,000 evenly spaced ones: 0 to 2^b - 1 for the fewest bits b that hold the largest value (4,095 for
+    a 12-bit camera), from -2^c where there are negative values. So it hardly depends on which part of the images one
+    takes. Float images have no such range, so they need a given one.
+
+    **The fingerprint** is of the paths, sizes and contents of the files: of all bytes of a file of up to 16 KiB, of a
+    larger one of the 1 KiB at its beginning, middle and end. It is read with the headers, from the same open file, and
+    does not depend on dates, on the root or on labels. What escapes it is a change of a larger file that keeps its size
+    and all three slices: a retouched spot in an uncompressed image, say. A picture that is saved again differs.
+
+    Args:
+        root: folder that ``candidates`` are relative to.
+        candidates: unique relative paths.
+        left_out: ``{path: reason}`` of what is no candidate; for :attr:`skipped` and one line of the log.
+        unreadable: ``{path: reason}`` of folders that could not be listed, which count as unreadable files do.
+        strict: an unreadable file is an error; else it is skipped with a warning.
+        verify: decode every file at the start, which finds damage inside files too.
+        max_samples: keep a random subset of this many readable files.
+        seed: seed of that subset.
+        grey: decode to one channel instead of three.
+        max_pixels: an image of more pixels, height times width, counts as unreadable.
+        value_range: the values that become 0 and 255 in images of more than 8 bits a channel; ``None``: measured.
+
+    Raises:
+        InputError: an option is out of range, no readable image, or with ``strict`` one that is not.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        candidates: Sequence[str],
+        *,
+        left_out: Mapping[str, str] | None = None,
+        unreadable: Mapping[str, str] | None = None,
+        strict: bool = False,
+        verify: bool = False,
+        max_samples: int | None = None,
+        seed: int = 0,
+        grey: bool = False,
+        max_pixels: int = MAX_PIXELS,
+        value_range: Sequence[float] | None = None,
+    ) -> None:
+        if max_samples is not None and max_samples < 1:
+            raise InputError(f"max_samples must be at least 1, got {max_samples}")
+        if max_pixels < 1:
+            raise InputError(f"max_pixels must be at least 1, got {max_pixels}")
+        self._root, self._grey, self._max_pixels, self.strict = root, grey, max_pixels, strict
+        self.value_range = None if value_range is None else _levels(value_range)
+        headers: dict[str, Header] = {}
+
+        def check(path: str) -> None:
+            headers[path] = decoding.examine(os.path.join(root, path), max_pixels, verify, self.value_range)
+
+        names = sorted(candidates)
+        wanted = len(names)
+        if max_samples is not None and max_samples < wanted:
+            wanted = max_samples
+            order = torch.randperm(len(names), generator=make_generator(seed, "max_samples"))
+            names = [names[i] for i in order.tolist()]
+        kept: list[str] = []
+        bad = dict(unreadable or {})
+        position = 0
+        while len(kept) < wanted and position < len(names):  # a second round only to make up for skipped files
+            part = names[position : position + wanted - len(kept)]
+            position += len(part)
+            failures = _survey(part, check)
+            bad.update(failures)
+            kept.extend(path for path in part if path not in failures)
+        self.unreadable = frozenset(bad)
+        self.skipped = {**(left_out or {}), **bad}
+        self.paths = sorted(kept)
+        if self.skipped:
+            line = _summary(self.skipped, position + len(self.skipped) - len(bad), root)
+            if strict and bad:
+                only = _summary(bad, position, root)
+                raise InputError(f"{only}; remove them, or set strict=False to skip them")
+            if not kept:
+                raise InputError(f"{line}; no image is left")
+            harmless = not bad and not any(decoding.PLUG_IN in why for why in self.skipped.values())
+            print_log(line, logger="current", level=logging.INFO if harmless else logging.WARNING)
+        different = {headers[path][:2] for path in kept}
+        self._size = different.pop() if len(different) == 1 else None
+        deep = [path for path in self.paths if headers[path].deep]
+        if deep and self.value_range is None:
+            self._measure(deep)
+        elif deep and self.value_range is not None:
+            low, high = self.value_range
+            print_log(f"{len(deep):,} images of more than 8 bits: {low:,g} to {high:,g} becomes 0 to 255", "current")
+        digest = hashlib.sha256()
+        for path in self.paths:
+            digest.update(os.fsencode(path) + b"\0" + headers[path].digest)
+        self._fingerprint = digest.hexdigest()[:16]
+
+    def _measure(self, deep: Sequence[str]) -> None:
+        """Set the range of values for images of more than 8 bits, and say it."""
+        numbers = sorted(set(np.linspace(0, len(deep) - 1, min(_MEASURED, len(deep))).round().astype(int).tolist()))
+        parts = [[os.path.join(self._root, deep[i]) for i in numbers[k::8]] for k in range(min(8, len(numbers)))]
+        found = list(in_threads(lambda p: decoding.value_range(p, self._max_pixels), parts, len(parts[0]), "measured"))
+        low, (high, _, where) = min(f[0] for f in found), max((f[1], f[0], f[2]) for f in found)
+        if not where:  # none of them can be decoded, which whoever asks for one is told
+            self.value_range = 0.0, 2.0**16 - 1
+            return
+        top, bottom = 2.0 ** max(1, int(high).bit_length()) - 1, 0.0
+        if low < 0:
+            bottom = -(2.0 ** int(-low - 1).bit_length())
+        self.value_range = bottom, top
+        of = "" if len(numbers) == len(deep) else f" of {len(numbers):,} of them"
+        print_log(
+            f"{len(deep):,} images of more than 8 bits: {bottom:,.0f} to {top:,.0f} becomes 0 to 255 in all of them "
+            f"(the largest value{of} is {high:,.0f}, in {os.path.relpath(where, self._root)}); "
+            "data.dataset.value_range=[low,high] sets another range",
+            "current",
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 of the paths, the sizes and contents of the files; see the class for which."""
+        return self._fingerprint
+
+    @property
+    def origin(self) -> str:
+        """Where the images are from."""
+        return f"under {self._root}"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """The shape (C, H, W) that all files have by their headers, or ``None`` where they differ."""
+        return None if self._size is None else (1 if self._grey else 3, *self._size)
+
+    def image(self, i: int) -> Tensor:
+        """Return file ``i`` decoded, uint8 (3, H, W), or (1, H, W) with ``grey``."""
+        path = os.path.join(self._root, self.paths[i])
+        try:
+            image = decoding.decode(path, self._grey, self._max_pixels, self.value_range)
+        except Exception as error:  # decoders raise whatever the damaged bytes lead them to
+            raise InputError(
+                f"cannot decode {path} ({reason(error)}); remove the file, or set verify=True to decode every "
+                "file once at the start and skip such files"
+            ) from error
+        if self._size is not None and max(self._size) <= 256 and image.shape[1:] != self._size:
+            (height, width), (_, now_height, now_width) = self._size, image.shape
+            raise InputError(
+                f"{path} has {now_height}x{now_width} pixels now, and had {height}x{width} at the start: leave "
+                "the files as they are while they are in use"
+            )
+        return image
+
+
+def _is_training(split: str) -> bool:
+    return split.lower().startswith("train")
+
+
+def _levels(value_range: Sequence[float]) -> tuple[float, float]:
+    try:
+        low, high = map(float, value_range)
+    except (TypeError, ValueError):
+        low = high = 0.0
+    if not low < high or np.isinf([low, high]).any():
+        raise InputError(f"value_range must be two numbers, the lower one first, not {value_range!r}")
+    return low, high
+
+
+def _summary(skipped: Mapping[str, str], total: int, root: str) -> str:
+    """Return one line on what was skipped: how many files for each reason, most first, with the names of some."""
+    groups: dict[str, list[str]] = {}
+    for path, why in sorted(skipped.items()):
+        groups.setdefault(re.sub(r"\d+", "#", why), []).append(path)
+    largest = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    told = []
+    for why, paths in largest[:8]:
+        why = skipped[paths[0]] if len(paths) == 1 else why
+        told.append(f"{len(paths):,} {why} ({', '.join(paths[:2])}{', ...' if len(paths) > 2 else ''})")
+    if len(largest) > 8:
+        told.append(f"{sum(len(paths) for _, paths in largest[8:]):,} for other reasons")
+    return f"skipped {len(skipped):,} of {total:,} files under {root}: {'; '.join(told)}"
+
+
+@DATASETS.register_module()
+class ImageFolder(FileDataset):
+    """Every image below a folder, at any depth; hidden files and folders are ignored, links are followed.
+
+    Images are the files whose names end as the formats do that Pillow decodes (.jpg, .jfif, .avif, .tif, ...). A file
+    without an ending, or with one that tells nothing (photo.1, photo.jpg_large), is an image where its first bytes are
+    those of a common format. Files with other endings are left out, and counted in the log.
+
+    When every image lies in one of two or more first-level folders, those are the classes (for evaluation only). Where
+    all first-level folders are called as splits are (train, val, test, ...), the images of all are taken, and the
+    classes are the folders in them. A flat folder, or images both at the top and in folders, has no labels.
+
+    Args:
+        root: the folder.
+        classes: use the folders of these classes only, in this order; ``None``: everything.
+        extensions: only file names that end so are images (case is ignored), whatever else is there.
+        strict: see :class:`FileDataset`, as for the arguments that follow.
+        verify: decode every file at the start.
+        max_samples: keep a random subset of this many images, drawn without regard to classes.
+        seed: seed of that subset.
+        grey: decode to one channel.
+        max_pixels: largest image.
+        value_range: of images of more than 8 bits.
+
+    Raises:
+        InputError: the folder or one of ``classes`` is missing, there is no image, or (``strict``) an unreadable one.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        classes: Sequence[str] | None = None,
+        extensions: Sequence[str] | None = None,
+        strict: bool = False,
+        verify: bool = False,
+        max_samples: int | None = None,
+        seed: int = 0,
+        grey: bool = False,
+        max_pixels: int = MAX_PIXELS,
+        value_range: Sequence[float] | None = None,
+    ) -> None:
+        if not os.path.isdir(root):
+            raise InputError(f"image folder {root} does not exist (looked at {os.path.abspath(root)})")
+        files, unreadable = _walk(root)
+        images, left_out = _choose(root, files, extensions)
+        if not images:
+            told = f" ({_summary(left_out | unreadable, len(files), root)})" if left_out or unreadable else ""
+            ends = "is one by its name or content" if extensions is None else f"ends in {', '.join(extensions)}"
+            raise InputError(
+                f"no image under {root}: no file {ends}{told}; check the folder"
+                + ("" if extensions is None else " or extensions")
+            )
+        tops = {path.split("/", 1)[0] for path in images if "/" in path}
+        splits = bool(tops) and all(name.lower() in _SPLITS for name in tops)
+        self._level = 1 if splits else 0
+        if classes is not None:
+            folders = {name for path in images if (name := self._class(path)) is not None}
+            for name in classes:
+                if name not in folders:
+                    raise InputError(f"no folder '{name}' with images in {root}{nearest(name, folders)}")
+            wanted = set(classes)
+            images = [path for path in images if self._class(path) in wanted]
+        super().__init__(
+            root,
+            images,
+            left_out=left_out,
+            unreadable=unreadable,
+            strict=strict,
+            verify=verify,
+            max_samples=max_samples,
+            seed=seed,
+            grey=grey,
+            max_pixels=max_pixels,
+            value_range=value_range,
+        )
+        # all readable images decide, not the subset: its draw must not change whether there are labels
+        readable = [path for path in images if path not in self.unreadable]
+        found = {name for path in readable if (name := self._class(path)) is not None}
+        loose = sum("/" not in path for path in readable)
+        self._folders = len(found)
+        if splits:
+            told = "classes are the folders in them" if len(found) > 1 else "they hold no folders of classes"
+            print_log(
+                f"{', '.join(sorted(tops))} under {root} are taken for splits: all their images are "
+                f"used, {told}; data.dataset.root={os.path.join(root, max(tops, key=_is_training))} takes one",
+                "current",
+            )
+        if classes is None and (loose or len(found) < 2):
+            if found and loose:
+                print_log(
+                    f"{loose:,} images lie in {root} itself and {len(readable) - loose:,} in its folders: "
+                    "the folders are not taken for classes, there are no labels",
+                    logger="current",
+                )
+            return
+        names = tuple(classes) if classes is not None else tuple(sorted(found))
+        index: dict[str | None, int] = {name: i for i, name in enumerate(names)}
+        self.classes = tuple(map(printable, names))
+        self.targets = np.array([index.get(self._class(path), UNLABELLED) for path in self.paths], dtype=np.int64)
+
+    def _class(self, path: str) -> str | None:
+        """Return the folder that is the class of an image, or ``None`` for one that lies in no such folder."""
+        folders = path.split("/")[:-1]
+        return folders[self._level] if len(folders) > self._level else None
+
+    @property
+    def origin(self) -> str:
+        """Where the images are from."""
+        where = f"under {self._root}"
+        return f"in {self._folders:,} folders {where}" if self._folders else where
+
+
+class _Listed(FileDataset):
+    """The images that a file names, with the labels that it gives them.
+
+    Args:
+        file: the file.
+        root: folder that the paths are relative to; ``""``: the folder of ``file``.
+        pairs: path and label of every image.
+        options: see :class:`FileDataset`.
+    """
+
+    def __init__(self, file: str, root: str, pairs: Sequence[tuple[str, str]], **options: Any) -> None:
+        labels = _by_path(file, pairs)
+        super().__init__(root or os.path.dirname(os.path.abspath(file)), list(labels), **options)
+        self._file = file
+        self.targets, self.classes = _encode(labels, self.paths)
+
+    @property
+    def origin(self) -> str:
+        """Where the images are from."""
+        return f"listed in {self._file}"
+
+
+@DATASETS.register_module()
+class ImageList(_Listed):
+    """The images that a text file names: ``path`` or ``path<TAB>label`` a line, UTF-8; empty lines are ignored.
+
+    Bytes that are not UTF-8 are taken as they are, for files whose names have them.
+
+    Labels are any text; an empty label or -1 means unknown. Samples are in the order of their paths, not of the lines.
+
+    Args:
+        file: the text file.
+        root: folder that the paths are relative to; ``""``: the folder of ``file``.
+        strict: see :class:`FileDataset`, as for the arguments that follow.
+        verify: decode every file at the start.
+        max_samples: keep a random subset of this many images.
+        seed: seed of that subset.
+        grey: decode to one channel.
+        max_pixels: largest image.
+        value_range: of images of more than 8 bits.
+
+    Raises:
+        InputError: the file is missing, not UTF-8 or names no image, a path occurs twice, or (``strict``) an image is
+            unreadable.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        root: str = "",
+        strict: bool = False,
+        verify: bool = False,
+        max_samples: int | None = None,
+        seed: int = 0,
+        grey: bool = False,
+        max_pixels: int = MAX_PIXELS,
+        value_range: Sequence[float] | None = None,
+    ) -> None:
+        pairs = []
+        for line in _read_text(file).split("\n"):
+            if line.strip():
+                path, _, label = line.partition("\t")
+                pairs.append((path.strip(), label))
+        super().__init__(
+            file,
+            root,
+            pairs,
+            strict=strict,
+            verify=verify,
+            max_samples=max_samples,
+            seed=seed,
+            grey=grey,
+            max_pixels=max_pixels,
+            value_range=value_range,
+        )
+
+
+@DATASETS.register_module()
+class ImageCSV(_Listed):
+    """The images that a CSV file names, one a row under a header line, UTF-8: a ``clusters.csv``, say.
+
+    Paths are taken as they stand, with spaces, and with bytes that are not UTF-8 where names have them.
+
+    Args:
+        file: the CSV file.
+        root: folder that the paths are relative to; ``""``: the folder of ``file``.
+        path: name of the column of paths.
+        label: name of the column of labels (any text; empty or -1: unknown). The default may be missing: no labels.
+        strict: see :class:`FileDataset`, as for the arguments that follow.
+        verify: decode every file at the start.
+        max_samples: keep a random subset of this many images.
+        seed: seed of that subset.
+        grey: decode to one channel.
+        max_pixels: largest image.
+        value_range: of images of more than 8 bits.
+
+    Raises:
+        InputError: the file or a column is missing, the file is not UTF-8 or names no image, a row is shorter or longer
+            than the header, a path occurs twice, or (``strict``) an image is unreadable.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        root: str = "",
+        path: str = "path",
+        label: str = "label",
+        strict: bool = False,
+        verify: bool = False,
+        max_samples: int | None = None,
+        seed: int = 0,
+        grey: bool = False,
+        max_pixels: int = MAX_PIXELS,
+        value_range: Sequence[float] | None = None,
+    ) -> None:
+        rows = read_table(file, path, *((label,) if label != "label" else ()), optional=("label",))
+        pairs = [(row[path], row.get(label, "")) for row in rows]
+        super().__init__(
+            file,
+            root,
+            pairs,
+            strict=strict,
+            verify=verify,
+            max_samples=max_samples,
+            seed=seed,
+            grey=grey,
+            max_pixels=max_pixels,
+            value_range=value_range,
+        )
+
+
+def _walk(root: str) -> tuple[list[str], dict[str, str]]:
+    """Return what is below ``root`` and no folder, relative to it, with ``/``; and ``{folder: why it is unreadable}``.
+
+    Links are followed, but not those that lead back up.
+    """
+    files: list[str] = []
+    unreadable: dict[str, str] = {}
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while waiting:
+        prefix, above = waiting.pop()
+        folder = os.path.join(root, prefix)
+        try:
+            status = os.stat(folder)
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            if not prefix:
+                raise InputError(f"cannot read folder {folder} ({reason(error)})") from error
+            unreadable[prefix] = f"an unreadable folder ({reason(error)})"
+            continue
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            continue
+        for entry in entries:
+            if not entry.name.startswith("."):
+                if _is_folder(entry):
+                    waiting.append((f"{prefix}{entry.name}/", above | {here}))
+                else:
+                    files.append(prefix + entry.name)
+    return sorted(files), unreadable
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, say: opening it as a file will tell what is wrong
+        return False
+
+
+def _choose(root: str, files: Sequence[str], extensions: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
+    """Return which files are images by their names, or without a telling name by their content; and why others not."""
+    known = decoding.endings() if extensions is None else tuple(ending.lower() for ending in extensions)
+    images: list[str] = []
+    others: dict[str, str] = {}
+    unclear: list[str] = []
+    for path in files:
+        if path.lower().endswith(known):
+            images.append(path)
+        elif ending := decoding.plain_ending(path):
+            others[path] = decoding.left_out(ending)
+        elif extensions is not None:
+            others[path] = "ends otherwise"
+        else:
+            unclear.append(path)
+    if unclear:
+        failures = _survey(unclear, lambda path: decoding.sniff(os.path.join(root, path)))
+        others |= failures
+        images = sorted([*images, *(path for path in unclear if path not in failures)])
+    return images, others
+
+
+def _survey(paths: Sequence[str], check: Callable[[str], None]) -> dict[str, str]:
+    """Return ``{path: reason}`` for the paths on which ``check`` raises; threads hide the latency of the disk."""
+
+    def run(part: Sequence[str]) -> list[tuple[str, str]]:
+        failures = []
+        for path in part:
+            try:
+                check(path)
+            except Exception as error:  # noqa: PERF203  # decoders raise whatever damaged bytes lead them to
+                failures.append((path, reason(error)))
+        return failures
+
+    failures: dict[str, str] = {}
+    parts = [paths[i : i + 256] for i in range(0, len(paths), 256)]
+    for result in in_threads(run, parts, 256, "checked"):
+        failures.update(result)
+    return failures
+
+
+def _read_text(file: str) -> str:
+    try:
+        return read_names(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {file} ({reason(error)})") from error
+
+
+def _by_path(file: str, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return ``{normalised path: label}``, label ``""`` where unknown."""
+    labels: dict[str, str] = {}
+    for path, label in pairs:
+        key = posixpath.normpath(path)
+        if key in labels:
+            raise InputError(f"{file} names {key} twice; every image must have one line")
+        labels[key] = label_of(label)
+    if not labels:
+        raise InputError(f"{file} names no image")
+    return labels
+
+
+def _encode(labels: dict[str, str], paths: Sequence[str]) -> tuple[Targets | None, tuple[str, ...] | None]:
+    """Return targets (N,) int64 and class names: in the order of numbers when all are, else of the text."""
+    names = {label for label in labels.values() if label}
+    if not names:
+        return None, None
+    numeric = all(name.isdecimal() for name in names)
+    classes = tuple(sorted(names, key=lambda name: (int(name) if numeric else 0, name)))
+    index = {name: i for i, name in enumerate(classes)} | {"": UNLABELLED}
+    return np.array([index[labels[path]] for path in paths], dtype=np.int64), tuple(map(printable, classes))
