@@ -24,8 +24,10 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["odc", "odc.*"]),
-    package_data={"odc": ["py.typed"], "odc.comparison": ["templates/*.html"]},
+    # The configs are on top of the checkout; installed, they lie in the package (`odc.config.find_config`).
+    packages=[*find_packages(include=["odc", "odc.*"]), "odc.configs"],
+    package_dir={"odc.configs": "configs"},
+    package_data={"odc": ["py.typed"], "odc.comparison": ["templates/*.html"], "odc.configs": ["**/*.py"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",
