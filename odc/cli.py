@@ -96,6 +96,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--amp", action="store_true", help="train in bfloat16 where it is safe and the machine has it")
     parser.add_argument("--seed", type=int, help="instead of the config's randomness.seed")
+    parser.add_argument("--clusters", type=int, help="number of clusters: model.head.num_clusters")
     _add_log(parser)
 
 
@@ -153,6 +154,10 @@ def _train(args: argparse.Namespace) -> None:
     from odc.apis import train
 
     args.cfg_options = _options(args)
+    if args.clusters is not None:
+        if args.clusters < 1:
+            raise InputError(f"--clusters {args.clusters}: at least 1")
+        args.cfg_options["model.head.num_clusters"] = args.clusters
     cfg = _prepare(args, seed=args.seed, amp=args.amp)
     if args.resume is not None:
         cfg.resume = True

@@ -143,6 +143,14 @@ def test_options_reach_the_run(write: Write) -> None:
     assert not torch.equal(a, b)
 
 
+def test_clusters_is_short_for_the_option_of_the_head(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write()
+    assert main(["train", path, "--clusters", "3", "--cfg-options", "train_cfg.max_epochs=1", "--work-dir", "run"]) == 0
+    assert load_plain("run/epoch_1.pth")["state_dict"]["head.classifier.weight"].shape[0] == 3
+    refused(capsys, ["train", path, "--clusters", "0"], "--clusters 0: at least 1")
+    refused(capsys, ["train", write("moco", "moco.py"), "--clusters", "3"], "'num_clusters'", "MoCoHead")
+
+
 def test_print_config_shows_what_is_inherited(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     write(name="base.py")
     Path("child.py").write_text("_base_ = 'base.py'\ntrain_cfg = dict(max_epochs=9)\n")
