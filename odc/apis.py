@@ -18,7 +18,8 @@ from mmengine.logging import print_log
 from mmengine.registry import LOG_PROCESSORS
 from torch import Tensor
 
-from odc.compat import Runner, check_precision, is_first_rank, load_config, load_plain, write_tensors
+from odc.checkpoints import load_plain, write_tensors
+from odc.config import at, load_config
 from odc.data.datasets import ImageDataset
 from odc.data.embeddings import Embeddings, check_ending
 from odc.engine.comm import get_comm
@@ -27,7 +28,9 @@ from odc.engine.data import EXTRACT_VIEW, ClusterData, Source
 from odc.engine.extract import extract as extract_table
 from odc.engine.loops import ClusterTrainLoop, ClusterValLoop, unwrap
 from odc.engine.optim import check_clipping, check_optimizer
+from odc.engine.precision import check_precision
 from odc.engine.processes import check_environment, check_wrapper
+from odc.engine.ranks import is_first_rank
 from odc.engine.resume import SameRunHook
 from odc.errors import InputError, nearest
 from odc.evaluation.gallery import sizes_told, write_skipped
@@ -37,7 +40,6 @@ from odc.files import alone, write_text
 from odc.models.cluster_model import ClusterModel
 from odc.models.convert import MARK, describe, extract, rename, suggest
 from odc.models.necks import AvgPool
-from odc.options import at
 from odc.refused import REFUSED_KEYS
 from odc.registry import (
     BACKBONES,
@@ -55,6 +57,7 @@ from odc.registry import (
     check_arguments,
     resolve,
 )
+from odc.runner import Runner
 from odc.structures import make_generator
 
 # What a training leaves in its work directory beside its config: checkpoints, logs, results.

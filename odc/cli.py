@@ -47,7 +47,7 @@ def _show(text: str) -> None:
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    from odc.compat import Overrides
+    from odc.options import Overrides
 
     parser.add_argument("config", help="path of the config")
     parser.add_argument(
@@ -274,7 +274,7 @@ def _spice(args: argparse.Namespace) -> None:
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    from odc.compat import Overrides
+    from odc.options import Overrides
 
     parser.add_argument("--out", metavar="DIR", required=True, help="folder for results, table.md and report.html")
     parser.add_argument(
@@ -351,7 +351,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _print_config(args: argparse.Namespace) -> None:
     from odc.apis import check_config
-    from odc.compat import load_config
+    from odc.config import load_config
 
     cfg = load_config(args.config, args.cfg_options)
     check_config(cfg)

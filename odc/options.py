@@ -9,16 +9,11 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
+import types
+from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
-from mmengine import Config
-
-from odc.registry import REGISTRIES, alternatives
-
-# What the annotations of top-level keys would be; every other of them is a dict, a list, a number or a truth value.
-_TOP = {"work_dir": "str | None", "load_from": "str | None", "experiment_name": "str | None"}
-_UNTYPED = {"train_cfg": "ClusterTrainLoop"}  # dicts of a config that need no ``type``
 _TEXT = {"str", "Path"}
 _TEXTS = re.compile(r"(list|tuple|Sequence|Iterable)\[str\b", re.IGNORECASE)
 _CLOSING = {"[": "]", "(": ")"}
@@ -26,6 +21,22 @@ _CLOSING = {"[": "]", "(": ")"}
 
 class Written(str):
     """The value of an option as it was written, not yet read."""
+
+
+class Overrides(Action):
+    """``--cfg-options KEY=VALUE ...``, each value as it is written: the config knows what kind it is to be."""
+
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        """Store ``{key: value}``."""
+        options = dict(getattr(namespace, self.dest) or {})
+        for word in values:
+            key, equals, value = word.partition("=")
+            if not equals:
+                parser.error(f"{option_string} takes KEY=VALUE, not '{word}'")
+            options[key] = Written(value)
+        setattr(namespace, self.dest, options)
 
 
 def split(text: str) -> list[str]:
@@ -80,6 +91,22 @@ def parse(text: str) -> Any:
     return {"true": True, "false": False}.get(text.lower(), None if text == "None" else text)
 
 
+def alternatives(annotation: Any) -> list[str]:
+    """Return the names of the kinds that an annotation allows, ``["Sequence[str]", "None"]`` say."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [name for kind in get_args(annotation) for name in alternatives(kind)]
+    if not isinstance(annotation, str):
+        plain = isinstance(annotation, type) and not get_args(annotation)
+        annotation = annotation.__name__ if plain else str(annotation).replace("typing.", "")
+    if (optional := annotation.removeprefix("Optional[")) != annotation:
+        return [*alternatives(optional.removesuffix("]")), "None"]
+    names, depth = [""], 0
+    for c in annotation:
+        depth += (c == "[") - (c == "]")
+        names = [*names, ""] if c == "|" and not depth else [*names[:-1], names[-1] + c]
+    return [{"NoneType": "None"}.get(name.strip(), name.strip()) for name in names]
+
+
 def read(text: str, annotation: Any) -> Any:
     """Return the value that a text stands for, for a parameter with this annotation.
 
@@ -101,49 +128,10 @@ def read(text: str, annotation: Any) -> Any:
 
 def read_arguments(arguments: Mapping[str, Any], target: Any) -> dict[str, Any]:
     """Return keyword arguments of ``target`` (a class or function), read where they are only :class:`Written`."""
-    return {k: read(v, _annotation(target, k)) if isinstance(v, Written) else v for k, v in arguments.items()}
+    return {k: read(v, annotation_of(target, k)) if isinstance(v, Written) else v for k, v in arguments.items()}
 
 
-def read_option(text: str, config: Any, key: str, replaced: Any) -> Any:
-    """Return the value that a text stands for at a place, ``"dotted.key"``, of a config.
-
-    The kind is that of the parameter which the place is for. Where nothing says what it is, what replaces a text is
-    text.
-    """
-    *above, name = key.split(".")
-    if name == "type":
-        return unquoted(text)
-    node = at(config, key.rpartition(".")[0])
-    if not above:
-        return read(text, _TOP.get(name))
-    kind = node.get("type", _UNTYPED.get(".".join(above))) if isinstance(node, Mapping) else None
-    annotations = [_annotation(target, name) for target in _targets(kind)]
-    annotation = next((a for a in annotations if a is not None), None)
-    return read(text, "str | None" if annotation is None and isinstance(replaced, str) else annotation)
-
-
-def at(node: Any, key: str) -> Any:
-    """Return what lies at a place, ``"dotted.key"``, of a config, or ``None``."""
-    for part in filter(None, key.split(".")):
-        if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-        else:
-            node = node.get(part) if isinstance(node, (Mapping, Config)) else None
-    return node
-
-
-def _targets(kind: Any) -> list[Any]:
-    """Return what a ``type`` may mean: itself where it is no name, else what the registries have under it."""
-    if not isinstance(kind, str):
-        return [] if kind is None else [kind]
-    for registry in REGISTRIES:
-        registry.import_from_location()
-    name = kind.rpartition(".")[2]
-    tables = [r.module_dict for own in REGISTRIES for r in (own, own.parent) if r is not None]
-    return [table[name] for table in tables if name in table]
-
-
-def _annotation(target: Any, name: str) -> Any:
+def annotation_of(target: Any, name: str) -> Any:
     """Return the annotation of a parameter, of a base class where the class passes others on; ``None``: it has none."""
     for kind in inspect.getmro(target) if inspect.isclass(target) else (target,):
         parameters = inspect.signature(kind).parameters

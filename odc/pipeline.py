@@ -33,8 +33,9 @@ from odc.apis import (
     writable,
     writable_file,
 )
+from odc.checkpoints import find_resume
 from odc.clustering.consistency import beta_histogram, local_consistency, reliable_samples
-from odc.compat import find_resume, load_config, settle_precision
+from odc.config import load_config
 from odc.data.datasets import ImageDataset
 from odc.data.embeddings import Embeddings
 from odc.data.label_file import LabelFile
@@ -42,6 +43,7 @@ from odc.data.table import read_table
 from odc.engine.comm import get_comm
 from odc.engine.extract import extract
 from odc.engine.loops import unwrap
+from odc.engine.precision import settle_precision
 from odc.errors import InputError, nearest
 from odc.evaluation.align import Alignment, align, read_labels
 from odc.evaluation.gallery import listed, write_skipped

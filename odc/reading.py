@@ -98,6 +98,11 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def anything(value: Any) -> Any:
+    """Kind: whatever it is."""
+    return value
+
+
 def text(value: Any) -> str:
     """Kind: text."""
     if not isinstance(value, str):

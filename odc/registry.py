@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import numbers
-import types
 from collections.abc import Mapping
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
 import mmengine.registry as root
 from mmengine.registry import Registry
 
 from odc.errors import InputError, nearest
+from odc.options import alternatives
 from odc.refused import REFUSED_TYPES
 
 BACKBONES = Registry("backbone", scope="odc", locations=["odc.models.backbones"])
@@ -27,7 +27,7 @@ VISBACKENDS = Registry("vis_backend", parent=root.VISBACKENDS, scope="odc", loca
 OPTIMIZERS = Registry("optimizer", parent=root.OPTIMIZERS, scope="odc", locations=["odc.engine.optim"])
 METRICS = Registry("metric", scope="odc", locations=["odc.evaluation.evaluator"])
 SCHEDULES = Registry("schedule", scope="odc", locations=["odc.engine.schedules"])
-OPTIM_WRAPPERS = Registry("optim wrapper", parent=root.OPTIM_WRAPPERS, scope="odc", locations=["odc.compat"])
+OPTIM_WRAPPERS = Registry("optim wrapper", parent=root.OPTIM_WRAPPERS, scope="odc", locations=["odc.engine.optim"])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     "optim wrapper constructor",
     parent=root.OPTIM_WRAPPER_CONSTRUCTORS,
@@ -73,22 +73,6 @@ _KINDS: dict[str, Any] = {
     "dict": Mapping,
     "Mapping": Mapping,
 }
-
-
-def alternatives(annotation: Any) -> list[str]:
-    """Return the names of the kinds that an annotation allows, ``["Sequence[str]", "None"]`` say."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [name for kind in get_args(annotation) for name in alternatives(kind)]
-    if not isinstance(annotation, str):
-        plain = isinstance(annotation, type) and not get_args(annotation)
-        annotation = annotation.__name__ if plain else str(annotation).replace("typing.", "")
-    if (optional := annotation.removeprefix("Optional[")) != annotation:
-        return [*alternatives(optional.removesuffix("]")), "None"]
-    names, depth = [""], 0
-    for c in annotation:
-        depth += (c == "[") - (c == "]")
-        names = [*names, ""] if c == "|" and not depth else [*names[:-1], names[-1] + c]
-    return [{"NoneType": "None"}.get(name.strip(), name.strip()) for name in names]
 
 
 def _check_kind(value: Any, annotation: Any, where: str) -> None:

@@ -22,8 +22,8 @@ from test_conformance import differences
 
 import odc
 from odc import apis, cli
+from odc.checkpoints import load_plain
 from odc.cli import main
-from odc.compat import load_plain
 
 ROOT = Path(__file__).parent.parent
 Write = Callable[..., str]

@@ -10,8 +10,8 @@ import torch
 from test_cli import Write, refused, write
 
 from odc.apis import build_runner, extract_features, prepare_config
+from odc.checkpoints import load_plain
 from odc.cli import main
-from odc.compat import load_plain
 from odc.data import Embeddings
 
 __all__ = ["write"]  # a fixture

@@ -20,7 +20,6 @@ import pytest
 import torch
 from PIL import Image
 
-from odc import compat
 from odc.cli import main
 from odc.comparison.cell import Clustering, _Watch, read_curves, run_method
 from odc.comparison.estimators import ESTIMATORS, Estimator
@@ -28,6 +27,7 @@ from odc.comparison.plan import Cell, Request, plan, stage_configs
 from odc.comparison.report import OUTCOME_FILE, read_outcome
 from odc.comparison.run import Progress, Running, _room, default_threads, next_cell, read_results
 from odc.comparison.table import document, table
+from odc.engine import precision
 from odc.errors import InputError
 from odc.options import Written, read_arguments
 from odc.pipeline import reliable, stage_options
@@ -546,7 +546,7 @@ def test_rows_of_all_kinds_then_the_same_again(
     assert "trained in float32, threads a run: 1" in (out / "table.md").read_text()
     assert b"1 thread a cell; trained in float32" in html
     capsys.readouterr()
-    monkeypatch.setattr(compat, "_cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda: True)
     monkeypatch.syspath_prepend(tmp_path)
     assert main([*command, "--cfg-options", "precision=auto"]) == 2
     assert "has moco seed 3 trained in float32, but here and now it would be in bfloat16" in capsys.readouterr().err

@@ -23,9 +23,10 @@ from small_heads import Blobs, config
 from torch import Tensor
 
 from odc.apis import build_runner
+from odc.checkpoints import load_plain, write_tensors
 from odc.cli import main
 from odc.comparison.run import read_results, report_only
-from odc.compat import Runner, load_config, load_plain, write_tensors
+from odc.config import load_config
 from odc.data import Embeddings, LabelFile
 from odc.data.table import read_table
 from odc.errors import DamagedError, InputError
@@ -34,6 +35,7 @@ from odc.files import append_line
 from odc.pipeline import DONE
 from odc.reading import read_json
 from odc.registry import DATASETS, HOOKS, build, resolve
+from odc.runner import Runner
 
 _FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "os.fork", "socket.connect")
 _seen: list[str] = []

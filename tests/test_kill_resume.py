@@ -15,7 +15,7 @@ from small_heads import config
 from test_conformance import differences
 
 from odc.apis import build_runner
-from odc.compat import load_plain
+from odc.checkpoints import load_plain
 
 ROOT = Path(__file__).parent.parent
 EPOCHS = 6

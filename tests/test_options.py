@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from odc.cli import main
-from odc.compat import load_config
+from odc.config import load_config
 from odc.options import Written, parse, read, read_arguments
 
 # What folders and files are called.

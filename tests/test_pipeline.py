@@ -15,11 +15,11 @@ from mmengine import Config
 from mmengine.visualization import LocalVisBackend
 from torchvision.transforms.v2.functional import to_pil_image
 
-from odc import compat
 from odc.cli import main
 from odc.data.datasets import Digits
 from odc.data.label_file import LabelFile
 from odc.data.table import read_table
+from odc.engine import precision
 from odc.pipeline import Pipeline, fit_queue, summary
 from odc.registry import VISBACKENDS
 
@@ -156,7 +156,7 @@ def test_a_stage_of_other_threads_or_another_precision_is_not_taken_over(
         torch.set_num_threads(threads)
     told = f"(it ran in float32 on {threads} threads, now it would in float32 on {threads + 1} threads; OMP_NUM_THREADS"
     assert told in capsys.readouterr().err
-    monkeypatch.setattr(compat, "_cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda: True)
     assert spice(done, "precision=auto") == 2
     assert f"now it would in bfloat16 on {threads} threads" in capsys.readouterr().err
     monkeypatch.setenv("ODC_BFLOAT16", "0")

@@ -14,10 +14,11 @@ from small_heads import config
 from test_conformance import differences
 from torch import Tensor, nn
 
-from odc import compat
 from odc.apis import build_runner, prepare_config, train
+from odc.checkpoints import load_plain
 from odc.comparison.plan import Cell, Request, plan
-from odc.compat import load_plain, settle_precision
+from odc.engine import precision as machine
+from odc.engine.precision import settle_precision
 from odc.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -27,13 +28,13 @@ MOCO = ROOT / "configs/moco/moco_convnet_1xb64-100e_digits.py"
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ODC_BFLOAT16", raising=False)
-    monkeypatch.setattr(compat, "_told", set())
+    monkeypatch.setattr(machine, "_told", set())
 
 
 @pytest.fixture
 def native(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this machine pass for one with bfloat16: where it is emulated, it is slow, but small nets are small."""
-    monkeypatch.setattr(compat, "_cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(machine, "_cpu_has_bfloat16", lambda: True)
 
 
 def trained(folder: Path, precision: str | None, **options: Any) -> Any:
@@ -64,9 +65,9 @@ def test_forbidden_by_the_environment(monkeypatch: pytest.MonkeyPatch, native: N
 def test_a_processor_that_would_emulate_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN takes bfloat16 on every AVX-512; the instructions for it are a feature of their own."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert "no instructions for it" in str(compat.lacks_bfloat16())
+    assert "no instructions for it" in str(machine.lacks_bfloat16())
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
-    assert "no instructions for it" in str(compat.lacks_bfloat16()), "a torch that cannot tell"
+    assert "no instructions for it" in str(machine.lacks_bfloat16()), "a torch that cannot tell"
 
 
 @pytest.mark.parametrize("asked", ["float16", "bf16", 16, True])
@@ -87,7 +88,7 @@ def test_where_it_lacks_a_training_is_that_in_float32_and_the_reason_is_said_onc
     assert warnings_of(capsys) == ["training in float32, not bfloat16: ODC_BFLOAT16=0 forbids it"]
     assert not differences(forced.model.state_dict(), trained(tmp_path / "c", None).model.state_dict())
     assert load_plain(tmp_path / "a" / "epoch_2.pth")["meta"]["precision"] == "float32"
-    compat._told.clear()
+    machine._told.clear()
     trained(tmp_path / "d", "auto")
     assert not warnings_of(capsys), "auto is content with either"
 
@@ -150,7 +151,7 @@ def test_moco_trains_in_bfloat16(tmp_path: Path) -> None:
 
     runner.model.head.loss = loss
     runner.train()
-    here = torch.float32 if compat.lacks_bfloat16() else torch.bfloat16
+    here = torch.float32 if machine.lacks_bfloat16() else torch.bfloat16
     assert kinds == {here}, "autocast reaches neither encoder's convolutions"
     queue = runner.model.head.queue.keys
     assert queue.dtype == torch.float32

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from odc.compat import load_plain, write_tensors
+from odc.checkpoints import load_plain, write_tensors
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))  # at the end: nothing there hides a module
 

@@ -16,7 +16,7 @@ from test_conformance import differences
 from test_files import small_files
 
 from odc.apis import build_runner, train
-from odc.compat import load_plain
+from odc.checkpoints import load_plain
 from odc.data.datasets import ArrayDataset
 from odc.errors import InputError
 from odc.evaluation import gallery
@@ -250,7 +250,7 @@ def test_other_options_of_the_optimiser_are_applied_and_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr("odc.compat._warn", said.append)
+    monkeypatch.setattr("odc.logs.warn", said.append)
     interrupted("odc", tmp_path, "after_train_epoch", 1)
     rate = groups(tmp_path / "epoch_1.pth")[0]["lr"] / 0.05
     options = {"lr": 0.01, "momentum": 0.5, "weight_decay": 0.1}

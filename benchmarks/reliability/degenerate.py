@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from odc.compat import load_config
+from odc.config import load_config
 
 from .hostile import refusal
 from .process import command

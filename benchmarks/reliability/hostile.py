@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from odc.compat import load_plain
+from odc.checkpoints import load_plain
 
 from . import gadgets
 from .process import command

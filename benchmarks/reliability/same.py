@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odc.compat import load_plain
+from odc.checkpoints import load_plain
 
 _NUMBERED = re.compile(r"(iter|epoch)_\d+\.pth")
 _TIME = re.compile(r"\d{8}_\d{6}")  # the folder of one start's log

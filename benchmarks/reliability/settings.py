@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from odc.compat import load_config
+from odc.config import load_config
 from odc.data.label_file import LabelFile
 from odc.registry import DATASETS, build
 

@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from odc.compat import load_config
+from odc.config import load_config
 
 from .process import Run
 from .settings import CONFIGS, ODC, SMALL

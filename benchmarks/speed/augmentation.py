@@ -28,7 +28,7 @@ from mmengine.logging import MMLogger
 from torch import Tensor
 
 from odc.comparison.provenance import cpu_model
-from odc.compat import load_config
+from odc.config import load_config
 from odc.data import ArrayDataset, BatchedLoader, BatchLoader, Pipeline, ViewDataset, ViewRequest, mix_array
 from odc.models.backbones import ConvNet, ResNet
 

@@ -25,12 +25,12 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from odc.apis import build_runner, convert, finish, load_runner
+from odc.checkpoints import find_resume
 from odc.clustering import l2_normalize, log_odds
 from odc.clustering.kmeans import load_faiss
 from odc.comparison.plan import PRETRAINING, Cell, measure
 from odc.comparison.report import CURVES_FILE, OUTCOME_FILE, embed, read_outcome
 from odc.comparison.table import QUALITY
-from odc.compat import find_resume
 from odc.engine.data import ClusterData
 from odc.engine.extract import extract
 from odc.engine.loops import ClusterValLoop

@@ -15,7 +15,8 @@ from mmengine import Config
 from odc.apis import check_parts, check_seed, prepare_config
 from odc.comparison.estimators import ESTIMATORS, FEATURES, Estimator
 from odc.comparison.provenance import ROOT
-from odc.compat import load_config, settle_precision
+from odc.config import load_config
+from odc.engine.precision import settle_precision
 from odc.errors import InputError, nearest
 from odc.pipeline import STAGES, stage_options
 from odc.registry import DATASETS, resolve

@@ -23,13 +23,15 @@ from mmengine.runner.base_loop import BaseLoop
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from odc.compat import CheckpointHook, diverged, mark_last, non_finite
+from odc.checkpoints import mark_last
 from odc.data.label_file import LabelFile, low_shot
 from odc.data.sampler import draw_rows
 from odc.data.views import ViewRequest, mix, mix_array
+from odc.engine.checkpointing import CheckpointHook
 from odc.engine.comm import arrive, get_comm
 from odc.engine.data import EXTRACT_VIEW, ClusterData
 from odc.engine.extract import encode_views, extract
+from odc.engine.finite import diverged, non_finite
 from odc.engine.schedules import Schedule
 from odc.errors import InputError, nearest
 from odc.evaluation.evaluator import Evaluation

@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from odc.compat import read_checkpoint
+from odc.checkpoints import read_checkpoint
 from odc.errors import InputError, nearest
 from odc.heads.base import ClusterHead
 from odc.memory.labels import LabelStore

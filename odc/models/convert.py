@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odc.compat import LoadReport, load_state
+from odc.checkpoints import LoadReport, load_state
 from odc.errors import InputError, nearest
 
 TARGETS = ("odc", "torchvision", "timm")

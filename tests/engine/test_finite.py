@@ -12,7 +12,7 @@ from small_heads import config
 from torch import Tensor
 
 from odc.apis import build_runner, evaluate
-from odc.compat import load_plain
+from odc.checkpoints import load_plain
 from odc.errors import InputError
 from odc.heads import ODCHead
 from odc.registry import HEADS

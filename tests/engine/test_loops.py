@@ -14,7 +14,7 @@ from test_conformance import differences
 from torch import Tensor
 
 from odc.apis import build_runner
-from odc.compat import load_plain
+from odc.checkpoints import load_plain
 from odc.errors import InputError
 from odc.heads import ClusterHead
 from odc.registry import HEADS

@@ -15,8 +15,8 @@ from small_heads import HEAD_CONFIGS, config
 from torch import Tensor, nn
 
 from odc.apis import build_runner, convert
+from odc.checkpoints import load_plain
 from odc.cli import main
-from odc.compat import load_plain
 from odc.errors import InputError
 from odc.models import ClusterModel, ConvNet, ResNet, TimmBackbone, TorchvisionBackbone
 from odc.models.convert import LAYOUTS, describe, extract, listed, load_backbone, recognise, rename, suggest

@@ -1,0 +1,527 @@
+"""Checkpoints: read without running code from them, loaded strictly, written whole or not at all, found again."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import functools
+import hashlib
+import io
+import os
+import pickle
+import re
+import types
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import torch
+import torch.distributed as torch_dist
+from mmengine.dist import get_dist_info
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.model.weight_init import PretrainedInit, update_init_info
+from mmengine.registry import WEIGHT_INITIALIZERS
+from mmengine.runner.checkpoint import CheckpointLoader, get_torchvision_models
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from odc import logs
+from odc.errors import DamagedError, InputError, one_line
+from odc.files import write_text, written_whole
+from odc.reading import DEEPEST, anything, fields, flag, listing, mapping, optional, read_text, real, text, whole
+
+_CODE = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, type)
+
+
+# ---------------------------------------------------------------------------------------------- reading checkpoints
+
+
+@contextmanager
+def _reading(source: str) -> Iterator[None]:
+    """Turn everything that can go wrong while reading ``source`` into an :class:`InputError` of one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except pickle.UnpicklingError as error:
+        # torch's message is a page of advice on how to load the file unsafely; only the name in it is of use.
+        found = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error))
+        if found and "Unsupported" in str(error):
+            raise DamagedError(
+                f"checkpoint '{source}' holds a {found[1]}, which only running code from the file could restore; "
+                "convert it to plain tensors (torch.save of its state_dict) where you trust it"
+            ) from None
+        raise DamagedError(f"checkpoint '{source}' is damaged or not a checkpoint; use another file") from None
+    except URLError as error:
+        raise InputError(f"checkpoint '{source}' cannot be downloaded ({one_line(error)}); use a local file") from None
+    except Exception as error:  # bytes that are no pickle can make the unpickler raise anything
+        raise DamagedError(f"checkpoint '{source}' is damaged ({one_line(error)[:200]}); use another file") from error
+
+
+def load_plain(filename: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of tensors and plain Python values from a local file; code in it is never run.
+
+    The checksums that the file has are verified: those of its archive, or the one that :func:`write_tensors` puts
+    into a ``.safetensors`` file. Files of torch before 1.6 have none.
+
+    Args:
+        filename: local path; one that ends in ``.safetensors`` is read as such.
+        map_location: as for :func:`torch.load`; safetensors are read to the CPU.
+
+    Returns:
+        What the file holds, less ``meta['config']``, which mmengine would execute on resume.
+
+    Raises:
+        InputError: the file is missing.
+        DamagedError: it is damaged, not a dictionary, or holds objects that need unpickling of code, tensors that are
+            not dense, or containers nested too deep.
+    """
+    path = Path(filename).expanduser()
+    if not path.is_file():
+        raise InputError(f"checkpoint '{filename}' does not exist; check the path")
+    with _reading(str(filename)):
+        if path.suffix == ".safetensors":
+            checkpoint: Any = _load_safetensors(path)
+        else:
+            if zipfile.is_zipfile(path):
+                _verify_archive(path)
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        return _without_config(_content(checkpoint), str(filename))
+
+
+def _verify_archive(path: Path) -> None:
+    """Compare the checksums of an archive of torch, which torch itself does not look at: .1 s for 100 MB."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if len(set(names)) < len(names) or any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
+            raise ValueError("its archive has entries twice, or packed ones")
+        if (wrong := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of '{wrong}' is wrong: bytes have changed since it was written")
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = load_file(path)
+    with safe_open(path, "pt") as file:
+        written = (file.metadata() or {}).get(_DIGEST)
+    if written is not None and written != _digest(tensors):
+        raise ValueError("its checksum is wrong: bytes have changed since it was written")
+    return tensors
+
+
+_DIGEST = "odc.sha256"
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _content(value: Any, depth: int = 0, known: dict[int, Any] | None = None) -> Any:
+    """Return a copy whose containers are of the plain kinds, with the tensors themselves.
+
+    An ordered dictionary from a file may have any attributes, methods' names too; of these only a module's versions
+    are kept.
+
+    Raises:
+        ValueError: a tensor is no plain array of numbers, or containers are nested too deep or within themselves.
+    """
+    known = {} if known is None else known
+    if isinstance(value, Tensor):
+        _check_tensor(value)
+    if not isinstance(value, dict | list | tuple | set) or isinstance(value, torch.Size):
+        return value
+    if depth > DEEPEST:
+        raise ValueError(f"it is nested deeper than {DEEPEST}")
+    if id(value) not in known:
+        if not isinstance(value, dict):
+            copied: Any = type(value)(_content(v, depth + 1, known) for v in value)
+        else:
+            copied = type(value)({k: _content(v, depth + 1, known) for k, v in dict.items(value)})
+            versions = getattr(value, "_metadata", None)
+            if isinstance(versions, dict) and all(isinstance(v, dict) for v in dict.values(versions)):
+                copied._metadata = _content(versions, depth + 1, known)
+        known[id(value)] = copied
+    return known[id(value)]
+
+
+def _check_tensor(value: Tensor) -> None:
+    if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested or value.is_complex():
+        kind = f"{'quantized ' * value.is_quantized}{value.layout} {value.dtype} on {value.device}".replace(
+            "torch.", ""
+        )
+        raise ValueError(f"it holds a tensor that is no plain array of real numbers ({kind})")
+    size = value.numel() * value.element_size()
+    if size > max(value.untyped_storage().nbytes(), _EXPANDED):
+        raise ValueError(f"a tensor of shape {tuple(value.shape)} has only {value.untyped_storage().nbytes():,} bytes")
+
+
+_EXPANDED = 2**20  # bytes that a tensor may have beyond its storage, as views that repeat values have
+
+
+def _without_config(checkpoint: Any, source: str) -> dict[str, Any]:
+    if not isinstance(checkpoint, dict):
+        raise DamagedError(f"checkpoint '{source}' holds a {type(checkpoint).__name__}, not a dictionary of tensors")
+    meta = checkpoint.get("meta")
+    if isinstance(meta, dict):
+        meta.pop("config", None)
+    return checkpoint
+
+
+# mmengine names a loader in its log by what follows "load_from_".
+def _load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
+    return load_plain(filename, map_location)
+
+
+def _load_from_http(filename: str, map_location: Any = None) -> dict[str, Any]:
+    rank, world = get_dist_info()
+    if world > 1 and rank > 0:  # rank 0 downloads, the others find the file in the cache
+        torch_dist.barrier()
+    with _reading(filename):
+        checkpoint = torch.hub.load_state_dict_from_url(
+            filename, map_location=map_location, progress=False, weights_only=True
+        )
+        checkpoint = _content(checkpoint)
+    if world > 1 and rank == 0:
+        torch_dist.barrier()
+    return _without_config(checkpoint, filename)
+
+
+def _load_from_torchvision(filename: str, map_location: Any = None) -> dict[str, Any]:
+    urls = get_torchvision_models()
+    name = filename.partition("://")[2]
+    if name not in urls:
+        close = difflib.get_close_matches(name, urls, n=1)
+        raise InputError(f"torchvision has no weights '{name}'" + (f"; did you mean '{close[0]}'?" if close else ""))
+    return _load_from_http(urls[name], map_location)
+
+
+def _load_from_unsupported(filename: str, map_location: Any = None) -> dict[str, Any]:
+    raise InputError(
+        f"checkpoint '{filename}': only local files, http(s):// and torchvision:// are read; download it first"
+    )
+
+
+# mmengine's own loaders fall back to unsafe unpickling, so none of them stays.
+CheckpointLoader.register_scheme(list(CheckpointLoader._schemes), _load_from_unsupported, force=True)
+CheckpointLoader.register_scheme("", _load_from_local, force=True)
+CheckpointLoader.register_scheme(["http://", "https://"], _load_from_http, force=True)
+CheckpointLoader.register_scheme("torchvision://", _load_from_torchvision, force=True)
+
+
+def read_checkpoint(source: str) -> dict[str, Any]:
+    """Read a checkpoint to the CPU as :func:`load_plain` does; ``http(s)://`` and ``torchvision://`` addresses too.
+
+    Raises:
+        InputError: as :func:`load_plain`, and for an address that cannot be reached.
+    """
+    checkpoint: dict[str, Any] = CheckpointLoader.load_checkpoint(source, map_location="cpu")
+    return checkpoint
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What :func:`load_state` did.
+
+    Attributes:
+        loaded: names that were copied into the model.
+        missing: names of the model that the state lacks.
+        unexpected: names of the state that the model lacks.
+        mismatched: names with both shapes, as ``name: file (...), model (...)``.
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the state and the model fit each other exactly."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} loaded"]
+        for kind in ("missing", "unexpected", "mismatched"):
+            names = getattr(self, kind)
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            parts.append(f"{len(names)} {kind}" + (f" ({shown})" if names else ""))
+        return "; ".join(parts)
+
+
+TAKE_PART = "take what fits with load_partial=True (of init_cfg: partial=True)"
+
+
+def load_state(
+    model: nn.Module,
+    state_dict: Mapping[str, Any],
+    *,
+    partial: bool = False,
+    source: str = "the given state",
+    otherwise: str = TAKE_PART,
+) -> LoadReport:
+    """Load ``state_dict`` into ``model``: all of it, or nothing and an error.
+
+    A ``module.`` prefix of every name is stripped where the model has none. The shapes under a module with a true
+    attribute ``resizes_on_load`` are not compared: it takes buffers of any length in its ``_load_from_state_dict``
+    (and, on a partial load, must bear that some of them are missing).
+
+    Args:
+        model: receives the state; a DDP wrapper is looked through.
+        state_dict: names to tensors.
+        partial: load the names that are in both with equal shapes, and leave the rest of the model as it is.
+        source: what to call the state in messages.
+        otherwise: what to do, in the message, about a state of another model.
+
+    Returns:
+        Names loaded, missing, unexpected and mismatched.
+
+    Raises:
+        InputError: names or shapes differ (``partial=False``; the model is unchanged), or nothing matches.
+    """
+    if is_model_wrapper(model):
+        model = model.get_submodule("module")
+    wanted = model.state_dict()
+    prefix = "module."
+    given: OrderedDict[str, Any] = OrderedDict(state_dict)
+    metadata: dict[str, Any] | None = getattr(state_dict, "_metadata", None)
+    if given and all(k.startswith(prefix) for k in given) and not any(k.startswith(prefix) for k in wanted):
+        given = OrderedDict((k.removeprefix(prefix), v) for k, v in given.items())
+        metadata = {k.removeprefix("module").removeprefix("."): v for k, v in (metadata or {}).items()}
+
+    resizing = tuple(f"{n}." if n else "" for n, m in model.named_modules() if getattr(m, "resizes_on_load", False))
+    common = [k for k in wanted if k in given]
+    mismatched = {
+        k: f"{k}: file {_shape(given[k])}, model {_shape(wanted[k])}"
+        for k in common
+        if _shape(given[k]) != _shape(wanted[k]) and not (k.startswith(resizing) and isinstance(given[k], Tensor))
+    }
+    report = LoadReport(
+        loaded=tuple(k for k in common if k not in mismatched),
+        missing=tuple(k for k in wanted if k not in given),
+        unexpected=tuple(k for k in given if k not in wanted),
+        mismatched=tuple(mismatched.values()),
+    )
+    if not report.loaded and wanted:
+        raise InputError(f"{source}: nothing in it fits the model: {report}; use the checkpoint of such a model")
+    if not (partial or report.complete):
+        raise InputError(f"{source} does not fit the model: {report}; use the model it was saved from, or {otherwise}")
+    chosen = OrderedDict((k, given[k]) for k in report.loaded)
+    trained = {k for k, _ in model.named_parameters()}
+    for k, value in chosen.items():
+        if wrong := _wrong_values(value, wanted[k], k in trained):
+            raise DamagedError(f"{source} is damaged: {k} {wrong}; use another file")
+    if metadata is not None:
+        chosen._metadata = metadata  # type: ignore[attr-defined]  # versions of the modules that wrote it
+    try:
+        model.load_state_dict(chosen, strict=not partial)
+    except DamagedError as error:  # of a module that checks what it takes
+        raise DamagedError(f"{source}: {error}; use another file") from error
+    except RuntimeError as error:  # a module of its own mind about what it takes
+        raise InputError(f"{source} does not fit the model: {one_line(error)}") from error
+    return report
+
+
+def _wrong_values(value: Any, wanted: Tensor, trained: bool) -> str | None:
+    """Return what is wrong with a tensor that is to be loaded: that of a parameter is finite, none has a NaN."""
+    if not isinstance(value, Tensor):
+        return None
+    if value.dtype != wanted.dtype and not (value.is_floating_point() and wanted.is_floating_point()):
+        return f"has the type {value.dtype}, not {wanted.dtype}".replace("torch.", "")
+    if value.is_floating_point() and bool((~value.isfinite() if trained else value.isnan()).any()):
+        return "has values that are not finite" if trained else "has a NaN"
+    return None
+
+
+def _shape(value: Any) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
+def model_state(checkpoint: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    """Return the state of the model in a checkpoint, which may also be the checkpoint itself."""
+    state = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise DamagedError(f"{source} is damaged: its state_dict is no dictionary of names; use another file")
+    return state
+
+
+@WEIGHT_INITIALIZERS.register_module(name="Pretrained", force=True)
+class Pretrained(PretrainedInit):
+    """``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=..., partial=...)`` that checks names and shapes.
+
+    Args:
+        checkpoint: local path, ``http(s)://`` or ``torchvision://`` address.
+        prefix: take only the names under it, without it (``'backbone.'``).
+        map_location: as for :func:`torch.load`.
+        partial: take what fits, for example a backbone from a classifier with its last layer.
+
+    Raises:
+        InputError: as :func:`load_state`, and for a prefix that no name starts with.
+    """
+
+    def __init__(
+        self, checkpoint: str, prefix: str | None = None, map_location: str = "cpu", partial: bool = False
+    ) -> None:
+        super().__init__(checkpoint, prefix, map_location)
+        self.partial = partial
+
+    def __call__(self, module: nn.Module) -> None:
+        """Load the weights into ``module``."""
+        source = f"checkpoint '{self.checkpoint}'"
+        state = model_state(CheckpointLoader.load_checkpoint(self.checkpoint, map_location=self.map_location), source)
+        if self.prefix is not None:
+            prefix = self.prefix.rstrip(".") + "."
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if not state:
+                raise InputError(f"checkpoint '{self.checkpoint}' has no names under prefix '{prefix}'; check prefix")
+        report = load_state(module, state, partial=self.partial, source=source)
+        print_log(f"{self.checkpoint}: {report}", logger="current")
+        if hasattr(module, "_params_init_info"):  # mmengine's record of who initialised what, while it initialises
+            update_init_info(module, init_info=self._get_init_info())
+
+
+# ---------------------------------------------------------------------------------------------- writing checkpoints
+
+
+def to_plain(value: Any, path: str = "checkpoint") -> Any:
+    """Return ``value`` with CPU tensors and plain Python values only, so that ``weights_only=True`` loads it.
+
+    NumPy scalars and arrays, paths, times, ranges and subclasses of the containers are converted. Functions and
+    classes in a dictionary are dropped: they are code, which the reader has already. ``path`` names the value in the
+    error.
+
+    Raises:
+        TypeError: a value of another kind; the message says where it is.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if value is None or isinstance(value, (torch.dtype, torch.device)):
+        return value
+    if isinstance(value, np.generic):
+        return to_plain(value.item(), path)
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy()) if value.dtype.kind in "biufc" else to_plain(value.tolist(), path)
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, (datetime.timedelta, os.PathLike)):
+        return str(value)
+    plain: Any
+    for plain in (bool, int, float, complex, str, bytes):
+        if isinstance(value, plain):  # a subclass (an enum's value, for one) is cut down to what it is
+            return plain(value)
+    if isinstance(value, Mapping):
+        items = [(to_plain(k, path), to_plain(v, f"{path}.{k}")) for k, v in value.items() if not isinstance(v, _CODE)]
+        if isinstance(value, Counter):
+            return Counter(dict(items))
+        if not isinstance(value, OrderedDict):
+            return dict(items)
+        ordered = OrderedDict(items)
+        if hasattr(value, "_metadata"):  # of a module's state_dict
+            ordered._metadata = to_plain(value._metadata, path)  # type: ignore[attr-defined]
+        return ordered
+    if isinstance(value, (list, tuple, set, frozenset, range)):
+        kind = tuple if isinstance(value, tuple) else set if isinstance(value, (set, frozenset)) else list
+        return kind(to_plain(v, f"{path}[{i}]") for i, v in enumerate(value))
+    raise TypeError(f"{path} is a {type(value).__name__}; a checkpoint holds only tensors and plain Python values")
+
+
+def write_tensors(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain Python values to ``path``, completely or not at all.
+
+    Args:
+        path: ends in ``.safetensors``, for names and tensors only, or in anything else, for ``torch.save``.
+        content: what :func:`load_plain` will return.
+    """
+    if Path(path).suffix == ".safetensors":
+        data = save(dict(content), metadata={"format": "pt", _DIGEST: _digest(content)})
+    else:
+        buffer = io.BytesIO()
+        torch.save(dict(content), buffer)
+        data = buffer.getvalue()
+    with written_whole(path) as file:
+        file.write(data)
+
+
+@register_backend("local", force=True, prefixes="")
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's local files, written completely or not at all."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write bytes to ``filepath``, creating its directory where there is none."""
+        with written_whole(filepath) as file:
+            file.write(obj)
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
+        """Write text to ``filepath``, creating its directory where there is none."""
+        self.put(obj.encode(encoding), filepath)
+
+
+def mark_last(work_dir: str | Path, checkpoint: str | Path) -> None:
+    """Record in ``work_dir/last_checkpoint`` what to resume from: the name of a file that lies in ``work_dir``."""
+    write_text(Path(work_dir) / "last_checkpoint", Path(checkpoint).name)
+
+
+def find_resume(work_dir: str | Path) -> Iterator[str]:
+    """Yield the checkpoints in ``work_dir``, the newest first.
+
+    The first is the one that ``last_checkpoint`` names; the others, ``epoch_*.pth`` and ``iter_*.pth``, come by the
+    iterations behind them, and last those that cannot be read.
+    """
+    directory = Path(work_dir)
+    last = _last_checkpoint(directory)
+    if last is not None:
+        yield str(last)
+
+    def iterations(path: Path) -> int:
+        try:
+            return int(META(load_plain(path).get("meta"))["iter"])
+        except ValueError:
+            return -1
+
+    # By the count in the file: times of modification change when a directory is copied.
+    files = [p for pattern in ("epoch_*.pth", "iter_*.pth") for p in directory.glob(pattern) if p != last]
+    counts = {path: iterations(path) for path in files}
+    yield from map(str, sorted(files, key=lambda path: (counts[path], path.stat().st_mtime_ns), reverse=True))
+
+
+def _last_checkpoint(directory: Path) -> Path | None:
+    """Return the file that ``last_checkpoint`` names, which lies beside it, if it does."""
+    marker = directory / "last_checkpoint"
+    if not marker.exists():
+        return None
+    try:
+        name = read_text(marker, most=255)
+        if name != os.path.basename(name) or not name.isprintable():
+            raise ValueError("it holds no name of a file")
+    except (OSError, ValueError) as error:
+        logs.warn(f"'{marker}' does not name a checkpoint ({one_line(error)}); looking for the newest")
+        return None
+    return directory / name if (directory / name).is_file() else None
+
+
+# ----------------------------------------------------------------------------------------- what a checkpoint may hold
+
+
+def _note(value: Any) -> Any:
+    """Kind: what the message hub keeps; hooks of mmengine and of this package go by some entries, and delete by one."""
+    known = {"keep_ckpt_ids": listing(whole()), "last_ckpt": text, "preflight": mapping(real())}
+    best = {"best_ckpt": optional(text), "best_score": real()}
+    of_best = {name: kind for name in value for start, kind in best.items() if str(name).startswith(start)}
+    return fields({}, anything, **known, **of_best)(value)
+
+
+META = fields({"epoch": whole(), "iter": whole()}, anything, seed=optional(whole(high=2**32 - 1)))
+HUB = fields({"log_scalars": mapping(anything), "runtime_info": _note, "resumed_keys": mapping(flag)})

@@ -1,0 +1,196 @@
+"""Configs: read, overridden, and the modules imported that they name."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import difflib
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine import Config
+
+from odc import logs
+from odc.errors import InputError, one_line
+from odc.options import Written, annotation_of, parse, read, unquoted
+from odc.reading import mapping, plain, read_json
+from odc.registry import REGISTRIES
+
+# What the annotations of top-level keys would be; every other of them is a dict, a list, a number or a truth value.
+_TOP = {"work_dir": "str | None", "load_from": "str | None", "experiment_name": "str | None"}
+_UNTYPED = {"train_cfg": "ClusterTrainLoop"}  # dicts of a config that need no ``type``
+
+
+def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
+    """Read a classic config, merge ``overrides`` and import what its ``custom_imports`` names.
+
+    Modules are looked for on ``sys.path``, then next to the config, then in the current directory; the latter two
+    stay on ``sys.path``, so that worker processes find the modules too.
+
+    Args:
+        path: a ``.py`` config, which is code: all that stands in it is run; or a ``.json`` one, which is data: it can
+            neither inherit nor import.
+        overrides: dotted keys to values; those of ``--cfg-options`` are :class:`odc.options.Written`, and get the kind
+            that their place in the config is annotated with.
+
+    Raises:
+        InputError: the file is missing, cannot be parsed or run, an override has no place, or an import fails.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"config '{path}' does not exist{_near(path)}")
+    if path.suffix not in (".py", ".json"):
+        raise InputError(f"config '{path}' ends in neither .py nor .json: write it as one of them")
+    if path.suffix == ".json":
+        values = read_json(path, _config_data, "is no config in JSON", "see odc print-config for what a config holds")
+        config = Config(values, filename=str(path))
+    else:
+        config = _run_config(path)
+    _merge(config, path, overrides or {})
+    return config
+
+
+def _run_config(path: Path) -> Config:
+    try:
+        # lazy_import=None would take a config that imports anything for one of mmengine's lazy-import configs.
+        return Config.fromfile(str(path), lazy_import=False, import_custom_modules=False)
+    except Exception as error:
+        wrong = _syntax_error(path) if isinstance(error, SyntaxError) else None
+        where = (
+            f"{wrong.filename}', line {wrong.lineno}: {wrong.msg}" if wrong else f"{path}': {type(error).__name__}: "
+        )
+        with warnings.catch_warnings():  # mmengine leaves a temporary file open in the frames of its error
+            warnings.simplefilter("ignore", ResourceWarning)
+            traceback.clear_frames(error.__traceback__)
+        raise InputError(f"config '{where}" + ("" if wrong else one_line(error))) from error
+
+
+def _config_data(value: Any) -> dict[str, Any]:
+    """Kind: what a config in JSON may be."""
+
+    def check(part: Any) -> None:
+        for name, entry in part.items() if isinstance(part, dict) else enumerate(part):
+            if name in ("_base_", "_scope_", "custom_imports"):
+                raise ValueError(f"it has '{name}', which leads to code: write it as a .py config")
+            if isinstance(entry, dict | list):
+                check(entry)
+
+    values: dict[str, Any] = mapping(plain)(plain(value))
+    check(values)
+    return values
+
+
+def _merge(config: Config, path: Path, overrides: dict[str, Any]) -> None:
+    """Merge the overrides into a config, and import what its ``custom_imports`` names."""
+    written = {key: (value, at(config, key)) for key, value in overrides.items() if isinstance(value, Written)}
+    try:
+        for key, value in overrides.items():
+            if isinstance(value, dict) and "_delete_" in value:
+                config.merge_from_dict({key: None})  # where there is nothing, merging would keep _delete_ itself
+        # A copy: merging takes _delete_ out of what it is given.
+        config.merge_from_dict(
+            {**copy.deepcopy(overrides), **{key: parse(value) for key, (value, _) in written.items()}}
+        )
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(f"config '{path}' has no place for the overrides {overrides}: {one_line(error)}") from error
+    if config.get("custom_imports"):
+        _import_custom(config.custom_imports, path)
+    for key, (value, replaced) in written.items():  # now the types are there, and their annotations
+        config.merge_from_dict({key: read_option(value, config, key, replaced)})
+
+
+def _syntax_error(path: Path) -> SyntaxError | None:
+    """Return the first syntax error of the config and its bases: mmengine's own names a temporary copy."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    except SyntaxError as error:
+        return error
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_base_":
+            names = [n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            files = [path.parent / name for name in names]
+            return next(filter(None, (_syntax_error(file) for file in files if file.is_file())), None)
+    return None
+
+
+def _near(path: Path) -> str:
+    """Return ``"; did you mean '...'?"`` with the existing name closest to the first part of ``path`` that is not."""
+    missing = path.absolute()
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    names = [p.name for p in missing.parent.iterdir()]
+    close = difflib.get_close_matches(missing.name, names, n=1)
+    return f"; did you mean '{missing.parent / close[0]}'?" if close else f"; '{missing.parent}' has nothing like it"
+
+
+def _import_custom(custom_imports: dict[str, Any], path: Path) -> None:
+    # At the end: a file beside the config must not hide an installed module of the same name.
+    for directory in (str(path.absolute().parent), os.getcwd()):
+        if directory not in sys.path:
+            sys.path.append(directory)
+    importlib.invalidate_caches()
+    names = custom_imports["imports"]
+    for name in [names] if isinstance(names, str) else names:
+        if problem := _import_problem(name):
+            absent, reason = problem
+            message = f"custom_imports of config '{path}': cannot import '{name}'{reason}"
+            if not (absent and custom_imports.get("allow_failed_imports", False)):
+                raise InputError(message)
+            logs.warn(message)
+
+
+def _import_problem(name: str) -> tuple[bool, str] | None:
+    """Import ``name``; where that fails, return whether there is no such module, and the reason."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            return True, "; put it next to the config, in the current directory or on PYTHONPATH"
+        at = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
+        return False, f": {type(error).__name__}: {one_line(error)} ({at.filename}, line {at.lineno})"
+    return None
+
+
+def read_option(text: str, config: Any, key: str, replaced: Any) -> Any:
+    """Return the value that a text stands for at a place, ``"dotted.key"``, of a config.
+
+    The kind is that of the parameter which the place is for. Where nothing says what it is, what replaces a text is
+    text.
+    """
+    *above, name = key.split(".")
+    if name == "type":
+        return unquoted(text)
+    node = at(config, key.rpartition(".")[0])
+    if not above:
+        return read(text, _TOP.get(name))
+    kind = node.get("type", _UNTYPED.get(".".join(above))) if isinstance(node, Mapping) else None
+    annotations = [annotation_of(target, name) for target in _targets(kind)]
+    annotation = next((a for a in annotations if a is not None), None)
+    return read(text, "str | None" if annotation is None and isinstance(replaced, str) else annotation)
+
+
+def at(node: Any, key: str) -> Any:
+    """Return what lies at a place, ``"dotted.key"``, of a config, or ``None``."""
+    for part in filter(None, key.split(".")):
+        if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            node = node.get(part) if isinstance(node, (Mapping, Config)) else None
+    return node
+
+
+def _targets(kind: Any) -> list[Any]:
+    """Return what a ``type`` may mean: itself where it is no name, else what the registries have under it."""
+    if not isinstance(kind, str):
+        return [] if kind is None else [kind]
+    for registry in REGISTRIES:
+        registry.import_from_location()
+    name = kind.rpartition(".")[2]
+    tables = [r.module_dict for own in REGISTRIES for r in (own, own.parent) if r is not None]
+    return [table[name] for table in tables if name in table]

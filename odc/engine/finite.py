@@ -1,0 +1,44 @@
+"""What is not finite, and how a training ends by it."""
+
+from __future__ import annotations
+
+import mmengine.runner
+import torch
+from mmengine.dist import is_main_process
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from odc.checkpoints import find_resume
+from odc.errors import InputError
+
+
+def non_finite(model: nn.Module) -> str | None:
+    """Return the name of the first parameter or batch-norm statistic that is not finite; ``None``: all are."""
+    model = model.get_submodule("module") if is_model_wrapper(model) else model
+    named: dict[str, Tensor] = dict(model.named_parameters())
+    for prefix, module in model.named_modules():
+        if isinstance(module, _BatchNorm):
+            named.update((name, b) for name, b in module.named_buffers(prefix) if b.is_floating_point())
+    if not named:
+        return None
+    finite = torch.stack([tensor.detach().sum(dtype=torch.float32) for tensor in named.values()]).isfinite()
+    return None if bool(finite.all()) else list(named)[int((~finite).nonzero()[0])]
+
+
+def diverged(runner: mmengine.runner.Runner, what: str, remedy: str | None = None) -> BaseException:
+    """Return what to raise, on all ranks, where a training has left the finite numbers; the first rank says why.
+
+    Args:
+        runner: the runner.
+        what: what is not finite, and where.
+        remedy: by default to lower the learning rate.
+    """
+    if not is_main_process():
+        return SystemExit(2)
+    if remedy is None:
+        rate = max(group.get("initial_lr", group["lr"]) for group in runner.optim_wrapper.optimizer.param_groups)
+        remedy = f"lower the learning rate, now {rate:g} (optim_wrapper.optimizer.lr)"
+    last = next(find_resume(runner.work_dir), None)
+    kept = "no checkpoint was saved" if last is None else f"the last checkpoint, '{last}', was saved before that"
+    return InputError(f"{what}: {remedy}; {kept}")

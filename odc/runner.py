@@ -1,0 +1,380 @@
+"""The runner: mmengine's, with checkpoints that are plain, strictly loaded and resumable."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import mmengine.runner
+import torch
+from mmengine.device import get_device
+from mmengine.dist import broadcast_object_list, is_distributed, is_main_process
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import is_model_wrapper
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import nn
+
+from odc import logs
+from odc.checkpoints import HUB, META, TAKE_PART, find_resume, load_state, model_state, to_plain
+from odc.engine.checkpointing import CheckpointHook
+from odc.engine.finite import diverged, non_finite
+from odc.engine.precision import PRECISIONS, lacks_bfloat16_anywhere, settle_precision
+from odc.engine.ranks import ONE_BUCKET, average_in_order, init_gloo
+from odc.engine.resumed import change_options, check_state, flat, like, options_of
+from odc.errors import DamagedError, InputError, one_line
+from odc.files import write_text
+from odc.processes import end_with_parent
+from odc.reading import fields, reading
+
+
+@runtime_checkable
+class StatefulLoop(Protocol):
+    """A train loop with a state of its own, which :class:`Runner` saves under ``checkpoint['loop']``."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain Python values; called on rank 0 only."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state_dict` returned, on CPU; called on every rank, last of all when resuming."""
+
+
+class Runner(mmengine.runner.Runner):
+    """mmengine's runner with checkpoints that are plain, strictly loaded and resumable.
+
+    Differences, all else being mmengine's:
+
+    - checkpoints hold tensors and plain Python values only, without the histories of logged scalars; nothing in a
+      checkpoint is executed when loading;
+    - ``load_from`` must fit the model exactly unless the config says ``load_partial = True``; a resumed checkpoint
+      must always fit;
+    - ``resume=True`` without ``load_from`` takes the newest checkpoint that is whole (:func:`find_resume`), and says
+      which ones are not;
+    - a train loop with ``state_dict`` and ``load_state_dict`` is saved and resumed too (:class:`StatefulLoop`);
+    - launchers work without a GPU, by gloo; DDP never broadcasts buffers by itself;
+    - any number of runners can be built in one process;
+    - the terminal shows one-line messages; environment, config and hooks go to the log file.
+    """
+
+    precision = "float32"  # what the weights are, or were, trained in; evaluation and extraction are in float32
+    _resumed_precision: str | None = None
+    _timestamps: ClassVar[set[str]] = set()
+    _config_written = False
+    _configured: list[dict[str, Any]] | None = None  # the optimiser's options, a dict a group
+    _timestamp: str
+    _randomness_cfg: dict[str, Any]
+    optim_wrapper: Any
+    param_schedulers: Any
+
+    # -- building
+
+    def setup_env(self, env_cfg: dict[str, Any]) -> None:
+        """Set up processes and ranks; on a machine without a GPU the ranks speak gloo, whatever the config says."""
+        if self.distributed:
+            # Against a fresh process's own default (all cores, on every rank); mmengine does the same and warns.
+            for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+                os.environ.setdefault(variable, "1")
+            if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's ranks; Slurm and MPI see to theirs
+                end_with_parent()
+            if get_device() == "cpu" and not is_distributed():
+                init_gloo(self._launcher, env_cfg.get("dist_cfg", {}).get("timeout"))
+        super().setup_env(env_cfg)
+        # mmengine shares logger and message hub between runners of one name, and names them by the second.
+        stamp, number = self._timestamp, 1
+        while self._timestamp in self._timestamps:
+            number += 1
+            self._timestamp = f"{stamp}_{number}"
+        self._timestamps.add(self._timestamp)
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """Return mmengine's logger, whose terminal shows one-line messages only; the file has everything.
+
+        A file that cannot be written stops the run, as its other files do: :mod:`logging` would print a traceback for
+        every line and go on.
+        """
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.addFilter(logs.OneLiners())
+            elif isinstance(handler, logging.FileHandler):
+                handler.handleError = functools.partial(logs.log_failed, handler)  # type: ignore[method-assign]
+        return logger
+
+    def dump_config(self) -> None:
+        """Do nothing yet: one whose checkpoint is refused must not replace the config of the run that is there."""
+
+    def _write_config(self) -> None:
+        """Write the formatted config into the work directory; from then on it is not formatted any more.
+
+        mmengine puts the config's text into every checkpoint and lets yapf format it anew each time: 0.4 s.
+        """
+        name = os.path.basename(self.cfg.filename or f"{self.timestamp}.py")
+        if is_main_process():
+            write_text(Path(self.work_dir) / name, self.cfg.dump())
+        object.__setattr__(self.cfg, "_format_python_code", False)
+
+    def build_message_hub(self, message_hub: dict[str, Any] | None = None) -> MessageHub:
+        """Return mmengine's message hub with every log buffer, now and later, of a bounded length."""
+        hub = super().build_message_hub(message_hub)
+        capped = logs.CappedScalars()
+        capped.update(hub.log_scalars)
+        hub._log_scalars = capped
+        return hub
+
+    def use_data(self, train: Any, val: Any) -> None:
+        """Train on ``train`` and evaluate on ``val`` (``None``: never) instead of what the constructor was given."""
+        self._train_dataloader, self._val_dataloader = train, val
+
+    def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
+        """Wrap ``model`` in DDP where there are ranks; without a GPU with ``device_ids=None``."""
+        cfg = dict(model_wrapper_cfg or {})
+        if self.distributed and not is_model_wrapper(model):
+            cfg.setdefault("type", "MMDistributedDataParallel")
+            if cfg["type"] == "MMDistributedDataParallel":
+                cfg.setdefault("bucket_cap_mb", ONE_BUCKET)
+                cfg.setdefault("broadcast_buffers", False)
+                cfg.setdefault("find_unused_parameters", self.cfg.get("find_unused_parameters", False))
+                if get_device() == "cpu":
+                    cfg["device_ids"] = None
+        with warnings.catch_warnings():
+            # torch's replacement, forward_sync_buffers, overwrites buffers with rank 0's when the model is wrapped:
+            # those of a rank's own must stay.
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+            wrapped: nn.Module = super().wrap_model(cfg or None, model)
+        if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+            order = {parameter: place for place, parameter in enumerate(wrapped.parameters())}
+            # Without annotations: DDP takes those that are texts for wrong ones.
+            wrapped.register_comm_hook(order, lambda order, bucket: average_in_order(order, bucket))
+        return wrapped
+
+    def _maybe_compile(self, target: str) -> None:
+        """Do nothing: mmengine would compile ``train_step``, which no loop here calls (:mod:`odc.engine.compiled`)."""
+
+    def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
+        """Register mmengine's default hooks, with this package's :class:`CheckpointHook` for its own in any scope."""
+        hooks = dict(hooks or {})
+        checkpoint = hooks.setdefault("checkpoint", {"type": "CheckpointHook"})
+        if isinstance(checkpoint, dict) and checkpoint["type"] in ("CheckpointHook", "mmengine.CheckpointHook"):
+            hooks["checkpoint"] = {**checkpoint, "type": CheckpointHook}
+        super().register_default_hooks(hooks)
+
+    # -- precision
+
+    def settle_precision(self) -> None:
+        """Settle what the training that begins computes in: the config's ``precision``, or that of the resumed run."""
+        precision = settle_precision(self.cfg.get("precision"))
+        before = self._resumed_precision
+        if before is not None and before != precision:
+            reason = lacks_bfloat16_anywhere() if before == "bfloat16" else None
+            if reason is None:
+                self.logger.warning(f"the run goes on in its checkpoint's precision, {before}, not in {precision}")
+                precision = before
+            else:
+                self.logger.warning(f"the run was in {before} so far and goes on in {precision}: {reason}")
+        self.precision = precision
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which the model trains: autocast to bfloat16, where that is the run's precision.
+
+        It has float32's range, so there is no loss scaling; parameters, gradients and optimiser state stay float32.
+        """
+        if self.precision == "float32":
+            return nullcontext()
+        device: str = next(self.model.parameters()).device.type
+        return torch.autocast(device, dtype=torch.bfloat16)
+
+    def register_hook(self, hook: Any, priority: Any = None) -> None:
+        """Register a hook; what it does not take is wrong input."""
+        try:
+            super().register_hook(hook, priority)
+        except InputError:
+            raise
+        except (TypeError, ValueError, AssertionError, ImportError, KeyError) as error:
+            name = hook.get("type") if isinstance(hook, Mapping) else type(hook).__name__
+            raise InputError(f"hook '{name}' cannot be made of {hook}: {one_line(error)}") from error
+
+    def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:
+        """Scale the learning rates by the rows of a move of the optimiser; mmengine would ask a ``DataLoader``."""
+        if auto_scale_lr and auto_scale_lr.get("enable"):
+            rows, base = self.train_loop.batch_size, auto_scale_lr["base_batch_size"]
+            for group in optim_wrapper.optimizer.param_groups:
+                group["lr"] *= rows / base
+            self.logger.info(
+                f"learning rates are those for {base} rows times {rows / base:g}, for {rows} (auto_scale_lr)"
+            )
+
+    # -- saving
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save, unless a weight is not finite: a checkpoint is there to go on from."""
+        if (name := non_finite(self.model)) is not None:
+            raise diverged(self, f"'{name}' of the model is not finite after iteration {self.iter + 1}")
+        super().save_checkpoint(*args, **kwargs)
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """Call all hooks; after those ``before_save_checkpoint``, complete the checkpoint and make it plain."""
+        super().call_hook(fn_name, **kwargs)
+        if fn_name == "before_save_checkpoint":  # here rather than in a hook: no hook can then come after it
+            self._finish(kwargs["checkpoint"])
+
+    def _finish(self, checkpoint: dict[str, Any]) -> None:
+        hub = checkpoint["message_hub"]
+        hub["log_scalars"] = {}
+        hub["resumed_keys"] = {k: True for k in hub["runtime_info"] if hub["resumed_keys"].get(k)}
+        checkpoint["meta"]["torch_version"] = torch.__version__
+        checkpoint["meta"]["precision"] = self.precision
+        if "optimizer" in checkpoint and isinstance(self.train_loop, StatefulLoop):
+            checkpoint["loop"] = self.train_loop.state_dict()
+        plain = to_plain(checkpoint)
+        checkpoint.clear()
+        checkpoint.update(plain)
+
+    # -- loading
+
+    def load_checkpoint(self, filename: str, map_location: Any = "cpu", strict: bool | None = None) -> dict[str, Any]:
+        """Load the model's state from ``filename`` and return the whole checkpoint.
+
+        Args:
+            filename: local path, ``http(s)://`` or ``torchvision://`` address.
+            map_location: as for :func:`torch.load`.
+            strict: whether names and shapes must all fit; ``None``: unless the config has ``load_partial = True``.
+
+        Raises:
+            InputError: the file cannot be read safely, or does not fit (see :func:`load_state`).
+        """
+        partial = self.cfg.get("load_partial", False) if strict is None else not strict
+        checkpoint: dict[str, Any] = CheckpointLoader.load_checkpoint(filename, map_location=map_location)
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        otherwise = TAKE_PART
+        if self._resume:  # which takes all or nothing
+            otherwise = f"start anew with what fits: load_from='{filename}' and load_partial=True, without --resume"
+        source = f"checkpoint '{filename}'"
+        report = load_state(
+            self.model, model_state(checkpoint, source), partial=partial, source=source, otherwise=otherwise
+        )
+        self._has_loaded = True
+        meta = checkpoint.get("meta")
+        saved = meta.get("precision") if isinstance(meta, Mapping) else None
+        self.precision = saved if saved in PRECISIONS[:2] else "float32"
+        self.logger.info(f"model state from {filename}: {report}")
+        return checkpoint
+
+    def load_or_resume(self) -> None:
+        """Load or resume what the config asks for, once, and write the config, which now is that of the run."""
+        if not self._has_loaded:
+            self._load_or_resume()
+        if not self._config_written:
+            self._write_config()
+            self._config_written = True
+
+    def _load_or_resume(self) -> None:
+        if not self._resume or self._load_from is not None:
+            super().load_or_resume()
+            return
+        candidates = find_resume(self.work_dir)
+        tried: list[str] = []
+        while True:
+            found = [next(candidates, None) if is_main_process() else None]
+            broadcast_object_list(found)  # one choice for all ranks
+            if found[0] is None:
+                break
+            try:
+                self.resume(found[0])
+                return
+            except DamagedError as error:
+                tried.append(found[0])
+                logs.warn(f"not resuming from {found[0]}: {error}")
+        if tried:
+            raise InputError(
+                f"work_dir '{self.work_dir}' has {len(tried)} checkpoint(s), none of which can be loaded "
+                f"('{tried[0]}', ...); start anew in another work_dir"
+            )
+        self.logger.info(f"no checkpoint to resume from in {self.work_dir}; starting from the beginning")
+
+    def resume(
+        self,
+        filename: str,
+        resume_optimizer: bool = True,
+        resume_param_scheduler: bool = True,
+        map_location: Any = "cpu",
+    ) -> None:
+        """Continue the run that wrote ``filename``: model, position, seed, optimiser, schedules, the loop's own state.
+
+        Args:
+            filename: local path or ``http(s)://`` address.
+            resume_optimizer: restore the optimiser; options that the config has changed since, of the learning rate
+                say, are applied, with a warning that has both numbers.
+            resume_param_scheduler: restore mmengine's parameter schedulers. They keep the schedule they were saved
+                with, so a changed one (a grown ``max_epochs``) is reported with both numbers.
+            map_location: as for :func:`torch.load`.
+
+        Raises:
+            InputError: the checkpoint does not fit, or lacks what resuming needs.
+            DamagedError: it cannot be read safely, or holds what no run could have written.
+        """
+        loop = self.train_loop
+        if loop is None:
+            raise InputError(f"resuming '{filename}' needs a training config; to evaluate it, set load_from only")
+        checkpoint = self.load_checkpoint(filename, map_location, strict=True)
+        needed = {"meta", "message_hub"}
+        needed |= {"optimizer"} if resume_optimizer else set()
+        needed |= {"loop"} if isinstance(loop, StatefulLoop) else set()
+        if lacking := sorted(needed - checkpoint.keys()):
+            raise InputError(
+                f"checkpoint '{filename}' lacks {', '.join(lacking)}, so training cannot continue from it; "
+                "to start from its weights, set load_from without resume"
+            )
+        with reading(filename, "is no checkpoint of a run", "use another one"):
+            meta, hub = META(checkpoint["meta"]), HUB(checkpoint["message_hub"])
+            loop._epoch, loop._iter = meta["epoch"], meta["iter"]
+            self._resume_seed(meta.get("seed"), filename)
+            self._resumed_precision = self.precision
+            self.message_hub.load_state_dict(hub)
+            if resume_optimizer:
+                self._resume_optimizer(checkpoint["optimizer"], filename)
+            if resume_param_scheduler and self.param_schedulers is not None and "param_schedulers" in checkpoint:
+                self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
+                self._resume_schedulers(checkpoint["param_schedulers"])
+            if isinstance(loop, StatefulLoop):
+                loop.load_state_dict(checkpoint["loop"])
+        self.logger.info(f"resumed {filename} at epoch {self.epoch}, iteration {self.iter}")
+
+    def _resume_seed(self, seed: int | None, filename: str) -> None:
+        configured = self._randomness_cfg.get("seed")
+        if seed is None or seed == configured:
+            return
+        if configured is not None:
+            self.logger.warning(f"the run of '{filename}' continues with its own seed {seed}, not {configured}")
+        self._randomness_cfg = {**self._randomness_cfg, "seed": seed}
+        self.set_randomness(**self._randomness_cfg)
+
+    def _resume_optimizer(self, state: Any, filename: str) -> None:
+        self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+        optimizer = self.optim_wrapper.optimizer
+        check_state(state, optimizer)
+        if self._configured is None:  # once: a damaged checkpoint may have left its own before the older one is taken
+            self._configured = options_of(optimizer.param_groups)
+        try:
+            self.optim_wrapper.load_state_dict(state)
+        except ValueError as error:
+            raise InputError(f"the optimiser of checkpoint '{filename}' does not fit: {one_line(error)}") from None
+        change_options(optimizer, self._configured)
+
+    def _resume_schedulers(self, saved: Any) -> None:
+        position = {"last_step", "best", "num_bad_epochs", "cooldown_counter"}
+        for number, (scheduler, state) in enumerate(zip(flat(self.param_schedulers), flat(saved), strict=False)):
+            own = to_plain(scheduler.state_dict())
+            fields({}, **{name: functools.partial(like, value) for name, value in own.items()})(state)
+            for name, value in own.items():
+                if name.startswith("_") or name in position or name not in state or state[name] == value:
+                    continue
+                self.logger.warning(
+                    f"param_scheduler {number} ({type(scheduler).__name__}) keeps {name}={state[name]} of the "
+                    f"checkpoint; the config's {name}={value} is not used"
+                )
+            scheduler.load_state_dict(state)
