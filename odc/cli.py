@@ -11,6 +11,7 @@ from typing import Any
 import odc
 from odc.errors import InputError, printable
 from odc.files import explain
+from odc.options import Overrides
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,8 +48,6 @@ def _show(text: str) -> None:
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    from odc.options import Overrides
-
     parser.add_argument("config", help="path of the config")
     parser.add_argument(
         "--cfg-options",
@@ -274,8 +273,6 @@ def _spice(args: argparse.Namespace) -> None:
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    from odc.options import Overrides
-
     parser.add_argument("--out", metavar="DIR", required=True, help="folder for results, table.md and report.html")
     parser.add_argument(
         "--methods",

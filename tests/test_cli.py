@@ -151,6 +151,21 @@ def test_clusters_is_short_for_the_option_of_the_head(write: Write, capsys: pyte
     refused(capsys, ["train", write("moco", "moco.py"), "--clusters", "3"], "'num_clusters'", "MoCoHead")
 
 
+def test_help_imports_nothing_heavy() -> None:
+    code = """if True:
+        import contextlib, sys
+        from odc.cli import _COMMANDS, main
+        for argv in ([], *([name] for name, *_ in _COMMANDS)):
+            with contextlib.suppress(SystemExit):
+                main([*argv, "--help"])
+        heavy = {"torch", "torchvision", "mmengine", "numpy", "scipy", "sklearn", "matplotlib", "faiss", "cv2", "PIL"}
+        print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
+    """
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stderr == "[]\n"
+    assert "print-config" in run.stdout
+
+
 def test_print_config_shows_what_is_inherited(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     write(name="base.py")
     Path("child.py").write_text("_base_ = 'base.py'\ntrain_cfg = dict(max_epochs=9)\n")
