@@ -19,7 +19,7 @@ from mmengine.registry import LOG_PROCESSORS
 from torch import Tensor
 
 from odc.checkpoints import load_plain, write_tensors
-from odc.config import at, load_config
+from odc.config import at, override, parse_config
 from odc.data.datasets import ImageDataset
 from odc.data.embeddings import Embeddings, check_ending
 from odc.engine.comm import get_comm
@@ -273,7 +273,7 @@ def writable_file(file: str | Path) -> Path:
 
 
 def prepare_config(
-    config: str | Path,
+    config: str | Path | Config,
     *,
     work_dir: str | Path | None = None,
     cfg_options: dict[str, Any] | None = None,
@@ -285,7 +285,7 @@ def prepare_config(
     """Read a config and put the command line's options into it.
 
     Args:
-        config: path of the config.
+        config: path or name of the config, or one that is already parsed, which stays as it is.
         work_dir: where everything of the run goes; by default ``work_dirs/<name of the config>``.
         cfg_options: ``{"dotted.key": value}`` to change.
         seed: ``randomness.seed``; by default the config's.
@@ -296,20 +296,20 @@ def prepare_config(
     Raises:
         InputError: for a config that does not exist or has unknown keys, and a seed out of range.
     """
-    cfg = load_config(str(config), cfg_options)
+    cfg = override(config if isinstance(config, Config) else parse_config(config), cfg_options)
     check_config(cfg)
     if work_dir is not None:
         cfg.work_dir = str(work_dir)
     elif cfg.get("work_dir") is None:
-        cfg.work_dir = str(Path("work_dirs") / Path(config).stem)
+        cfg.work_dir = str(Path("work_dirs") / Path(cfg.filename).stem)
     if isinstance(cfg.get("val_evaluator"), Mapping):
         cfg.val_evaluator = [cfg.val_evaluator]
     _check_mapping("randomness", cfg.get("randomness", {}))
     if seed is not None:
         cfg.setdefault("randomness", {})["seed"] = seed
     if cfg.get("randomness", {}).get("seed") is None:
-        raise InputError(f"{config}: randomness.seed is not set: a run without a seed cannot be repeated")
-    check_seed(cfg.randomness.seed, f"{config}: randomness.seed" if seed is None else "the seed")
+        raise InputError(f"{cfg.filename}: randomness.seed is not set: a run without a seed cannot be repeated")
+    check_seed(cfg.randomness.seed, f"{cfg.filename}: randomness.seed" if seed is None else "the seed")
     if amp:
         cfg.precision = "bfloat16"
     if strict:

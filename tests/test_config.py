@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from toy_runner import one_line
 
-from odc.config import load_config
+import odc
+from odc.apis import prepare_config
+from odc.config import configs_folder, find_config, load_config, override, parse_config
 from odc.errors import InputError
 
 
@@ -104,3 +106,49 @@ def test_a_failed_custom_import_says_why(tmp_path: Path, warned: list[str]) -> N
     write(path, "custom_imports = dict(imports=['custom_absent'], allow_failed_imports=True)\n")
     load_config(path)
     assert len(warned) == 1
+
+
+DIGITS = "odc_convnet_1xb64-30e_digits"
+
+
+@pytest.mark.parametrize("name", [DIGITS, f"{DIGITS}.py", f"odc/{DIGITS}", f"configs/odc/{DIGITS}.py"])
+def test_a_config_of_the_package_is_found_by_name_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config(name) == configs_folder() / "odc" / f"{DIGITS}.py"
+    assert prepare_config(name).work_dir == f"work_dirs/{DIGITS}"
+    own = write(tmp_path / name, "")
+    assert find_config(name) == Path(name), "a file that is there wins"
+    own.unlink()
+
+
+def test_configs_of_an_installed_package_lie_inside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(odc, "__file__", str(tmp_path / "odc" / "__init__.py"))
+    write(tmp_path / "configs" / "other.py", "")
+    inside = write(tmp_path / "odc" / "configs" / "a" / "mine.py", "")
+    assert find_config("mine") == inside
+    with pytest.raises(InputError, match="'other' does not exist"):
+        find_config("other")
+
+
+def test_a_name_of_no_config_or_of_several_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"did you mean '{DIGITS}'") as error:
+        find_config(DIGITS[:-1])
+    one_line(error)
+    with pytest.raises(InputError, match=r"'_base_/datasets/digits.py' and 'comparisons/digits.py'") as error:
+        find_config("digits")
+    one_line(error)
+
+
+def test_options_leave_the_parsed_config_as_it_is(tmp_path: Path) -> None:
+    write(tmp_path / "read_once.py", "model = dict(k=1, l=[dict(a=1)])\n")
+    parsed = parse_config(tmp_path / "read_once.py")
+    (tmp_path / "read_once.py").unlink()
+    changed = override(parsed, {"model.k": 5, "model.l.0.a": 7})
+    assert (changed.model.k, changed.model.l, changed.filename) == (5, [{"a": 7}], parsed.filename)
+    assert (parsed.model.k, parsed.model.l) == (1, [{"a": 1}])
+    digits = parse_config(DIGITS)
+    assert prepare_config(digits, cfg_options={"train_cfg.max_epochs": 2}, seed=4).train_cfg.max_epochs == 2
+    assert digits.to_dict() == parse_config(DIGITS).to_dict()

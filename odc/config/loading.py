@@ -1,4 +1,4 @@
-"""Configs: read, overridden, and the modules imported that they name."""
+"""Configs: found, read, overridden, and the modules imported that they name."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 
 from mmengine import Config
 
+import odc
 from odc import logs
 from odc.errors import InputError, one_line
 from odc.options import Written, annotation_of, parse, read, unquoted
@@ -27,33 +28,59 @@ _TOP = {"work_dir": "str | None", "load_from": "str | None", "experiment_name": 
 _UNTYPED = {"train_cfg": "ClusterTrainLoop"}  # dicts of a config that need no ``type``
 
 
-def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
-    """Read a classic config, merge ``overrides`` and import what its ``custom_imports`` names.
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Return a config with options applied: :func:`parse_config`, then :func:`override`."""
+    return override(parse_config(path), overrides)
 
-    Modules are looked for on ``sys.path``, then next to the config, then in the current directory; the latter two
-    stay on ``sys.path``, so that worker processes find the modules too.
+
+def parse_config(path: str | Path) -> Config:
+    """Read a config, and run it where it is code; the modules that it names in ``custom_imports`` are not imported.
 
     Args:
-        path: a ``.py`` config, which is code: all that stands in it is run; or a ``.json`` one, which is data: it can
-            neither inherit nor import.
-        overrides: dotted keys to values; those of ``--cfg-options`` are :class:`odc.options.Written`, and get the kind
-            that their place in the config is annotated with.
+        path: of a ``.py`` config, which is code: all that stands in it is run; or of a ``.json`` one, which is data: it
+            can neither inherit nor import. Or the name of one that the package has: :func:`find_config`.
 
     Raises:
-        InputError: the file is missing, cannot be parsed or run, an override has no place, or an import fails.
+        InputError: the file is missing, or cannot be parsed or run.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"config '{path}' does not exist{_near(path)}")
+    path = find_config(path)
     if path.suffix not in (".py", ".json"):
         raise InputError(f"config '{path}' ends in neither .py nor .json: write it as one of them")
-    if path.suffix == ".json":
-        values = read_json(path, _config_data, "is no config in JSON", "see odc print-config for what a config holds")
-        config = Config(values, filename=str(path))
-    else:
-        config = _run_config(path)
-    _merge(config, path, overrides or {})
-    return config
+    if path.suffix == ".py":
+        return _run_config(path)
+    values = read_json(path, _config_data, "is no config in JSON", "see odc print-config for what a config holds")
+    return Config(values, filename=str(path))
+
+
+def configs_folder() -> Path:
+    """Return the folder of the package's configs: inside an installed package, beside it in a checkout."""
+    inside = Path(odc.__file__).parent / "configs"
+    return inside if inside.is_dir() else inside.parents[1] / "configs"
+
+
+def find_config(name: str | Path) -> Path:
+    """Return the path of a config: ``name`` itself where it is a file, else the package's config of this name.
+
+    Args:
+        name: a path; or as much of the end of one in :func:`configs_folder` as tells it from others, ``.py`` or not.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    path, folder = Path(name), configs_folder()
+    if path.is_file():
+        return path
+    wanted = (*path.parts[:-1], path.name.removesuffix(".py"))
+    known = {p: p.relative_to(folder.parent).with_suffix("").parts for p in sorted(folder.rglob("*.py"))}
+    found = [p for p, parts in known.items() if parts[-len(wanted) :] == wanted]
+    if len(found) > 1:
+        several = " and ".join(f"'{p.relative_to(folder)}'" for p in found)
+        raise InputError(f"config '{name}' may be {several}: say which, with the folder")
+    if not found:
+        near = difflib.get_close_matches(wanted[0], [parts[-1] for parts in known.values()], n=1)
+        hint = f"; did you mean '{near[0]}'?" if near and len(wanted) == 1 else _near(path)
+        raise InputError(f"config '{name}' does not exist{hint}")
+    return found[0]
 
 
 def _run_config(path: Path) -> Config:
@@ -86,8 +113,21 @@ def _config_data(value: Any) -> dict[str, Any]:
     return values
 
 
-def _merge(config: Config, path: Path, overrides: dict[str, Any]) -> None:
-    """Merge the overrides into a config, and import what its ``custom_imports`` names."""
+def override(config: Config, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Return a copy of a config with options applied, once what its ``custom_imports`` names is imported.
+
+    Modules are looked for on ``sys.path``, then next to the config, then in the current directory; the latter two
+    stay on ``sys.path``, so that worker processes find the modules too.
+
+    Args:
+        config: of :func:`parse_config`.
+        overrides: dotted keys to values; those of ``--cfg-options`` are :class:`odc.options.Written`, and get the kind
+            that their place in the config is annotated with.
+
+    Raises:
+        InputError: an override has no place, or an import fails.
+    """
+    config, overrides = copy.deepcopy(config), dict(overrides or {})
     written = {key: (value, at(config, key)) for key, value in overrides.items() if isinstance(value, Written)}
     try:
         for key, value in overrides.items():
@@ -98,11 +138,13 @@ def _merge(config: Config, path: Path, overrides: dict[str, Any]) -> None:
             {**copy.deepcopy(overrides), **{key: parse(value) for key, (value, _) in written.items()}}
         )
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise InputError(f"config '{path}' has no place for the overrides {overrides}: {one_line(error)}") from error
+        place = f"config '{config.filename}' has no place for the overrides {overrides}"
+        raise InputError(f"{place}: {one_line(error)}") from error
     if config.get("custom_imports"):
-        _import_custom(config.custom_imports, path)
+        _import_custom(config.custom_imports, Path(config.filename))
     for key, (value, replaced) in written.items():  # now the types are there, and their annotations
         config.merge_from_dict({key: read_option(value, config, key, replaced)})
+    return config
 
 
 def _syntax_error(path: Path) -> SyntaxError | None:
