@@ -48,7 +48,7 @@ def _show(text: str) -> None:
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="path of the config")
+    parser.add_argument("config", help="path of the config, or its name in the package")
     parser.add_argument(
         "--cfg-options",
         nargs="+",

@@ -55,6 +55,8 @@ def relative(path: str | Path) -> str:
 
 
 def _git(*args: str) -> str:
+    if not (ROOT / ".git").exists():  # installed: what git finds further up is another project, or an environment's
+        return ""
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=False)
     except OSError:
