@@ -343,7 +343,7 @@ def _compare(args: argparse.Namespace) -> int:
         )
         records = compare(request, sys.stdout)
     _show(f"\n{table(records)}\n\n{out / 'report.html'}")
-    return int(any("error" in r for r in records))
+    return int(any(r.error is not None for r in records))
 
 
 def _print_config(args: argparse.Namespace) -> None:

@@ -17,15 +17,16 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import small_records
 import torch
 from PIL import Image
 
 from odc.cli import main
-from odc.comparison.cell import Clustering, _Watch, read_curves, run_method
+from odc.comparison.cell import _Watch, run_method
 from odc.comparison.estimators import ESTIMATORS, Estimator
 from odc.comparison.plan import Cell, Request, plan, stage_configs
-from odc.comparison.report import OUTCOME_FILE, read_outcome
-from odc.comparison.run import Progress, Running, _room, default_threads, next_cell, read_results
+from odc.comparison.results import Outcome, Record, read_curves, read_results, write_curves
+from odc.comparison.run import Progress, Running, _room, default_threads, next_cell
 from odc.comparison.table import document, table
 from odc.engine import precision
 from odc.errors import InputError
@@ -334,17 +335,15 @@ def test_an_estimator_of_few_or_strange_images(name: str) -> None:
 
 def test_features_fit_into_half_precision(tmp_path: Path) -> None:
     for scale in (1e-3, 1.0, 1e9):
-        Clustering.from_clusters(scale * torch.tensor([[0.0], [2.0], [-10.0]]), torch.tensor([0, 0, 1])).save(
-            tmp_path / OUTCOME_FILE
-        )
-        found = read_outcome(tmp_path, 3)
+        Outcome.from_clusters(scale * torch.tensor([[0.0], [2.0], [-10.0]]), torch.tensor([0, 0, 1])).save(tmp_path)
+        found = Outcome.load(tmp_path, 3)
         assert found is not None
         assert (found.features / found.features[1]).ravel().tolist() == pytest.approx([0, 1, -5], rel=2e-3)
 
 
 def test_centre_and_border_of_clusters_by_hand() -> None:
     features = torch.tensor([[0.0], [2.0], [10.0], [13.0], [99.0]])  # means 1 and 11.5
-    found = Clustering.from_clusters(features, torch.tensor([4, 4, 7, 7, -1]))
+    found = Outcome.from_clusters(features, torch.tensor([4, 4, 7, 7, -1]))
     assert found.confidence[:4].tolist() == [-1.0, -1.0, -1.5, -1.5]
     assert found.margin[:4].tolist() == [10.5, 8.5, 7.5, 10.5]
 
@@ -352,11 +351,11 @@ def test_centre_and_border_of_clusters_by_hand() -> None:
 def test_when_its_time_is_up_a_training_ends_with_the_epoch(tmp_path: Path) -> None:
     cell = cells_of(tmp_path, "dc", minutes=1e-4, seeds=[0])[0]
     shares: list[float] = []
-    outcome = run_method(cell, lambda share, where: shares.append(share))
-    assert outcome.values["epochs"] == 1.0
-    assert outcome.values["images_seen"] == len(shares) * 64
-    assert outcome.clustering is not None
-    assert outcome.clustering.cluster.shape == (1797,)
+    result = run_method(cell, lambda share, where: shares.append(share))
+    assert result.values["epochs"] == 1.0
+    assert result.values["images_seen"] == len(shares) * 64
+    assert result.outcome is not None
+    assert result.outcome.cluster.shape == (1797,)
 
 
 def test_a_training_is_as_long_as_its_time_whatever_its_config_says(tmp_path: Path) -> None:
@@ -381,6 +380,7 @@ def test_curves_join_restarts_and_add_up_losses(tmp_path: Path) -> None:
         folder = tmp_path / name / "vis_data"
         folder.mkdir(parents=True)
         (folder / "scalars.json").write_text("\n".join(told) + "\n")
+    write_curves(tmp_path, tmp_path)
     assert read_curves(tmp_path) == [
         {"epoch": 1, "a_loss": 1.0, "b_loss": 0.5, "loss": 1.5},
         {"epoch": 2, "loss": 3.0, "acc": 0.25},
@@ -405,19 +405,22 @@ def test_clustered_images_that_have_changed_are_noticed_where_others_are_evaluat
 # -- results ---------------------------------------------------------------------------------------------------------
 
 
-def record(method: str, seed: int, **values: Any) -> dict[str, Any]:
-    told = {"images": 100, "evaluated_on": "train", "num_clusters": 10, "images_seen": 50.0, "config": "moco.py"}
-    return {"method": method, "seed": seed, "seconds": 5.0, "peak_rss_mb": 100.0, "epochs": 9.0, **told, **values}
+def record(method: str, seed: int, **told: Any) -> Record:
+    costs = {"images_seen": 50.0, "seconds": 5.0, "peak_rss_mb": 100.0, "epochs": 9.0}
+    return small_records.record(method, seed, **{**costs, "config": "moco.py", **told})
 
 
 def test_the_table_tells_the_pretraining_apart() -> None:
     row = record("odc-moco", 0, seconds=2.0, acc=0.5, nmi=0.25, ari=0.125, knn=0.75)
-    lines = table([record("moco", 0, knn=0.9), row]).splitlines()
+    lines = table([record("moco", 0, knn=0.9, before=("odc-moco", "spice")), row]).splitlines()
     assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
         "odc-moco", "0.500", "0.250", "0.125", "0.750", "2.0", "100", "50", "1"
     ]  # fmt: skip
     assert "Evaluated on the 100 images of train, K = 10" in lines[6]
-    assert "9 epochs of pre-training by moco.py, 5.0 s and 100 MB" in lines[8]
+    assert lines[8] == (
+        "Before odc-moco and spice, once a seed and shared by them: stage moco, 9 epochs of moco.py, took 5.0 s and "
+        "100 MB."
+    )
 
 
 def test_the_document_says_how_to_repeat_it() -> None:
@@ -441,23 +444,20 @@ def test_beside_one_seed_stands_that_it_decides_nothing() -> None:
         )
         assert lines[1].endswith("--seeds 0 1 2 3 4 adds what lacks.")
     assert "One seed" not in table([one, two])
-    assert "One seed" not in table([{"method": "dc", "seed": 0, "error": "E: why"}])
+    assert "One seed" not in table([record("dc", 0, error="E: why")])
 
 
 def test_a_failed_method_is_in_the_table_and_loses_nothing_else() -> None:
-    rows = [record("odc", 0, acc=0.5, nmi=0.5, ari=0.5, knn=0.5), {"method": "dc", "seed": 0, "error": "E: why"}]
+    rows = [record("odc", 0, acc=0.5, nmi=0.5, ari=0.5, knn=0.5), record("dc", 0, error="E: why")]
     text = table(rows)
     assert "| dc     | failed |" in text
     assert "dc seed 0 failed: E: why" in text
 
 
 def test_a_line_cut_short_does_not_count_and_the_last_of_a_cell_does(tmp_path: Path) -> None:
-    facts = {"machine": "a CPU", "versions": {"torch": "2"}, "git_revision": "abc", "date": "2026-01-01T10:00"}
-    facts |= {"dataset": "digits", "command": "odc compare", "folder": "odc-0", "key": "0" * 16}
-    ran = {"precision": "float32", "threads": 2}
-    lines = [json.dumps(record("odc", 0, acc=a, **facts, **ran)) for a in (0.1, 0.2)]
+    lines = [json.dumps(record("odc", 0, acc=a).to_json()) for a in (0.1, 0.2)]
     (tmp_path / "results.jsonl").write_text("\n".join(lines) + '\n{"method": "dc", "se')
-    assert {place: r["acc"] for place, r in read_results(tmp_path).items()} == {("odc", 0): 0.2}
+    assert {place: r.number("acc") for place, r in read_results(tmp_path).items()} == {("odc", 0): 0.2}
 
 
 def test_the_time_left_counts_what_other_seeds_took(tmp_path: Path) -> None:
@@ -482,7 +482,7 @@ def test_the_environment_sets_the_threads_of_a_cell_or_the_jobs_share_the_cores(
 
 
 def quality(out: Path) -> dict[tuple[str, int], list[float]]:
-    return {place: [r[m] for m in ("acc", "nmi", "ari", "knn")] for place, r in read_results(out).items()}
+    return {place: [r.values[m] for m in ("acc", "nmi", "ari", "knn")] for place, r in read_results(out).items()}
 
 
 def test_rows_of_all_kinds_then_the_same_again(
@@ -521,12 +521,13 @@ def test_rows_of_all_kinds_then_the_same_again(
         ("hdbscan-pixels", 3),
     ]
     # Same backbone, same images, same evaluation: what pre-training saw last is what k-means starts from.
-    assert records["moco", 3]["knn"] == records["kmeans-moco", 3]["knn"]
-    assert records["kmeans-moco", 3]["pretrain_seconds"] == records["moco", 3]["seconds"]
-    assert records["moco", 3]["images_seen"] == 29 * 64 * 2, "29 steps of 64 rows through two views"
-    with np.load(out / records["blind", 3]["folder"] / "outcome.npz") as outcome:
+    assert records["moco", 3].number("knn") == records["kmeans-moco", 3].number("knn")
+    assert records["kmeans-moco", 3].number("pretrain_seconds") == records["moco", 3].number("seconds")
+    assert [(r.method, r.before) for r in records.values() if r.before] == [("moco", ("kmeans-moco",))]
+    assert records["moco", 3].number("images_seen") == 29 * 64 * 2, "29 steps of 64 rows through two views"
+    with np.load(out / records["blind", 3].folder / "outcome.npz") as outcome:
         assert outcome["cluster"].shape == (1797,)
-    curves = json.loads((out / records["blind", 3]["folder"] / "curves.json").read_text())
+    curves = json.loads((out / records["blind", 3].folder / "curves.json").read_text())
     assert [epoch["epoch"] for epoch in curves] == [1]
     assert "loss" in curves[0]
     assert (out / "report.html").stat().st_size > 50_000
@@ -542,7 +543,7 @@ def test_rows_of_all_kinds_then_the_same_again(
     assert main(["compare", "--report-only", "--out", str(out)]) == 0
     assert (out / "report.html").read_bytes() == html
     # Other settings do not mix with what is there, nor does another precision.
-    assert {r["precision"] for r in records.values()} == {"float32"}
+    assert {r.precision for r in records.values()} == {"float32"}
     assert "trained in float32, threads a run: 1" in (out / "table.md").read_text()
     assert b"1 thread a cell; trained in float32" in html
     capsys.readouterr()
@@ -571,13 +572,13 @@ def test_what_needs_a_pretraining_that_failed_is_not_run(tmp_path: Path) -> None
     options = ["--seeds", "0", "--jobs", "2", "--cfg-options", "moco.model.head.queue_size=5000"]
     assert main(["compare", "--methods", "kmeans-pixels", "kmeans-moco", "spice", "--out", str(out), *options]) == 1
     records = read_results(out)
-    assert "the queue holds 5000 keys, but 1797 images" in records["moco", 0]["error"]
+    assert "the queue holds 5000 keys, but 1797 images" in str(records["moco", 0].error)
     for method in ("kmeans-moco", "spice"):
-        assert records[method, 0]["error"] == "not run, since moco seed 0 failed"
-    assert records["kmeans-pixels", 0]["acc"] > 0.7
+        assert records[method, 0].error == "not run, since moco seed 0 failed"
+    assert records["kmeans-pixels", 0].values["acc"] > 0.7
     options[-1] = "moco.model.head.queue_size=6000"  # what failed does not bind: the folder can still be used
     assert main(["compare", "--methods", "kmeans-moco", "--out", str(out), *options]) == 1
-    assert "holds 6000 keys" in read_results(out)["moco", 0]["error"]
+    assert "holds 6000 keys" in str(read_results(out)["moco", 0].error)
     assert (out / "report.html").exists()
 
 

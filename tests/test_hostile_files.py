@@ -25,7 +25,8 @@ from torch import Tensor
 from odc.apis import build_runner
 from odc.checkpoints import load_plain, write_tensors
 from odc.cli import main
-from odc.comparison.run import read_results, report_only
+from odc.comparison.results import read_results
+from odc.comparison.run import report_only
 from odc.config import load_config
 from odc.data import Embeddings, LabelFile
 from odc.data.table import read_table
@@ -430,7 +431,7 @@ def test_a_report_of_received_files_holds_no_markup_of_theirs(tmp_path: Path) ->
         tmp_path / "x", method=SCRIPT, methods=[SCRIPT, "odc"], command=SCRIPT, machine=SCRIPT, evaluated_on=SCRIPT
     )
     (record,) = report_only(tmp_path / "x")
-    assert record["method"] == SCRIPT
+    assert record.method == SCRIPT
     page = (tmp_path / "x" / "report.html").read_text(encoding="utf-8")
     table = (tmp_path / "x" / "table.md").read_text(encoding="utf-8")
     assert "<script" not in page.lower()
@@ -703,5 +704,5 @@ def test_the_good_ones_are_read(trained: tuple[Runner, dict[str, Any], Path], tm
     assert (runner.epoch, runner.iter) == (2, 6)
     comparison(tmp_path / "c")
     (record,) = report_only(tmp_path / "c")
-    assert record["acc"] == 0.5
+    assert record.number("acc") == 0.5
     assert "sklearn.cluster._birch" not in sys.modules or "sklearn.cluster" in sys.modules

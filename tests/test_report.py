@@ -8,7 +8,8 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from scipy import stats
 from sklearn.cluster import KMeans
 from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix
+from small_records import record
 
 from odc.comparison import charts, report
 from odc.comparison.pictures import Thumbnails, data_uri
 from odc.comparison.report import write_report
+from odc.comparison.results import Outcome, Record
 from odc.data.datasets import ArrayDataset, Digits
 from odc.errors import InputError
 from odc.evaluation import clustering_accuracy, evaluate_clustering
@@ -47,7 +50,7 @@ def digits(labels: bool = True) -> ArrayDataset:
     )
 
 
-def make_cell(folder: Path, method: str, seed: int, clusters: int = K, noise: int = 0) -> dict[str, Any]:
+def make_cell(folder: Path, method: str, seed: int, clusters: int = K, noise: int = 0) -> Record:
     """Cluster the digits for real, leave a cell's folder, and return its record."""
     dataset = digits()
     pixels = dataset.images().flatten(1).numpy().astype(np.float32) / 255
@@ -70,32 +73,25 @@ def make_cell(folder: Path, method: str, seed: int, clusters: int = K, noise: in
     )
     curves = [{"epoch": e, "loss": 2.0 / (e + seed), "nmi_prev": 1 - 0.5 / e, "churn": None} for e in range(1, 6)]
     (place / "curves.json").write_text(json.dumps(curves))
-    return {
-        "method": method,
-        "seed": seed,
-        "dataset": "digits",
-        "config": "",
-        "acc": found["accuracy"],
-        "nmi": found["nmi"],
-        "ari": found["ari"],
-        "knn": None,
-        "seconds": 1.5 + seed,
-        "images_seen": 5 * N,
-        "peak_rss_mb": 500.0,
-        "epochs": 5,
-        "evaluated_on": "train",
-        "folder": str(place),
-        "versions": {"torch": "2.15", "numpy": "2.4"},
-        "machine": "a small one",
-        "git_revision": "abc",
-        "command": "the command",
-        "date": "2026-11-22T10:00:00+00:00",
-        "threads": 1,
-    }
+    return record(
+        method,
+        seed,
+        acc=found["accuracy"],
+        nmi=found["nmi"],
+        ari=found["ari"],
+        knn=None,
+        entropy=found["entropy"],
+        empty=found["empty_clusters"],
+        seconds=1.5 + seed,
+        images_seen=5 * N,
+        peak_rss_mb=500.0,
+        epochs=5,
+        folder=str(place),
+    )
 
 
 @pytest.fixture(scope="module")
-def cells(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def cells(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     """K-means with two seeds, one of them with images in no cluster, and labels drawn at random."""
     folder = tmp_path_factory.mktemp("cells")
     return [
@@ -150,7 +146,7 @@ class Page(HTMLParser):
         return dict(zip(head, next(row for row in rows if row[0] == method), strict=True))
 
 
-def render(results: list[dict[str, Any]], out: Path, dataset: ArrayDataset | None = None) -> str:
+def render(results: list[Record], out: Path, dataset: ArrayDataset | None = None) -> str:
     """Write a report and return its text."""
     assert write_report(results, dataset or digits(), out, command=COMMAND) == out
     return out.read_text(encoding="utf-8")
@@ -159,17 +155,12 @@ def render(results: list[dict[str, Any]], out: Path, dataset: ArrayDataset | Non
 # -- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def plain(method: str, seed: int, **values: Any) -> dict[str, Any]:
-    """Return a record without a folder."""
-    return {"method": method, "seed": seed, **values}
-
-
 def test_the_table_by_hand(tmp_path: Path) -> None:
     results = [
-        plain("a", 0, acc=0.5, nmi=0.2, ari=0.1, knn=0.9, seconds=10, images_seen=1000, peak_rss_mb=100.4),
-        plain("a", 1, acc=0.7, nmi=0.4, ari=0.1, knn=0.9, seconds=14, images_seen=1000, peak_rss_mb=100.4),
-        plain("b", 0, acc=0.8, nmi=0.1, ari=0.1, seconds=30, pretrain_seconds=100.0),
-        plain("b", 1, acc=0.9, nmi=0.1, ari=0.2, seconds=30, pretrain_seconds=300.0, num_clusters=10),
+        record("a", 0, acc=0.5, nmi=0.2, ari=0.1, knn=0.9, seconds=10, images_seen=1000, peak_rss_mb=100.4),
+        record("a", 1, acc=0.7, nmi=0.4, ari=0.1, knn=0.9, seconds=14, images_seen=1000, peak_rss_mb=100.4),
+        record("b", 0, acc=0.8, nmi=0.1, ari=0.1, seconds=30, pretrain_seconds=100.0),
+        record("b", 1, acc=0.9, nmi=0.1, ari=0.2, seconds=30, pretrain_seconds=300.0, num_clusters=10),
     ]
     page = Page(render(results, tmp_path / "report.html"))
     assert [row[0] for row in page.tables[0]] == ["Method", "b", "a"]
@@ -188,7 +179,7 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
         "Seeds": "2",
     }
     assert page.row("b")["Difference to best"] == "best"
-    assert ", K = 10; seeds 0, 1." in " ".join((tmp_path / "report.html").read_text(encoding="utf-8").split())
+    assert ", K = 10; seeds 0, 1; run on" in " ".join((tmp_path / "report.html").read_text(encoding="utf-8").split())
     assert page.row("b")["kNN"] == "–"
     assert page.row("b")["Rank"] == "1.4"
     assert page.row("b")["Seconds"] == "30.0 ± 0.0 + 200.0 before"
@@ -212,34 +203,34 @@ def test_only_shared_seeds_are_paired() -> None:
 
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
-    text = render([plain("a", 3, acc=0.5, seconds=1), plain("b", 3, acc=0.25, seconds=1)], tmp_path / "r.html")
+    text = render([record("a", 3, acc=0.5, seconds=1), record("b", 3, acc=0.25, seconds=1)], tmp_path / "r.html")
     assert Page(text).row("b")["Difference to best"] == "−25.0 n = 1: no interval"
     assert "a has the highest accuracy, 50.0 % (one seed); b follows, −25.0 points" in text
     assert "±" not in Page(text).row("a")["ACC"]
     assert "</table></div>\n<p>One seed decides nothing: " in text
-    two = [plain(method, seed, acc=0.5) for method in "ab" for seed in (3, 4)]
+    two = [record(method, seed, acc=0.5) for method in "ab" for seed in (3, 4)]
     assert "One seed decides nothing" not in render(two, tmp_path / "two.html")
 
 
 @pytest.mark.parametrize(("second", "sure"), [([0.7, 0.7, 0.71], True), ([0.79, 0.83, 0.78], False)])
 def test_the_headline_says_whether_the_seeds_tell_them_apart(second: list[float], sure: bool, tmp_path: Path) -> None:
-    results = [plain("a", s, acc=v) for s, v in enumerate([0.8, 0.81, 0.82])]
-    results += [plain("b", s, acc=v) for s, v in enumerate(second)]
+    results = [record("a", s, acc=v) for s, v in enumerate([0.8, 0.81, 0.82])]
+    results += [record("b", s, acc=v) for s, v in enumerate(second)]
     text = render(results, tmp_path / "r.html")
     assert "a has the highest accuracy, 81.0 ± 1.0 %" in text
     assert ("do not tell the two apart" in text) is not sure
 
 
 def test_equal_values_share_a_rank() -> None:
-    ranks = report.mean_ranks({"a": [{"seed": 0, "acc": 0.5}], "b": [{"seed": 0, "acc": 0.5}], "c": [{"seed": 0}]})
+    ranks = report.mean_ranks({"a": [record("a", 0, acc=0.5)], "b": [record("b", 0, acc=0.5)], "c": [record("c", 0)]})
     assert ranks == {"a": 1.5, "b": 1.5}
 
 
 def test_pretraining_is_no_row(tmp_path: Path) -> None:
     results = [
-        plain("moco", 0, knn=0.75, seconds=100.0, epochs=40),
-        plain("moco", 1, knn=0.85, seconds=120.0, epochs=40),
-        plain("a", 0, acc=0.5, seconds=1.0, pretrain_seconds=110.0),
+        record("moco", 0, before=("a",), knn=0.75, seconds=100.0, epochs=40),
+        record("moco", 1, before=("a",), knn=0.85, seconds=120.0, epochs=40),
+        record("a", 0, acc=0.5, seconds=1.0, pretrain_seconds=110.0),
     ]
     text = render(results, tmp_path / "r.html")
     assert [row[0] for row in Page(text).tables[0]] == ["Method", "a"]
@@ -254,13 +245,13 @@ def test_nothing_to_report(tmp_path: Path) -> None:
 # -- what is missing -------------------------------------------------------------------------------------------------
 
 
-def test_failed_cells_have_a_row_and_are_escaped(cells: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_failed_cells_have_a_row_and_are_escaped(cells: list[Record], tmp_path: Path) -> None:
     error = '<script>alert("x")</script>'
     results = [
         *cells,
-        {"method": "a<b>", "seed": 0, "error": error, "log": "logs/0.txt"},
-        {"method": "a<b>", "seed": 1, "error": error, "log": "logs/1.txt"},
-        {"method": "kmeans", "seed": 2, "error": "InputError: K=500"},
+        record("a<b>", 0, error=error, log="logs/0.txt"),
+        record("a<b>", 1, error=error, log="logs/1.txt"),
+        record("kmeans", 2, error="InputError: K=500"),
     ]
     text = render(results, tmp_path / "r.html")
     page = Page(text)
@@ -283,14 +274,14 @@ def test_names_of_classes_and_paths_are_escaped(tmp_path: Path) -> None:
 
 
 def test_all_methods_failed(tmp_path: Path) -> None:
-    text = render([plain("a", 0, error="E: no")], tmp_path / "r.html")
+    text = render([record("a", 0, error="E: no")], tmp_path / "r.html")
     assert "No method ended" in text
     assert "No method has ended." in text
     assert "no ground truth" not in text
 
 
-def test_cells_without_files_say_so(cells: list[dict[str, Any]], tmp_path: Path) -> None:
-    bare = {**cells[0], "folder": str(tmp_path / "nowhere")}
+def test_cells_without_files_say_so(cells: list[Record], tmp_path: Path) -> None:
+    bare = replace(cells[0], folder=str(tmp_path / "nowhere"))
     text = render([bare], tmp_path / "r.html")
     assert "The cell has left no <code>outcome.npz</code>" in text
     assert "Without learning curves: random." in text
@@ -298,37 +289,38 @@ def test_cells_without_files_say_so(cells: list[dict[str, Any]], tmp_path: Path)
     assert not Page(text).images
 
 
-def test_damaged_files_are_named(cells: list[dict[str, Any]], tmp_path: Path) -> None:
-    shutil.copytree(cells[0]["folder"], tmp_path / "cell")
-    record = {**cells[0], "folder": str(tmp_path / "cell")}
+def test_damaged_files_are_named(cells: list[Record], tmp_path: Path) -> None:
+    shutil.copytree(cells[0].folder, tmp_path / "cell")
+    moved = replace(cells[0], folder=str(tmp_path / "cell"))
     outcome, curves = tmp_path / "cell" / "outcome.npz", tmp_path / "cell" / "curves.json"
     whole = outcome.read_bytes()
     outcome.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"outcome\.npz\' is no outcome of a cell"):
-        render([record], tmp_path / "r.html")
+        render([moved], tmp_path / "r.html")
     np.savez(outcome, cluster=np.zeros(N, np.int32))
     with pytest.raises(InputError, match="confidence"):
-        render([record], tmp_path / "r.html")
+        render([moved], tmp_path / "r.html")
     outcome.write_bytes(whole)
     smaller = ArrayDataset(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), list("abcde"))
     with pytest.raises(InputError, match="of 240 images but the data set has 5"):
-        render([record], tmp_path / "r.html", smaller)
+        render([moved], tmp_path / "r.html", smaller)
     curves.write_text('[{"epoch": 1}, 3]')
     with pytest.raises(InputError, match=r"curves\.json' is not a list of epochs"):
-        render([record], tmp_path / "r.html")
+        render([moved], tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 
 
-def test_without_ground_truth(cells: list[dict[str, Any]], tmp_path: Path) -> None:
-    results = [{k: v for k, v in cell.items() if k not in ("acc", "nmi", "ari", "knn")} for cell in cells]
+def test_without_ground_truth(cells: list[Record], tmp_path: Path) -> None:
+    known = ("acc", "nmi", "ari", "knn")
+    results = [replace(c, values={k: v for k, v in c.values.items() if k not in known}) for c in cells]
     text = render(results, tmp_path / "r.html", digits(labels=False))
     page = Page(text)
     assert "There is no ground truth" in text
-    assert page.tables[0][0][:3] == ["Method", "Entropy", "Clusters"]
+    assert page.tables[0][0][:3] == ["Method", "Entropy", "Empty clusters"]
     assert [row[0] for row in page.tables[0][1:]] == ["random", "kmeans"]  # drawn at random is more even
-    with np.load(Path(cells[0]["folder"]) / "outcome.npz") as first:
+    with np.load(Path(cells[0].folder) / "outcome.npz") as first:
         share = np.bincount(first["cluster"]) / N
-    with np.load(Path(cells[1]["folder"]) / "outcome.npz") as second:
+    with np.load(Path(cells[1].folder) / "outcome.npz") as second:
         other = np.bincount(second["cluster"]) / N
     mean = np.mean([-(s * np.log(s)).sum() / math.log(K) for s in (share, other)])
     assert page.row("random")["Entropy"].startswith(f"{mean:.3f} ±")
@@ -341,14 +333,15 @@ def test_without_ground_truth(cells: list[dict[str, Any]], tmp_path: Path) -> No
 # -- clusters --------------------------------------------------------------------------------------------------------
 
 
-def clusters_of(cell: Mapping[str, Any], dataset: ArrayDataset) -> tuple[report.Clusters, report.Outcome]:
-    outcome = report.read_outcome(Path(cell["folder"]), N)
+def clusters_of(cell: Record, dataset: ArrayDataset) -> tuple[report.Clusters, Outcome]:
+    folder = Path(cell.folder)
+    outcome = Outcome.load(folder, N)
     assert outcome is not None
-    found = report.clusters_of(cell["method"], cell["seed"], 0, outcome, dataset, Thumbnails(dataset))
+    found = report.clusters_of(cell.method, cell.seed, 0, outcome, folder, dataset, Thumbnails(dataset))
     return found, outcome
 
 
-def test_confusion_matrix_and_noise(cells: list[dict[str, Any]]) -> None:
+def test_confusion_matrix_and_noise(cells: list[Record]) -> None:
     dataset = digits()
     found, outcome = clusters_of(cells[2], dataset)
     assert dataset.targets is not None
@@ -392,7 +385,7 @@ def decode(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-def test_strips_show_the_right_images(cells: list[dict[str, Any]]) -> None:
+def test_strips_show_the_right_images(cells: list[Record]) -> None:
     dataset = digits()
     found, outcome = clusters_of(cells[2], dataset)
     assert dataset.targets is not None
@@ -474,10 +467,10 @@ def test_photographs_become_jpeg_and_drawings_png() -> None:
 
 
 def test_maps_are_kept_under_the_checksum_of_the_features(
-    cells: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cells: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(cells[1]["folder"], tmp_path / "cell", ignore=shutil.ignore_patterns("embedding-2d.npz"))
-    outcome = report.read_outcome(tmp_path / "cell", N)
+    shutil.copytree(cells[1].folder, tmp_path / "cell", ignore=shutil.ignore_patterns("embedding-2d.npz"))
+    outcome = Outcome.load(tmp_path / "cell", N)
     assert outcome is not None
     monkeypatch.setattr(report, "MOST_POINTS", 60)
     runs = []
@@ -487,39 +480,37 @@ def test_maps_are_kept_under_the_checksum_of_the_features(
         return TSNE(**options)
 
     monkeypatch.setattr(report, "TSNE", counted)
-    first, why = report.embed(outcome)
+    first, why = report.embed(outcome.features, tmp_path / "cell")
     assert first is not None
     assert why == ""
     index, xy = first
     assert len(index) == 60
     assert (np.diff(index) > 0).all()
     assert xy.shape == (60, 2)
-    again, _ = report.embed(outcome)
+    again, _ = report.embed(outcome.features, tmp_path / "cell")
     assert again is not None
     assert (again[1] == xy).all()
     assert len(runs) == 1
-    changed = report.Outcome(outcome.cluster, outcome.confidence, outcome.margin, outcome.features + 1, outcome.path)
-    report.embed(changed)
+    report.embed(outcome.features + 1, tmp_path / "cell")
     assert len(runs) == 2
     (tmp_path / "cell" / "embedding-2d.npz").write_bytes(b"PK")
-    anew, _ = report.embed(outcome)
+    anew, _ = report.embed(outcome.features, tmp_path / "cell")
     assert len(runs) == 3
     assert anew is not None
     assert (anew[1] == xy).all()
 
 
-def test_features_that_have_no_map(cells: list[dict[str, Any]]) -> None:
-    outcome = report.read_outcome(Path(cells[0]["folder"]), N)
+def test_features_that_have_no_map(cells: list[Record], tmp_path: Path) -> None:
+    outcome = Outcome.load(Path(cells[0].folder), N)
     assert outcome is not None
     features = outcome.features.copy()
     features[3, 0] = np.nan
-    bad = report.Outcome(outcome.cluster, outcome.confidence, outcome.margin, features, outcome.path)
-    assert report.embed(bad) == (None, "1 rows of features are not finite")
-    few = report.Outcome(outcome.cluster, outcome.confidence, outcome.margin, outcome.features[:5], outcome.path)
-    assert report.embed(few) == (None, "5 images are too few for a map")
-    flat = report.Outcome(outcome.cluster, outcome.confidence, outcome.margin, 0 * features[:3].repeat(5, 0), bad.path)
-    flat.features[:] = 7
-    assert report.embed(flat) == (None, "all 15 images have equal features: there is nothing to map")
+    assert report.embed(features, tmp_path) == (None, "1 rows of features are not finite")
+    assert report.embed(outcome.features[:5], tmp_path) == (None, "5 images are too few for a map")
+    assert report.embed(np.full((15, 4), 7, np.float32), tmp_path) == (
+        None,
+        "all 15 images have equal features: there is nothing to map",
+    )
 
 
 def test_classes_that_nobody_knows_are_no_map() -> None:
@@ -641,22 +632,22 @@ def test_curves_share_axes_but_for_the_loss() -> None:
 # -- the file --------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_cells_give_the_same_bytes(cells: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_the_same_cells_give_the_same_bytes(cells: list[Record], tmp_path: Path) -> None:
     first = render(cells, tmp_path / "a.html")
     assert render(cells, tmp_path / "b.html") == first
     # and so where every map is drawn anew
     moved = []
     for cell in cells:
-        folder = tmp_path / Path(cell["folder"]).name
-        shutil.copytree(cell["folder"], folder, ignore=shutil.ignore_patterns("embedding-2d.npz"))
-        moved.append({**cell, "folder": str(folder)})
+        folder = tmp_path / Path(cell.folder).name
+        shutil.copytree(cell.folder, folder, ignore=shutil.ignore_patterns("embedding-2d.npz"))
+        moved.append(replace(cell, folder=str(folder)))
     anew = render(moved, tmp_path / "c.html")
-    here, there = str(tmp_path), str(Path(cells[0]["folder"]).parent)
+    here, there = str(tmp_path), str(Path(cells[0].folder).parent)
     assert anew.replace(here, "") == first.replace(there, "")
     assert {p.name for p in tmp_path.iterdir() if p.is_file()} == {"a.html", "b.html", "c.html"}
 
 
-def test_nothing_is_loaded_from_anywhere(cells: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_nothing_is_loaded_from_anywhere(cells: list[Record], tmp_path: Path) -> None:
     text = render(cells, tmp_path / "r.html")
     page = Page(text)
     assert page.images
@@ -703,8 +694,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.mark.parametrize("width", [375, 1000, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_in_a_browser(browser: Any, cells: list[dict[str, Any]], width: int, scheme: str, tmp_path: Path) -> None:
-    failed = {"method": "hdbscan", "seed": 0, "error": "E: " + "a/very/long/path/" * 20, "log": "l" * 300}
+def test_in_a_browser(browser: Any, cells: list[Record], width: int, scheme: str, tmp_path: Path) -> None:
+    failed = record("hdbscan", 0, error="E: " + "a/very/long/path/" * 20, log="l" * 300)
     render([*cells, failed], tmp_path / "report.html")
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)

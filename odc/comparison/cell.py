@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
 import shutil
@@ -16,31 +15,28 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import set_random_seed
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-from torch import Tensor
 
 from odc.apis import build_runner, convert, finish, load_runner
 from odc.checkpoints import find_resume
-from odc.clustering import l2_normalize, log_odds
+from odc.clustering import l2_normalize
 from odc.clustering.kmeans import load_faiss
 from odc.comparison.plan import PRETRAINING, Cell, measure
-from odc.comparison.report import CURVES_FILE, OUTCOME_FILE, embed, read_outcome
-from odc.comparison.table import QUALITY
+from odc.comparison.report import embed
+from odc.comparison.results import QUALITY, Outcome, write_curves
 from odc.engine.data import ClusterData
 from odc.engine.extract import extract
 from odc.engine.loops import ClusterValLoop
 from odc.errors import InputError
 from odc.evaluation.evaluator import ClusterMetrics, Evaluation, KNNMetric
-from odc.files import explain, write_text, written_whole
+from odc.files import explain
 from odc.models import AvgPool, ClusterModel, MoCo
 from odc.pipeline import Pipeline, fit_queue
 from odc.processes import end_with_parent
-from odc.reading import fields, real, whole
 from odc.registry import DATASETS, MODELS, build
 from odc.structures import LocalComm
 
@@ -50,75 +46,18 @@ Report = Callable[[float, str], None]  # the share that is done, and where it is
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Result:
     """What a cell found.
 
     Attributes:
         values: metrics and costs by name.
-        clustering: ``None`` where there was no evaluation, or it had no clusters, as MoCo's.
+        outcome: ``None`` where there was no evaluation, or it had no clusters, as MoCo's.
         logs: folder with the log of the training behind the row, if there was one.
     """
 
     values: dict[str, float]
-    clustering: Clustering | None
+    outcome: Outcome | None
     logs: Path | None = None
-
-
-@dataclass(frozen=True)
-class Clustering:
-    """The clusters of N images, and what they are seen by.
-
-    Attributes:
-        features: (N, D) floating, what was clustered.
-        cluster: (N,) int64, negative: in none.
-        confidence: (N,) floating, higher is more central.
-        margin: (N,) floating, of the best cluster before the second; small is at the border.
-    """
-
-    features: Tensor
-    cluster: Tensor
-    confidence: Tensor
-    margin: Tensor
-
-    @classmethod
-    def from_scores(cls, evaluation: Evaluation) -> Clustering | None:
-        """Return what the scores of a head say; confidence and margin are log-odds, the latter to the second best."""
-        scores = evaluation.scores
-        if not scores.shape[1]:
-            return None
-        best, order = scores.topk(min(2, scores.shape[1]), dim=1)
-        confidence = log_odds(scores).gather(1, order[:, :1])[:, 0]
-        return cls(evaluation.features, order[:, 0], confidence, best[:, 0] - best[:, -1])
-
-    @classmethod
-    def from_clusters(cls, features: Tensor, cluster: Tensor) -> Clustering:
-        """Judge clusters (N,) by the distances of features (N, D) to the clusters' means."""
-        ids = cluster[cluster >= 0].unique()
-        if not len(ids):
-            nothing = torch.zeros(len(features))
-            return cls(features, cluster, nothing, nothing)
-        means = torch.stack([features[cluster == i].mean(0) for i in ids])
-        distance = torch.cdist(features, means)
-        own = torch.searchsorted(ids, cluster).clamp(0, len(ids) - 1)[:, None]
-        mine = distance.gather(1, own)[:, 0]
-        other = distance.scatter(1, own, torch.inf).min(1).values if len(ids) > 1 else mine
-        return cls(features, cluster, -mine, other - mine)
-
-    def save(self, file: Path) -> None:
-        """Write it as a compressed .npz of plain arrays, completely or not at all.
-
-        Features are in half precision, shrunk where they do not fit.
-        """
-        features = self.features.numpy()
-        largest = float(np.abs(features).max(initial=0.0))
-        with written_whole(file) as out:
-            np.savez_compressed(
-                out,
-                features=(features / max(1.0, largest / float(np.finfo(np.float16).max))).astype(np.float16),
-                cluster=self.cluster.numpy().astype(np.int32),
-                confidence=self.confidence.numpy().astype(np.float32),
-                margin=self.margin.numpy().astype(np.float32),
-            )
 
 
 class _Watch(Hook):
@@ -160,7 +99,7 @@ class _Watch(Hook):
             runner.train_loop.max_epochs = done + max(0, int((60 * self.minutes - used) * done / used))
 
 
-def run_method(cell: Cell, report: Report) -> Outcome:
+def run_method(cell: Cell, report: Report) -> Result:
     """Train by a config."""
     cfg = cell.prepare()
     fitted = None
@@ -177,10 +116,10 @@ def run_method(cell: Cell, report: Report) -> Outcome:
     if isinstance(runner.model, MoCo):
         convert(next(find_resume(folder)), folder / "backbone.pth")
     evaluation = runner.val_loop.evaluation if isinstance(runner.val_loop, ClusterValLoop) else None
-    return Outcome(values, None if evaluation is None else Clustering.from_scores(evaluation), folder)
+    return Result(values, None if evaluation is None else Outcome.from_scores(evaluation), folder)
 
 
-def run_pipeline(cell: Cell, report: Report) -> Outcome:
+def run_pipeline(cell: Cell, report: Report) -> Result:
     """Run SPICE from the shared backbone up to the row's stage; the stages before it may be there already."""
     stage = cell.stage or "semi"
     if cell.minutes is not None:  # how much of it an interrupted training has had is not known
@@ -212,11 +151,11 @@ def run_pipeline(cell: Cell, report: Report) -> Outcome:
     cfg.work_dir = str(Path(cell.folder) / "evaluation")
     runner, _ = load_runner(cfg, str(Path(cell.folder) / stage / results[stage]["checkpoint"]))
     val = runner.val_loop
-    clustering = Clustering.from_scores(val.evaluate()) if isinstance(val, ClusterValLoop) else None
-    return Outcome(values, clustering, Path(cell.folder) / stage)
+    outcome = Outcome.from_scores(val.evaluate()) if isinstance(val, ClusterValLoop) else None
+    return Result(values, outcome, Path(cell.folder) / stage)
 
 
-def run_estimator(cell: Cell, report: Report) -> Outcome:
+def run_estimator(cell: Cell, report: Report) -> Result:
     """Cluster the pixels of the extraction view, or the features of the backbone, untrained or pre-trained."""
     estimator, cfg = cell.estimator, cell.prepare()
     assert estimator is not None
@@ -247,7 +186,7 @@ def run_estimator(cell: Cell, report: Report) -> Outcome:
     values |= {"clusters": float(len(clusters[clusters >= 0].unique())), "epochs": 0.0, "images_seen": 0.0}
     if noise:
         values["noise"] = float(noise)
-    return Outcome(values, Clustering.from_clusters(x, clusters))
+    return Result(values, Outcome.from_clusters(x, clusters))
 
 
 def num_clusters(cfg: Any) -> int:
@@ -291,15 +230,15 @@ def run_cell(cell: Cell, pipe: Connection) -> None:
         load_faiss().omp_set_num_threads(cell.threads)
         threadpool_limits(cell.threads)  # scikit-learn and NumPy have pools of their own
         run = run_estimator if cell.estimator is not None else run_pipeline if cell.stage is not None else run_method
-        outcome = run(cell, report)
-        values = {"seconds": round(time.perf_counter() - started, 2), **outcome.values}
+        result = run(cell, report)
+        values = {"seconds": round(time.perf_counter() - started, 2), **result.values}
         record = {name: values.get(name) for name in (*QUALITY, *sorted(set(values) - set(QUALITY)))}
         record |= {name: int(values[name]) for name in ("epochs", "images_seen") if name in values}
-        if outcome.clustering is not None:
-            outcome.clustering.save(folder / OUTCOME_FILE)
-            images = len(outcome.clustering.cluster)
-        if outcome.logs is not None:
-            write_text(folder / CURVES_FILE, json.dumps(read_curves(outcome.logs)) + "\n")
+        if result.outcome is not None:
+            result.outcome.save(folder)
+            images = len(result.outcome.cluster)
+        if result.logs is not None:
+            write_curves(result.logs, folder)
     except Exception as e:  # whatever it is, it becomes this cell's record
         with contextlib.suppress(OSError):  # the log's disk may be what is full
             traceback.print_exc()
@@ -312,28 +251,7 @@ def run_cell(cell: Cell, pipe: Connection) -> None:
     usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     record["peak_rss_mb"] = round(usage / 1024, 1)
     pipe.send(("record", record))
-    if cell.shown and images and (found := read_outcome(folder, images)) is not None:
+    if cell.shown and images and (found := Outcome.load(folder, images)) is not None:
         pipe.send(("progress", 1.0, "map of the features"))
         os.nice(5)  # the next cell has begun
-        embed(found)  # here, beside the other cells, and not one after the other when all have ended
-
-
-_LOGGED = fields({"step": whole()}, real())
-
-
-def read_curves(logs: Path) -> list[dict[str, float]]:
-    """Return what was logged of each epoch, ascending: ``{"epoch": 1, "loss": ..., "nmi_prev": ...}``."""
-    epochs: dict[int, dict[str, float]] = {}
-    for file in sorted(logs.glob("*/vis_data/scalars.json")):  # one for each start; a resumed run goes on
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                logged = _LOGGED(json.loads(line))
-            except (ValueError, RecursionError):  # cut short by a kill
-                continue
-            step = logged.pop("step")
-            values = {name.partition("/")[2]: value for name, value in logged.items() if value is not None}
-            losses = [value for name, value in values.items() if "loss" in name]
-            if losses:
-                values.setdefault("loss", sum(losses))  # a method with several trains on their sum
-            epochs.setdefault(step, {"epoch": step}).update(values)
-    return [epochs[step] for step in sorted(epochs)]
+        embed(found.features, folder)  # here, beside the other cells, and not one after the other when all have ended

@@ -19,7 +19,6 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from scipy import stats
@@ -28,19 +27,15 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from odc.comparison import charts
 from odc.comparison.pictures import Sprite, Thumbnails, data_uri
-from odc.comparison.plan import PRETRAINING
-from odc.comparison.table import QUALITY, Record, Spread, amount, one_seed, spread
+from odc.comparison.results import QUALITY, Ints, Outcome, Record, read_curves
+from odc.comparison.table import EVENNESS, Spread, amount, listed, one_seed, spread
 from odc.data.datasets import ImageDataset
 from odc.errors import DamagedError, InputError, printable
-from odc.evaluation import cluster_entropy, clustering_accuracy
+from odc.evaluation import clustering_accuracy
 from odc.files import write_text, written_whole
-from odc.reading import listing, mapping, memory, optional, read_arrays, read_json, reading, real
+from odc.reading import read_arrays, reading
 from odc.structures import UNLABELLED, make_generator
 
-Ints = npt.NDArray[np.int64]
-
-OUTCOME_FILE, CURVES_FILE = "outcome.npz", "curves.json"  # what a cell leaves in its folder
-EVENNESS = {"entropy": "Entropy", "clusters": "Clusters"}  # instead, without ground truth
 RANKED = ("acc", "nmi", "ari")  # kNN is of the features, not of the clusters
 CURVES = {
     "loss": "loss",
@@ -57,75 +52,6 @@ MOST_CELLS = 200  # classes and clusters up to which there is a confusion matrix
 MOST_POINTS = 2000  # on a map
 IMAGES = 6  # of each kind in a strip
 WIDE, NARROW = 960, 343  # CSS pixels of a chart on a desktop and on a phone
-
-
-# -- what there is ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a cell has left of its clustering.
-
-    Attributes:
-        cluster: (N,) int64, -1 in none.
-        confidence: (N,) float32, higher is more central.
-        margin: (N,) float32, lower is closer to another cluster.
-        features: (N, D) float32, what was clustered.
-        path: the file.
-    """
-
-    cluster: Ints
-    confidence: charts.Floats
-    margin: charts.Floats
-    features: charts.Floats
-    path: Path
-
-
-def read_outcome(folder: Path, total: int) -> Outcome | None:
-    """Read ``outcome.npz`` of a cell, or return ``None`` where there is none.
-
-    Raises:
-        InputError: the file is damaged, or of another number of images than ``total``.
-    """
-    path = folder / OUTCOME_FILE
-    if not path.is_file():
-        return None
-    with reading(path, "is no outcome of a cell", "run this cell again"):
-        arrays = read_arrays(path, _OUTCOME, most=memory() // 4)
-    cluster, confidence, margin, features = (arrays[name] for name in _OUTCOME)
-    lengths = {len(array) for array in arrays.values()}
-    if lengths != {total}:
-        found = " and ".join(f"{n:,}" for n in sorted(lengths))
-        raise InputError(f"{path} is of {found} images but the data set has {total:,}: run this cell again")
-    if total and not UNLABELLED <= cluster.min() <= cluster.max() < total:
-        raise DamagedError(
-            f"'{path}' is no outcome of a cell (clusters {cluster.min()} to {cluster.max()} of {total:,} images): "
-            "run this cell again"
-        )
-    confidence, margin, features = (array.astype(np.float32) for array in (confidence, margin, features))
-    return Outcome(cluster.astype(np.int64), confidence, margin, features, path)
-
-
-_OUTCOME = {"cluster": ("iu", 1), "confidence": ("f", 1), "margin": ("f", 1), "features": ("f", 2)}
-
-
-def read_curves(folder: Path) -> list[dict[str, float]]:
-    """Read ``curves.json`` of a cell; return no epochs where there is none.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    path = folder / CURVES_FILE
-    if not path.is_file():
-        return []
-    epochs = read_json(path, listing(mapping(optional(real()))), "is not a list of epochs", "run this cell again")
-    return [{name: float(value) for name, value in epoch.items() if value is not None} for epoch in epochs]
-
-
-def number(record: Record, key: str) -> float | None:
-    """Return a finite number of a record, or ``None`` where there is none."""
-    value = record.get(key)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 # -- the table -------------------------------------------------------------------------------------------------------
@@ -183,8 +109,8 @@ def mean_ranks(good: Mapping[str, Sequence[Record]]) -> dict[str, float]:
         by_seed: dict[Any, dict[str, float]] = {}
         for method, records in good.items():
             for r in records:
-                if (value := number(r, metric)) is not None:
-                    by_seed.setdefault(r["seed"], {})[method] = value
+                if (value := r.number(metric)) is not None:
+                    by_seed.setdefault(r.seed, {})[method] = value
         for values in by_seed.values():
             for method, rank in zip(values, stats.rankdata([-v for v in values.values()]), strict=True):
                 ranks[method].append(float(rank))
@@ -195,13 +121,13 @@ def rows_of(results: Sequence[Record], columns: Sequence[str], key: str) -> list
     """Return the table, best first by ``key``; methods of which no seed has ended come last."""
     by_method: dict[str, list[Record]] = {}
     for r in results:
-        by_method.setdefault(r["method"], []).append(r)
-    good = {method: [r for r in records if not r.get("error")] for method, records in by_method.items()}
-    values = {method: {c: spread([number(r, c) for r in good[method]]) for c in columns} for method in by_method}
+        by_method.setdefault(r.method, []).append(r)
+    good = {method: [r for r in records if r.error is None] for method, records in by_method.items()}
+    values = {method: {c: spread([r.number(c) for r in good[method]]) for c in columns} for method in by_method}
     means = {method: v[key].mean if v[key] is not None else -math.inf for method, v in values.items()}  # type: ignore[union-attr]
     order = sorted(by_method, key=lambda method: (not good[method], -means[method]))
     best = order[0] if key == "acc" and order and means[order[0]] > -math.inf else None
-    seeds = {m: {r["seed"]: v for r in good[m] if (v := number(r, key)) is not None} for m in by_method}
+    seeds = {m: {r.seed: v for r in good[m] if (v := r.number(key)) is not None} for m in by_method}
     ranks = mean_ranks(good)
     return [
         Row(
@@ -222,8 +148,8 @@ def failures(records: Sequence[Record]) -> list[tuple[list[Any], str, str]]:
     """Return ``(seeds, error, log)`` of the cells that failed: those with the same error together."""
     found: dict[str, tuple[list[Any], str, str]] = {}
     for r in records:
-        if r.get("error"):
-            found.setdefault(str(r["error"]), ([], str(r["error"]), str(r.get("log") or "")))[0].append(r["seed"])
+        if r.error is not None:
+            found.setdefault(r.error, ([], r.error, r.log or ""))[0].append(r.seed)
     return list(found.values())
 
 
@@ -336,9 +262,15 @@ class Clusters:
 
 
 def clusters_of(
-    method: str, seed: Any, position: int, outcome: Outcome, dataset: ImageDataset, thumbnails: Thumbnails
+    method: str,
+    seed: int,
+    position: int,
+    outcome: Outcome,
+    folder: Path,
+    dataset: ImageDataset,
+    thumbnails: Thumbnails,
 ) -> Clusters:
-    """Return everything that the report shows of one clustering."""
+    """Return everything that the report shows of one clustering, from a cell's folder."""
     cluster = outcome.cluster
     ids, counts = np.unique(cluster[cluster >= 0], return_counts=True)
     order = np.argsort(-counts, kind="stable")
@@ -358,7 +290,7 @@ def clusters_of(
     confusion = None
     if classes is not None and targets is not None and match:
         confusion = confusion_of(cluster, targets, classes, sizes, match)
-    spots, why = embed(outcome)
+    spots, why = embed(outcome.features, folder)
     maps = []
     if spots is not None:
         index, xy = spots
@@ -460,19 +392,18 @@ def _name(dataset: ImageDataset, i: int) -> str:
 # -- maps ------------------------------------------------------------------------------------------------------------
 
 
-def embed(outcome: Outcome) -> tuple[tuple[Ints, charts.Floats] | None, str]:
+def embed(features: charts.Floats, folder: Path) -> tuple[tuple[Ints, charts.Floats] | None, str]:
     """Return at most :data:`MOST_POINTS` sample ids and their places in the plane by t-SNE, or why there are none.
 
-    The result is kept as ``embedding-2d.npz`` beside the features, under their checksum.
+    The result is kept as ``embedding-2d.npz`` in the folder, under the checksum of the features.
     """
-    features = outcome.features
     if len(features) < 10:
         return None, f"{len(features)} images are too few for a map"
     if not np.isfinite(features).all():
         return None, f"{int((~np.isfinite(features).all(1)).sum()):,} rows of features are not finite"
     if (features == features[0]).all():
         return None, f"all {len(features):,} images have equal features: there is nothing to map"
-    cache = outcome.path.with_name("embedding-2d.npz")
+    cache = folder / "embedding-2d.npz"
     digest = hashlib.sha256(repr((features.shape, MOST_POINTS)).encode())
     digest.update(np.ascontiguousarray(features).data)
     checksum = digest.hexdigest()
@@ -578,14 +509,8 @@ def write_report(results: Sequence[Record], dataset: ImageDataset, out: Path, *,
     """Write the report of a comparison, whole or not at all, and return its path.
 
     Args:
-        results: a record for each cell (method x seed), in order of running: ``method`` and ``seed``; ``dataset``,
-            ``evaluated_on``, ``num_clusters``, ``config``, ``folder``; ``acc``, ``nmi``, ``ari``, ``knn`` in [0, 1];
-            ``seconds``, ``pretrain_seconds`` (of the training it starts from), ``images_seen``, ``peak_rss_mb``,
-            ``epochs``; ``versions``, ``machine``, ``git_revision``, ``command``, ``date``, ``precision``, ``threads``;
-            or ``error`` and ``log``.
-            Whatever else is missing or ``None`` is left out of the report. A cell's folder may hold ``outcome.npz``
-            (``cluster``, ``confidence``, ``margin``, ``features``, a row for each image of the data set) and
-            ``curves.json`` (a list of epochs).
+        results: of each cell (method x seed), in order of running. Its folder, within that of the report, may hold an
+            outcome and curves.
         dataset: the N images that were clustered.
         out: the file to write.
         command: what repeats the whole comparison.
@@ -595,12 +520,10 @@ def write_report(results: Sequence[Record], dataset: ImageDataset, out: Path, *,
     """
     if not results:
         raise InputError("there are 0 cells to report: run at least 1 method")
-    cells = [r for r in results if r["method"] != PRETRAINING]
-    shared = [r for r in results if r["method"] == PRETRAINING]
-    ended = [r for r in cells if not r.get("error")]
-    labelled = not ended or any(number(r, "acc") is not None for r in ended)
-    if not labelled:
-        cells = [{**r, **_evenness(r, dataset)} for r in cells]
+    cells = [r for r in results if not r.before]
+    shared = [r for r in results if r.before]
+    ended = [r for r in cells if r.error is None]
+    labelled = not ended or any(r.number("acc") is not None for r in ended)
     quality = QUALITY if labelled else EVENNESS
     costs = ("seconds", "pretrain_seconds", "images_seen", "peak_rss_mb")
     rows = rows_of(cells, [*quality, *costs], "acc" if labelled else "entropy")
@@ -608,66 +531,61 @@ def write_report(results: Sequence[Record], dataset: ImageDataset, out: Path, *,
     thumbnails = Thumbnails(dataset)
     shown = []
     for position, row in enumerate(rows):
-        mine = [r for r in cells if r["method"] == row.method and not r.get("error")]
+        mine = [r for r in ended if r.method == row.method]
         for r in mine:
-            outcome = read_outcome(Path(r["folder"]), len(dataset)) if r.get("folder") else None
-            if outcome is not None:
-                shown.append(clusters_of(row.method, r["seed"], position, outcome, dataset, thumbnails))
+            folder = out.parent / r.folder
+            if (outcome := Outcome.load(folder, len(dataset))) is not None:
+                shown.append(clusters_of(row.method, r.seed, position, outcome, folder, dataset, thumbnails))
                 break
         else:
             if mine:
-                shown.append(Clusters(row.method, mine[0]["seed"], position, found=False))
+                shown.append(Clusters(row.method, mine[0].seed, position, found=False))
 
     epochs: dict[str, dict[Any, list[dict[str, float]]]] = {}
-    for method in [*(row.method for row in rows), *dict.fromkeys(r["method"] for r in shared)]:
+    for method in [*(row.method for row in rows), *dict.fromkeys(r.method for r in shared)]:
         for r in results:
-            if r["method"] == method and r.get("folder") and (found := read_curves(Path(r["folder"]))):
-                epochs.setdefault(method, {})[r["seed"]] = found
+            if r.method == method and (found := read_curves(out.parent / r.folder)):
+                epochs.setdefault(method, {})[r.seed] = found
     curves = curves_of(epochs)
     with_points = _points(rows, cells) if labelled else []
-    known = {str(r.get("evaluated_on")): None for r in cells if r.get("evaluated_on")}
-    dates = sorted({str(r["date"])[:10] for r in results if r.get("date")})
+    splits = {r.method: r.evaluated_on for r in cells}
+    dates = sorted({r.date[:10] for r in results})
     text = (
         _environment()
         .get_template("report.html")
         .render(
-            names=list(dict.fromkeys(str(r.get("dataset")) for r in results if r.get("dataset"))) or ["unnamed images"],
+            names=list(dict.fromkeys(r.dataset for r in results)),
             total=len(dataset),
             classes=dataset.classes if dataset.targets is not None else None,
-            asked=sorted({int(r["num_clusters"]) for r in cells if r.get("num_clusters")}),
-            clusters=sorted({c.clusters for c in shown if c.found}),
-            seeds=list(dict.fromkeys(r["seed"] for r in cells)),
+            asked=sorted({r.num_clusters for r in cells}),
+            seeds=list(dict.fromkeys(r.seed for r in cells)),
             dates=dates,
             headline=headline(rows, labelled),
             labelled=labelled,
             quality=quality,
             rows=rows,
             one_seed=one_seed(ended),
-            splits=list(known),
-            splits_by_method=_splits(cells) if len(known) > 1 else {},
-            shared=_shared(shared),
+            splits=splits,
+            shared=[_shared([r for r in shared if r.method == stage]) for stage in {r.method: 0 for r in shared}],
             charts=[charts.cost_chart(with_points, width, height) for width, height in ((WIDE, 400), (NARROW, 320))]
             if with_points
             else [],
             points=with_points,
             curves=curves,
-            pretraining=PRETRAINING,
+            stages={r.method for r in shared},
             without_curves=[row.method for row in rows if row.good and row.method not in {c.method for c in curves}],
             shown=shown,
             images=IMAGES,
             most_clusters=MOST_CLUSTERS,
             most_points=MOST_POINTS,
             map=charts.MAP,
-            cells=[{key: r.get(key) for key in ("method", "seed", "error", *_CELL)} for r in results],
+            cells=[(r, out.parent / r.folder) for r in results],
             runs=_runs(results),
             command=command,
         )
     )
     write_text(out, text)
     return out
-
-
-_CELL = ("config", "epochs", "seconds", "date", "folder")
 
 
 def _environment() -> jinja2.Environment:
@@ -683,17 +601,6 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _evenness(record: Record, dataset: ImageDataset) -> dict[str, float]:
-    """Return how the clusters are filled: all that can be told without ground truth."""
-    outcome = read_outcome(Path(record["folder"]), len(dataset)) if record.get("folder") else None
-    if outcome is None:
-        return {}
-    ids = outcome.cluster[outcome.cluster >= 0]
-    if len(ids) == 0:
-        return {"clusters": 0.0}
-    return {"entropy": cluster_entropy(ids, int(ids.max()) + 1), "clusters": float(len(np.unique(ids)))}
-
-
 def _points(rows: Sequence[Row], cells: Sequence[Record]) -> list[charts.Point]:
     """Return the methods that have both a quality and a cost."""
     found = []
@@ -701,8 +608,8 @@ def _points(rows: Sequence[Row], cells: Sequence[Record]) -> list[charts.Point]:
         acc, seconds = row.values["acc"], row.values["seconds"]
         if acc is None or seconds is None:
             continue
-        mine = [r for r in cells if r["method"] == row.method and number(r, "pretrain_seconds") is not None]
-        total = spread([(number(r, "seconds") or 0.0) + (number(r, "pretrain_seconds") or 0.0) for r in mine])
+        mine = [r for r in cells if r.method == row.method and r.number("pretrain_seconds") is not None]
+        total = spread([(r.number("seconds") or 0.0) + (r.number("pretrain_seconds") or 0.0) for r in mine])
         found.append(
             charts.Point(
                 row.method,
@@ -716,19 +623,16 @@ def _points(rows: Sequence[Row], cells: Sequence[Record]) -> list[charts.Point]:
     return found
 
 
-def _splits(cells: Sequence[Record]) -> dict[str, str]:
-    return {r["method"]: str(r["evaluated_on"]) for r in cells if r.get("evaluated_on")}
-
-
-def _shared(records: Sequence[Record]) -> dict[str, Any] | None:
-    """Return what the shared pre-training took and gave, or ``None`` where there was none."""
-    good = [r for r in records if not r.get("error")]
-    if not records:
-        return None
+def _shared(records: Sequence[Record]) -> dict[str, Any]:
+    """Return what a shared stage took and gave, from its records."""
+    good = [r for r in records if r.error is None]
     return {
-        "seconds": spread([number(r, "seconds") for r in good]),
-        "knn": spread([number(r, "knn") for r in good]),
-        "epochs": next((r["epochs"] for r in good if r.get("epochs")), None),
+        "stage": records[0].method,
+        "config": records[0].config,
+        "before": listed(records[0].before),
+        "seconds": spread([r.number("seconds") for r in good]),
+        "knn": spread([r.number("knn") for r in good]),
+        "epochs": next((r.values["epochs"] for r in good if r.number("epochs")), None),
         "errors": failures(records),
     }
 
@@ -737,7 +641,9 @@ def _runs(results: Sequence[Record]) -> list[dict[str, Any]]:
     """Return where the cells ran: those that share machine, versions, revision and command together."""
     runs: dict[str, dict[str, Any]] = {}
     for r in results:
-        facts = {key: r.get(key) for key in ("command", "machine", "precision", "threads", "git_revision", "versions")}
+        facts = {
+            key: getattr(r, key) for key in ("command", "machine", "precision", "threads", "git_revision", "versions")
+        }
         run = runs.setdefault(json.dumps(facts, sort_keys=True, default=str), {**facts, "cells": []})
-        run["cells"].append(f"{r['method']} {r['seed']}")
+        run["cells"].append(f"{r.method} {r.seed}")
     return list(runs.values())

@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from odc.comparison.plan import PRETRAINING
+from odc.comparison.results import QUALITY, Record
 from odc.errors import printable
 from odc.evaluation.markdown import escaped, markdown_table
 
-Record = Mapping[str, Any]
-QUALITY = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "knn": "kNN"}
-UNLABELLED = {"entropy": "entropy", "empty": "empty clusters"}  # without ground truth: how the clusters are filled
+EVENNESS = {"entropy": "entropy", "empty": "empty clusters"}  # without ground truth: how the clusters are filled
 
 
 def table(records: Sequence[Record]) -> str:
     """Return the table in Markdown: mean ± sample standard deviation over the seeds, and what it was measured on."""
-    rows_of = [r for r in records if r["method"] != PRETRAINING]
-    good = [r for r in rows_of if "error" not in r]
-    quality = QUALITY if not good or any(r.get("acc") is not None for r in good) else UNLABELLED
+    rows_of = [r for r in records if not r.before]
+    good = [r for r in rows_of if r.error is None]
+    quality = QUALITY if not good or any(r.number("acc") is not None for r in good) else EVENNESS
     rows = [["method", *quality.values(), "seconds", "peak MB", "images seen", "seeds"]]
-    for method in dict.fromkeys(r["method"] for r in rows_of):
-        mine = [r for r in rows_of if r["method"] == method]
-        done = [r for r in mine if "error" not in r]
+    for method in dict.fromkeys(r.method for r in rows_of):
+        mine = [r for r in rows_of if r.method == method]
+        done = [r for r in mine if r.error is None]
         if not done:
             rows.append([method, "failed", *[""] * (len(quality) + 2), f"0 of {len(mine)}"])
             continue
-        cells = [amount(spread([r.get(m) for r in done]), 3) for m in quality]
+        cells = [amount(spread([r.number(m) for r in done]), 3) for m in quality]
         cells += [
-            amount(spread([r.get(m) for r in done]), digits) for m, digits in (("seconds", 1), ("peak_rss_mb", 0))
+            amount(spread([r.number(m) for r in done]), digits) for m, digits in (("seconds", 1), ("peak_rss_mb", 0))
         ]
-        seen = statistics.fmean(r.get("images_seen") or 0 for r in done)
+        seen = statistics.fmean(r.number("images_seen") or 0 for r in done)
         seeds = str(len(mine)) if len(done) == len(mine) else f"{len(done)} of {len(mine)}"
         rows.append([method, *cells, f"{seen:,.0f}", seeds])
     lines = [markdown_table(rows)]
@@ -41,21 +38,27 @@ def table(records: Sequence[Record]) -> str:
         lines.append(note)
     if good:
         first = good[0]
-        where = escaped(first["evaluated_on"])
+        where = escaped(first.evaluated_on)
         lines.append(
-            f"Evaluated on the {first['images']:,} images of {where}, K = {first['num_clusters']}; "
+            f"Evaluated on the {first.images:,} images of {where}, K = {first.num_clusters}; "
             "images seen: views that training put through the network."
         )
-    shared = [r for r in records if r["method"] == PRETRAINING and "error" not in r]
-    if shared:
-        seconds, memory = (spread([r.get(name) for r in shared]) for name in ("seconds", "peak_rss_mb"))
-        took = f"{amount(seconds)} s and {amount(memory, 0)} MB"
-        lines.append(
-            f"Before SPICE and the rows of -{PRETRAINING}, once a seed and shared by them: "
-            f"{shared[0].get('epochs') or 0:.0f} epochs of pre-training by {escaped(shared[0]['config'])}, {took}."
-        )
-    lines += [escaped(f"{r['method']} seed {r['seed']} failed: {r['error']}") for r in records if "error" in r]
+    for stage in dict.fromkeys(r.method for r in records if r.before):
+        shared = [r for r in records if r.method == stage and r.error is None]
+        if shared:
+            seconds, memory = (spread([r.number(name) for r in shared]) for name in ("seconds", "peak_rss_mb"))
+            lines.append(
+                f"Before {escaped(listed(shared[0].before))}, once a seed and shared by them: stage {escaped(stage)}, "
+                f"{shared[0].number('epochs') or 0:.0f} epochs of {escaped(shared[0].config)}, took "
+                f"{amount(seconds)} s and {amount(memory, 0)} MB."
+            )
+    lines += [escaped(f"{r.title} failed: {r.error}") for r in records if r.error is not None]
     return "\n\n".join(lines)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return ``"a, b and c"``."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def one_seed(good: Sequence[Record]) -> str:
@@ -63,7 +66,7 @@ def one_seed(good: Sequence[Record]) -> str:
 
     Its numbers are the smallest and the largest in ``benchmarks/results/digits.md``.
     """
-    seeds = Counter(r["method"] for r in good)
+    seeds = Counter(r.method for r in good)
     if all(n > 1 for n in seeds.values()):
         return ""
     return (
@@ -76,7 +79,9 @@ def document(records: Sequence[Record], command: str) -> str:
     """Return the table with what is needed to repeat it: the command, the machine, versions and revision."""
     facts = []
     for name in ("machine", "precision", "threads", "versions", "git_revision", "date"):
-        known = [r[name] if name != "versions" else ", ".join(f"{k} {v}" for k, v in r[name].items()) for r in records]
+        known = [getattr(r, name) for r in records]
+        if name == "versions":
+            known = [", ".join(f"{k} {v}" for k, v in versions.items()) for versions in known]
         known = [str(value)[:10] if name == "date" else str(value) for value in known]
         facts.append(escaped(" / ".join(dict.fromkeys(known))))
     machine, precision, threads, versions, revision, date = facts
@@ -84,7 +89,7 @@ def document(records: Sequence[Record], command: str) -> str:
         f"Machine: {machine}; trained in {precision}, threads a run: {threads}. Versions: {versions}. "
         f"Revision {revision or 'unknown'}, {date}."
     )
-    title = f"# Methods compared on {escaped(records[0]['dataset'])}"
+    title = f"# Methods compared on {escaped(records[0].dataset)}"
     return f"{title}\n\n```\n{printable(command)}\n```\n\n{table(records)}\n\n{where}"
 
 

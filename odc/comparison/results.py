@@ -1,0 +1,396 @@
+"""What a comparison leaves on the disk, as types: each is written and read here, and nowhere else.
+
+In the folder of a comparison are ``results.jsonl``, a line for every cell that has ended; ``comparison.json``, what the
+report needs to know of the data; and a folder for every cell, with ``outcome.npz``, its clusters, and ``curves.json``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+
+from odc.clustering import log_odds
+from odc.errors import DamagedError, InputError
+from odc.evaluation.evaluator import Evaluation
+from odc.files import append_line, naming, write_text, written_whole
+from odc.reading import (
+    fields,
+    inside,
+    listing,
+    mapping,
+    memory,
+    optional,
+    plain,
+    read_arrays,
+    read_json,
+    read_text,
+    reading,
+    real,
+    scalar,
+    text,
+    whole,
+)
+from odc.structures import UNLABELLED
+
+RESULTS, ABOUT = "results.jsonl", "comparison.json"  # in the folder of a comparison
+OUTCOME, CURVES = "outcome.npz", "curves.json"  # in that of a cell
+QUALITY = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "knn": "kNN"}  # what every row is measured by
+_AGAIN = "run this cell again"
+
+Place = tuple[str, int]  # method and seed
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+# -- kinds of entries ------------------------------------------------------------------------------------------------
+
+
+def _fingerprint(value: Any) -> str:
+    """Kind: hexadecimal digits."""
+    if not re.fullmatch("[0-9a-f]{16,64}", text(value)):
+        raise ValueError("hexadecimal digits are expected")
+    return str(value)
+
+
+def _method(value: Any) -> str:
+    """Kind: the name of a row; nothing is imported by it, though it may be the path of a class."""
+    if not text(value) or len(value) > 200:
+        raise ValueError(f"the name of a method has 1 to 200 characters, not {len(value)}")
+    return str(value)
+
+
+# -- comparison.json -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class About:
+    """What is true of all cells of a comparison.
+
+    Attributes:
+        dataset: what it was called on the command line.
+        data: config of the data set that is evaluated.
+        evaluated_on: name of that, its split or folder.
+        num_clusters: K.
+        threads: of each cell.
+        command: what repeats the whole comparison.
+        images: how many are evaluated.
+        fingerprint: of the images that are evaluated.
+        clustered: fingerprint of those that are trained on.
+        methods: rows and shared stages of all calls on this folder, in the order of the table.
+    """
+
+    dataset: str
+    data: dict[str, Any]
+    evaluated_on: str
+    num_clusters: int
+    threads: int
+    command: str
+    images: int
+    fingerprint: str
+    clustered: str
+    methods: list[str]
+
+    @classmethod
+    def load(cls, out: Path) -> About:
+        """Read it from the folder of a comparison.
+
+        Raises:
+            DamagedError: it says what no comparison writes.
+        """
+        what = "is not what a comparison writes of its data"
+        return cls(**read_json(out / ABOUT, _ABOUT, what, f"delete it, and run the comparison on {out} again"))
+
+    def save(self, out: Path) -> None:
+        """Write it into the folder of a comparison."""
+        write_text(out / ABOUT, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+
+_ABOUT = fields(
+    {
+        **dict.fromkeys(("dataset", "evaluated_on", "command"), text),
+        **dict.fromkeys(("images", "num_clusters", "threads"), whole(1)),
+        "data": mapping(plain),
+        **dict.fromkeys(("fingerprint", "clustered"), _fingerprint),
+        "methods": listing(_method),
+    }
+)
+
+
+# -- results.jsonl ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Record:
+    """A cell that has ended or failed, with what is needed to repeat it.
+
+    Attributes:
+        method: name of its row, or of a stage that rows share.
+        seed: of the cell.
+        values: metrics and costs by name: ``acc``, ``nmi``, ``ari``, ``knn`` in [0, 1]; ``seconds``,
+            ``pretrain_seconds`` (of the training that it starts from), ``images_seen``, ``peak_rss_mb``, ``epochs``.
+        dataset: as in :class:`About`, like the three that follow.
+        evaluated_on: name of the data that was evaluated.
+        images: how many.
+        num_clusters: K.
+        config: what it was trained by; empty for an estimator.
+        folder: where the cell has left its files, within that of the comparison.
+        precision: that it was trained in.
+        threads: that it computed with.
+        key: hash of all that decides the result.
+        versions: of Python and packages.
+        machine: processor and cores.
+        git_revision: of the checkout; empty where there was none.
+        command: the call that it was run by.
+        date: when, in ISO format.
+        error: why it failed, ``None`` where it ended.
+        log: file with what it printed, where it failed.
+        before: of a shared stage, which is no row of the table: the rows that start from it.
+    """
+
+    method: str
+    seed: int
+    values: Mapping[str, Any]
+    dataset: str
+    evaluated_on: str
+    images: int
+    num_clusters: int
+    config: str
+    folder: str
+    precision: str
+    threads: int
+    key: str
+    versions: Mapping[str, str]
+    machine: str
+    git_revision: str
+    command: str
+    date: str
+    error: str | None = None
+    log: str | None = None
+    before: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> Place:
+        """Method and seed."""
+        return self.method, self.seed
+
+    @property
+    def title(self) -> str:
+        """What a person calls the cell."""
+        return f"{self.method} seed {self.seed}"
+
+    def number(self, name: str) -> float | None:
+        """Return a value, or ``None`` where it was not measured."""
+        value = self.values.get(name)
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entries of its line; values stand beside the other entries."""
+        told = {name: getattr(self, name) for name in _RECORD_KINDS}
+        told = {name: value for name, value in told.items() if value is not None and value != ()}
+        return {"method": self.method, "seed": self.seed, **self.values, **told}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Record:
+        """Return the record that a line holds.
+
+        Raises:
+            ValueError: no run writes such a line.
+        """
+        told = _RECORD(value)
+        values = {name: told.pop(name) for name in list(told) if name not in _RECORD_KINDS}
+        return cls(**{**told, "before": tuple(told.get("before", ()))}, values=values)
+
+
+_NEEDED = {
+    "method": _method,
+    "seed": whole(),
+    **dict.fromkeys(("dataset", "evaluated_on"), text),
+    **dict.fromkeys(("images", "num_clusters"), whole(1)),
+    "config": text,
+    "folder": inside,
+    "precision": text,
+    "threads": whole(1),
+    "key": _fingerprint,
+    "versions": mapping(text),
+    **dict.fromkeys(("machine", "git_revision", "command", "date"), text),
+}
+_RECORD_KINDS = {**_NEEDED, "error": text, "log": text, "before": listing(_method)}
+_SHARES = dict.fromkeys((*QUALITY, "entropy", "purity"), optional(real(-1.001, 1.001)))
+_AMOUNTS = ("seconds", "pretrain_seconds", "images_seen", "peak_rss_mb", "epochs", "clusters", "empty", "noise")
+_RECORD = fields(
+    _NEEDED,
+    scalar,  # metrics of one's own
+    **{**_RECORD_KINDS, **_SHARES, **dict.fromkeys(_AMOUNTS, optional(real(0)))},
+)
+
+
+def read_results(out: Path) -> dict[Place, Record]:
+    """Return the last record of every cell; a line that a kill cut short, or that is no record, does not count."""
+    file = out / RESULTS
+    records: dict[Place, Record] = {}
+    if not file.exists():
+        return records
+    with reading(file, "is no file of results", "delete it to run all methods again"):
+        lines = read_text(file).split("\n")
+    for place, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            with reading(file, f"has no result in line {place}", "its cell counts as not run"):
+                record = Record.from_json(json.loads(line))
+        except DamagedError as error:
+            print_log(str(error), "current", logging.WARNING)
+            continue
+        records[record.place] = record
+    return records
+
+
+def append_result(out: Path, record: Record) -> None:
+    """Add the record of a cell to those in the folder of a comparison."""
+    with naming(out / RESULTS):
+        append_line(out / RESULTS, json.dumps(record.to_json()))
+
+
+# -- outcome.npz -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The clusters of N images, and what they are seen by.
+
+    Attributes:
+        features: (N, D) float32, what was clustered.
+        cluster: (N,) int64, -1: in none.
+        confidence: (N,) float32, higher is more central.
+        margin: (N,) float32, of the best cluster before the second; small is at the border.
+    """
+
+    features: Floats
+    cluster: Ints
+    confidence: Floats
+    margin: Floats
+
+    @classmethod
+    def from_scores(cls, evaluation: Evaluation) -> Outcome | None:
+        """Return what the scores of a head say; confidence and margin are log-odds, the latter to the second best."""
+        scores = evaluation.scores
+        if not scores.shape[1]:
+            return None
+        best, order = scores.topk(min(2, scores.shape[1]), dim=1)
+        confidence = log_odds(scores).gather(1, order[:, :1])[:, 0]
+        return cls._of(evaluation.features, order[:, 0], confidence, best[:, 0] - best[:, -1])
+
+    @classmethod
+    def from_clusters(cls, features: Tensor, cluster: Tensor) -> Outcome:
+        """Judge clusters (N,) int64 by the distances of features (N, D) to the clusters' means."""
+        ids = cluster[cluster >= 0].unique()
+        if not len(ids):
+            nothing = torch.zeros(len(features))
+            return cls._of(features, cluster, nothing, nothing)
+        means = torch.stack([features[cluster == i].mean(0) for i in ids])
+        distance = torch.cdist(features, means)
+        own = torch.searchsorted(ids, cluster).clamp(0, len(ids) - 1)[:, None]
+        mine = distance.gather(1, own)[:, 0]
+        other = distance.scatter(1, own, torch.inf).min(1).values if len(ids) > 1 else mine
+        return cls._of(features, cluster, -mine, other - mine)
+
+    @classmethod
+    def _of(cls, *columns: Tensor) -> Outcome:
+        return cls(*(column.numpy() for column in columns))
+
+    def save(self, folder: Path) -> None:
+        """Write it as a compressed .npz of plain arrays, completely or not at all.
+
+        Features are in half precision, shrunk where they do not fit.
+        """
+        largest = float(np.abs(self.features).max(initial=0.0))
+        with written_whole(folder / OUTCOME) as out:
+            np.savez_compressed(
+                out,
+                features=(self.features / max(1.0, largest / float(np.finfo(np.float16).max))).astype(np.float16),
+                cluster=self.cluster.astype(np.int32),
+                confidence=self.confidence.astype(np.float32),
+                margin=self.margin.astype(np.float32),
+            )
+
+    @classmethod
+    def load(cls, folder: Path, total: int) -> Outcome | None:
+        """Read it from a cell's folder, or return ``None`` where there is none.
+
+        Raises:
+            InputError: the file is damaged, or of another number of images than ``total``.
+        """
+        path = folder / OUTCOME
+        if not path.is_file():
+            return None
+        with reading(path, "is no outcome of a cell", _AGAIN):
+            arrays = read_arrays(path, _OUTCOME, most=memory() // 4)
+        lengths = {len(array) for array in arrays.values()}
+        if lengths != {total}:
+            found = " and ".join(f"{n:,}" for n in sorted(lengths))
+            raise InputError(f"{path} is of {found} images but the data set has {total:,}: {_AGAIN}")
+        cluster = arrays["cluster"]
+        if total and not UNLABELLED <= cluster.min() <= cluster.max() < total:
+            raise DamagedError(
+                f"'{path}' is no outcome of a cell (clusters {cluster.min()} to {cluster.max()} of {total:,} images): "
+                f"{_AGAIN}"
+            )
+        features, confidence, margin = (
+            arrays[name].astype(np.float32) for name in ("features", "confidence", "margin")
+        )
+        return cls(features, cluster.astype(np.int64), confidence, margin)
+
+
+_OUTCOME = {"features": ("f", 2), "cluster": ("iu", 1), "confidence": ("f", 1), "margin": ("f", 1)}
+
+
+# -- curves.json -----------------------------------------------------------------------------------------------------
+
+_LOGGED = fields({"step": whole()}, real())
+
+
+def write_curves(logs: Path, folder: Path) -> None:
+    """Write what a training logged of each epoch into its cell's folder.
+
+    It is a list in the order of the epochs: ``{"epoch": 1, "loss": ..., "nmi_prev": ...}``.
+    """
+    epochs: dict[int, dict[str, float]] = {}
+    for file in sorted(logs.glob("*/vis_data/scalars.json")):  # one for each start; a resumed run goes on
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                logged = _LOGGED(json.loads(line))
+            except (ValueError, RecursionError):  # cut short by a kill
+                continue
+            step = logged.pop("step")
+            values = {name.partition("/")[2]: value for name, value in logged.items() if value is not None}
+            losses = [value for name, value in values.items() if "loss" in name]
+            if losses:
+                values.setdefault("loss", sum(losses))  # a method with several trains on their sum
+            epochs.setdefault(step, {"epoch": step}).update(values)
+    write_text(folder / CURVES, json.dumps([epochs[step] for step in sorted(epochs)]) + "\n")
+
+
+def read_curves(folder: Path) -> list[dict[str, float]]:
+    """Return the epochs of a cell, none where there are no curves.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = folder / CURVES
+    if not path.is_file():
+        return []
+    epochs = read_json(path, listing(mapping(optional(real()))), "is not a list of epochs", _AGAIN)
+    return [{name: float(value) for name, value in epoch.items() if value is not None} for epoch in epochs]
