@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from odc.apis import check_parts, prepare_config
-from odc.data.transforms import Pipeline
+from odc.data.pipeline import Pipeline
 from odc.registry import MODELS, build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +31,8 @@ def test_config_is_complete(path: Path) -> None:
     for name, transforms in cfg.data.views.items():
         pipeline = Pipeline(transforms)
         size = (16, 16) if channels == 1 else (300, 260)
-        image = pipeline(torch.randint(0, 255, (channels, *size), dtype=torch.uint8), 1)
+        pixels = torch.randint(0, 255, (1, channels, *size), dtype=torch.uint8)
+        image = pipeline(pixels, torch.tensor([7]), torch.tensor([1]))[0]
         assert image.shape[1] == image.shape[2]
         if name in views and image.shape[-1] <= 32:
             with torch.no_grad():

@@ -3,10 +3,9 @@
 What a row's images look like is a function of the request alone: not of the batch it is in, the worker that loads it,
 or what else used a random generator. So a run resumes bitwise at any step, with any number of workers.
 
-Two loaders give the same views, drawn from the same distributions: :class:`BatchLoader` decodes and augments image by
-image, in this process or in workers; :class:`BatchedLoader` holds all images in memory and augments whole batches on
-the model's device, for small images. There, sums of floating-point numbers may be rounded otherwise in another batch;
-the same batch gives the same bits. :func:`make_loader` picks.
+Two loaders give the same views, up to the rounding of sums: :class:`BatchLoader` decodes and augments in this process
+or in workers; :class:`BatchedLoader` holds all images in memory and augments whole batches on the model's device, for
+small images. :func:`make_loader` picks.
 """
 
 from __future__ import annotations
@@ -29,11 +28,10 @@ from mmengine.logging import print_log
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from odc.data.batched import BatchedPipeline
 from odc.data.datasets import ImageDataset
-from odc.data.keys import mix as mix
-from odc.data.keys import mix_array as mix_array
-from odc.data.transforms import Pipeline
+from odc.data.keyed import MAX_SMALL
+from odc.data.keys import mix_array
+from odc.data.pipeline import Pipeline
 from odc.errors import InputError, nearest
 from odc.processes import end_with_parent
 
@@ -64,7 +62,7 @@ class ViewDataset(Dataset[Views]):
 
     Args:
         source: the images.
-        views: a pipeline for every name. Its transforms draw from torch's default generator only.
+        views: a pipeline for every name.
     """
 
     def __init__(self, source: ImageDataset, views: Mapping[str, Pipeline]) -> None:
@@ -84,38 +82,28 @@ class ViewDataset(Dataset[Views]):
                 :meth:`odc.data.ImageDataset.present`.
             ValueError: rows of one stream and view with different numbers of samples.
         """
-        groups = _groups(requests)
         uses = Counter(i for request in requests for i in request.ids)
         decoded: dict[int, Tensor] = {}  # images that a later request of this batch needs again
+
+        def image(i: int) -> Tensor:
+            found = decoded.pop(i) if i in decoded else self.source.present(i)
+            uses[i] -= 1
+            if uses[i]:
+                decoded[i] = found
+            return found
+
         out: Views = {}
-        generator = torch.default_generator
-        state, threads = generator.get_state(), torch.get_num_threads()
+        threads = torch.get_num_threads()
         if threads > 1:
             torch.set_num_threads(1)  # as in workers: sums over pixels depend on the number of threads
         try:
-            for (stream, name), rows in groups.items():
+            for (stream, name), rows in _groups(requests).items():
                 if name not in self.views:
                     raise InputError(f"stream '{stream}' asks for view '{name}'{nearest(name, self.views)}")
-                view = self.views[name]
-                images = []
-                for row in rows:
-                    for p, i in enumerate(row.ids):
-                        image = decoded.pop(i) if i in decoded else self.source.present(i)
-                        uses[i] -= 1
-                        if uses[i]:
-                            decoded[i] = image.clone()  # a transform may write into what it is given
-                        generator.manual_seed(mix(row.key, p))
-                        images.append(view.augment(image, row.variant))
-                shapes = {tuple(image.shape) for image in images}
-                if len(shapes) > 1:
-                    some = " and ".join(map(str, sorted(shapes)[:2]))
-                    raise InputError(
-                        f"view '{name}' gives images of different shapes, {some}; add a crop, or Resize with both sides"
-                    )
-                batch = view.finish(torch.stack(images))
-                out[stream, name] = batch.view(len(rows), -1, *batch.shape[1:])
+                ids, keys, variants = _numbers(rows)
+                views = self.views[name](map(image, ids.tolist()), keys, variants, name)
+                out[stream, name] = views.view(len(rows), -1, *views.shape[1:])
         finally:
-            generator.set_state(state)
             if threads > 1:
                 torch.set_num_threads(threads)
         return out
@@ -134,6 +122,15 @@ def _groups(requests: Sequence[ViewRequest]) -> dict[tuple[str, str], list[ViewR
         if len({len(row.ids) for row in rows}) > 1:
             raise ValueError(f"rows of stream '{stream}' differ in their number of samples")
     return groups
+
+
+def _numbers(rows: Sequence[ViewRequest]) -> Tensor:
+    """Return the sample ids, keys and variants of the images of some rows, (3, B * P) int64."""
+    ids = np.array([row.ids for row in rows], dtype=np.int64)
+    row_keys = np.array([row.key for row in rows], dtype=np.int64)
+    variants = np.array([row.variant for row in rows], dtype=np.int64).repeat(ids.shape[1])
+    keys = mix_array(row_keys[:, None], np.arange(ids.shape[1])).reshape(-1)
+    return torch.from_numpy(np.stack((ids.reshape(-1), keys, variants)))
 
 
 _Lost = dict[int, str]
@@ -259,9 +256,8 @@ class BatchLoader:
                 self._workers = iter(self._loader)
 
 
-# What is held in memory unless asked for. Constants, not what the machine has: the choice decides what is drawn, and a
-# run must resume elsewhere.
-MAX_BATCHED_SIDE = 64  # pixels; larger images profit little
+# What is held in memory unless asked for. A constant, not what the machine has: the choice may change the rounding, and
+# a run must resume elsewhere.
 MAX_BATCHED_BYTES = 4 << 30
 
 
@@ -280,11 +276,7 @@ class BatchedLoader:
 
     def __init__(self, dataset: ViewDataset, num_workers: int, device: torch.device | str) -> None:
         self._dataset, self._device = dataset, torch.device(device)
-        self._views = {
-            name: BatchedPipeline(view.transforms)
-            for name, view in dataset.views.items()
-            if BatchedPipeline.supports(view.transforms)
-        }
+        self._batched = {name for name, view in dataset.views.items() if view.obstacle is None}
         self._others = BatchLoader(dataset, num_workers)
         self._images: Tensor | None = None
         self._run = 0
@@ -312,7 +304,7 @@ class BatchedLoader:
         def others() -> Iterator[list[ViewRequest]]:
             for batch in batches:
                 ahead.append(batch)
-                yield [request for request in batch if request.view not in self._views]
+                yield [request for request in batch if request.view not in self._batched]
 
         if run != self._run:
             raise RuntimeError("this run was ended by a later one")
@@ -337,16 +329,12 @@ class BatchedLoader:
         assert self._images is not None
         out: Views = {}
         for (stream, name), rows in _groups(requests).items():
-            if name not in self._views:
+            if name not in self._batched:
                 out[stream, name] = rest[stream, name].to(self._device, non_blocking=True)
                 continue
-            ids = np.array([row.ids for row in rows], dtype=np.int64)
-            row_keys = np.array([row.key for row in rows], dtype=np.int64)
-            variants = np.array([row.variant for row in rows], dtype=np.int64).repeat(ids.shape[1])
-            keys = mix_array(row_keys[:, None], np.arange(ids.shape[1])).reshape(-1)
-            numbers = torch.from_numpy(np.stack((ids.reshape(-1), keys, variants))).to(self._device)
-            views = self._views[name](self._images[numbers[0]], numbers[1], numbers[2])
-            out[stream, name] = views.view(*ids.shape, *views.shape[1:])
+            numbers = _numbers(rows).to(self._device)
+            views = self._dataset.views[name](self._images[numbers[0]], numbers[1], numbers[2], name)
+            out[stream, name] = views.view(len(rows), -1, *views.shape[1:])
         return out
 
 
@@ -379,17 +367,17 @@ def make_loader(
     if device is None:
         return BatchLoader(dataset, num_workers)
     shape = dataset.source.image_shape
-    obstacles = {name: BatchedPipeline.obstacle(view.transforms) for name, view in dataset.views.items()}
-    blocked = ", ".join(f"{name} ({obstacle})" for name, obstacle in obstacles.items() if obstacle)
+    obstacles = {name: view.obstacle for name, view in dataset.views.items() if view.obstacle}
+    blocked = ", ".join(f"{name} ({obstacle})" for name, obstacle in obstacles.items())
     reason = ""
     if shape is None:
         reason = "they differ in shape"
-    elif max(shape[1:]) > MAX_BATCHED_SIDE:
-        reason = f"they have {_shape(shape)} pixels, more than {MAX_BATCHED_SIDE} a side"
+    elif max(shape[1:]) > MAX_SMALL:
+        reason = f"they have {_shape(shape)} pixels, more than {MAX_SMALL} a side"
     elif batched is None and len(dataset) * math.prod(shape) > MAX_BATCHED_BYTES:
         size = len(dataset) * math.prod(shape) / 2**30
         reason = f"they would take {size:.1f} GiB, more than {MAX_BATCHED_BYTES >> 30}; data.batched=True holds them"
-    elif all(obstacles.values()):
+    elif len(obstacles) == len(dataset.views):
         reason = f"no view has a form for batches: {blocked}"
     if batched and reason:
         raise InputError(f"data.batched=True is not possible for these images: {reason}")

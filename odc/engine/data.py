@@ -10,7 +10,7 @@ from mmengine.device import get_device
 
 from odc.data.datasets import ImageDataset
 from odc.data.image_files import FileDataset
-from odc.data.transforms import Pipeline
+from odc.data.pipeline import Pipeline
 from odc.data.views import ViewDataset, make_loader
 from odc.errors import InputError
 from odc.registry import DATASETS, build

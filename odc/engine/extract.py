@@ -12,7 +12,8 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from odc.data.views import ViewRequest, Views, mix_array
+from odc.data.keys import mix_array
+from odc.data.views import ViewRequest, Views
 from odc.engine.data import EXTRACT_VIEW, Source
 from odc.errors import InputError
 from odc.models.cluster_model import ClusterModel

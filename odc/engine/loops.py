@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from odc.checkpoints import mark_last
+from odc.data.keys import mix, mix_array
 from odc.data.label_file import LabelFile, low_shot
 from odc.data.sampler import draw_rows
-from odc.data.views import ViewRequest, mix, mix_array
+from odc.data.views import ViewRequest
 from odc.engine.checkpointing import CheckpointHook
 from odc.engine.comm import arrive, get_comm
 from odc.engine.data import EXTRACT_VIEW, ClusterData

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from odc.data.transforms import OPS, Pipeline, VariantTransform, build_transform
+from odc.data.keyed import OPS
+from odc.data.pipeline import Pipeline
+from odc.data.transforms import VariantTransform, build_transform
 from odc.errors import InputError
 from odc.registry import TRANSFORMS
 
@@ -31,6 +33,10 @@ VIEWS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+def look(view: Pipeline, image: Tensor, variant: int = 0, key: int = 0) -> Tensor:
+    return view(image[None], torch.tensor([key]), torch.tensor([variant]))[0]
+
+
 def picture(channels: int, height: int = 16, width: int = 16) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     return torch.randint(0, 256, (channels, height, width), dtype=torch.uint8, generator=generator)
@@ -44,7 +50,7 @@ def test_every_method_s_view_works_on_grey_and_colour(name: str, channels: int) 
     image = picture(channels)
     before = image.clone()
     for variant in range(12):
-        out = view(image, variant % 4)
+        out = look(view, image, variant % 4, variant)
         assert out.dtype == torch.float32
         assert out.shape == (channels, 16, 16)
         assert -2 <= out.min() <= out.max() <= 2
@@ -53,9 +59,9 @@ def test_every_method_s_view_works_on_grey_and_colour(name: str, channels: int) 
 
 def test_to_float_and_normalize_by_hand() -> None:
     view = Pipeline([FLOAT, {"type": "Normalize", "mean": [0.5], "std": [0.25]}])
-    assert view(torch.tensor([[[0, 255]]], dtype=torch.uint8)).tolist() == [[[-2.0, 2.0]]]
+    assert look(view, torch.tensor([[[0, 255]]], dtype=torch.uint8)).tolist() == [[[-2.0, 2.0]]]
     same = torch.rand(1, 2, 2)
-    assert torch.equal(Pipeline([FLOAT])(same), same)
+    assert torch.equal(look(Pipeline([FLOAT]), same), same)
 
 
 def test_sobel_against_convolution() -> None:
@@ -72,10 +78,10 @@ def test_sobel_against_convolution() -> None:
 def test_rotate_by_variant() -> None:
     view = Pipeline([{"type": "Rotate90"}, FLOAT])
     image = torch.tensor([[[0, 255], [0, 0]]], dtype=torch.uint8)
-    corners = [view(image, variant).flatten().argmax().item() for variant in range(4)]
+    corners = [look(view, image, variant).flatten().argmax().item() for variant in range(4)]
     assert corners == [1, 0, 2, 3]  # top right, then anti-clockwise
     with pytest.raises(InputError, match="square"):
-        view(picture(1, 2, 3), 1)
+        look(view, picture(1, 2, 3), 1)
 
 
 def test_cutout() -> None:
@@ -83,8 +89,7 @@ def test_cutout() -> None:
     image = torch.full((2, 9, 8), 255, dtype=torch.uint8)
     sides = set()
     for seed in range(200):
-        torch.default_generator.manual_seed(seed)
-        cut = view(image) < 0.5
+        cut = look(view, image, key=seed) < 0.5
         assert torch.equal(cut[0], cut[1])
         rows, columns = cut[0].any(1), cut[0].any(0)
         assert torch.equal(cut[0], rows[:, None] & columns)
@@ -147,7 +152,7 @@ def test_bad_configs(config: dict[str, Any], message: str) -> None:
 )
 def test_bad_images(configs: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        Pipeline(configs)(picture(3))
+        look(Pipeline(configs), picture(3))
     assert "\n" not in str(caught.value)
 
 
@@ -159,22 +164,40 @@ def test_own_transforms_take_part() -> None:
 
     try:
         view = Pipeline([{"type": "AddVariant"}, lambda image: image.flip(-1), {"type": "ToFloat"}])
-        torch.testing.assert_close(view(torch.zeros(1, 2, 2, dtype=torch.uint8), 51), torch.full((1, 2, 2), 0.2))
+        torch.testing.assert_close(look(view, torch.zeros(1, 2, 2, dtype=torch.uint8), 51), torch.full((1, 2, 2), 0.2))
     finally:
         TRANSFORMS.module_dict.pop("AddVariant")
 
 
-def test_augment_then_finish_is_the_call() -> None:
-    view = Pipeline([*WEAK, FLOAT, {"type": "Normalize", "mean": [0.3] * 3, "std": [0.7] * 3}, {"type": "Sobel"}])
-    image = picture(3)
-    parts = []
-    for seed in range(5):
-        torch.default_generator.manual_seed(seed)
-        parts.append(view.augment(image, 0))
-    batch = view.finish(torch.stack(parts))
-    for seed in range(5):
-        torch.default_generator.manual_seed(seed)
-        assert torch.equal(view(image), batch[seed])
+def test_one_transform_that_has_no_form_for_batches_leaves_the_others_theirs() -> None:
+    """A function of one's own between keyed transforms, on images of different sizes."""
+    images = [picture(3, 16 + i, 20) for i in range(6)]
+    keys = torch.arange(6)
+    before: list[dict[str, Any]] = [{"type": "RandomHorizontalFlip"}]
+    after: list[dict[str, Any]] = [{"type": "RandomCrop", "size": 12}, {"type": "Rotate90"}, FLOAT]
+    view = Pipeline([*before, lambda image: image.flip(-1), *after])
+    assert view.obstacle == "<lambda>"
+    state, variants = torch.get_rng_state(), torch.arange(6)
+    out = view(images, keys, variants)
+    assert torch.equal(torch.get_rng_state(), state)
+    for i, image in enumerate(images):
+        assert torch.equal(view([image], keys[[i]], variants[[i]])[0], out[i])
+    plain = Pipeline([*before, {"type": "RandomHorizontalFlip", "p": 1.0}, *after])
+    assert torch.equal(plain(images, keys, variants), out)
+    drawn = Pipeline([lambda image: image.masked_fill_(torch.rand(image.shape) < 0.5, 0), FLOAT])
+    twice = drawn(torch.stack([images[0]] * 2), torch.tensor([3, 3]))
+    assert torch.equal(twice[0], twice[1])
+    assert not torch.equal(twice[0], drawn([images[0]], torch.tensor([4]))[0])
+    with pytest.raises(InputError, match=r"view 'odd' gives images of different shapes, \(3, 16, 20\) and \(3, 17"):
+        Pipeline([FLOAT])(images, keys, name="odd")
+
+
+def test_a_keyed_transform_can_be_part_of_one_of_v2() -> None:
+    view = Pipeline([{"type": "RandomChoice", "transforms": [{"type": "Cutout", "size": (4, 4)}]}, FLOAT])
+    white = torch.full((1, 9, 9), 255, dtype=torch.uint8)
+    some = {int((look(view, white, key=key) == 0).sum()) for key in range(40)}
+    assert max(some) == 16
+    assert min(some) > 0
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -182,6 +205,6 @@ def test_every_random_op_works_at_both_ends_of_its_range(channels: int) -> None:
     image = torch.arange(channels * 256, dtype=torch.int64).remainder(256).to(torch.uint8).view(channels, 16, 16)
     for low, high, operation in OPS.values():
         for magnitude in (low, high):
-            out = operation(image, magnitude)
+            out = operation(image[None], torch.tensor([magnitude], dtype=torch.float64))[0]
             assert out.dtype == torch.uint8
             assert out.shape == image.shape

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from odc.data.datasets import ArrayDataset, Digits
-from odc.data.transforms import Pipeline
-from odc.data.views import BatchLoader, ViewDataset, ViewRequest, make_loader, mix, mix_array
+from odc.data.keys import mix, mix_array
+from odc.data.pipeline import Pipeline
+from odc.data.views import BatchLoader, ViewDataset, ViewRequest, make_loader
 from odc.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # machines of one core
