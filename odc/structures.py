@@ -1,4 +1,4 @@
-"""What flows between the parts: plans, tables of features, pseudo-labels, batches, and who is on the other ranks.
+"""What flows between the parts: plans, tables of features, pseudo-labels, batches and losses; and the other ranks.
 
 Shape legend, used in names and docstrings everywhere:
 
@@ -17,11 +17,14 @@ H     heads
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from odc.errors import InputError
 
 UNLABELLED = -1
 
@@ -37,6 +40,9 @@ class Stream:
         views: names of the data set's views; every row is seen through each.
         balance: target columns to draw uniformly over, outermost first; ``()`` draws rows uniformly.
         replace: draw rows with replacement (ignored with ``balance``, which repeats rows where it must).
+
+    Raises:
+        InputError: for less than one row a step, or other ``rows``.
     """
 
     name: str
@@ -46,6 +52,42 @@ class Stream:
     balance: tuple[int, ...] = ()
     replace: bool = False
 
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise InputError(
+                f"stream '{self.name}' needs at least 1 row a step, not {self.size} rows (model.head.batch_size)"
+            )
+        if self.rows not in ("all", "labelled"):
+            raise InputError(f"stream '{self.name}' has rows='{self.rows}'; known: all, labelled")
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """Features are extracted and ``ClusterHead.refresh`` makes new labels, before training on them.
+
+    Attributes:
+        chunk: samples a refresh; ``None``: all. A tail shorter than this joins the chunk before it.
+        repeats: passes over the rows of one refresh.
+        logits: the view behind ``FeatureTable.logits``; ``None``: not computed.
+        reset: names of the head's modules to draw anew once the labels are there, in this order: each has a method
+            ``reset(generator)``. The optimiser's state and the gradients of their parameters go too.
+
+    Raises:
+        InputError: for a chunk of less than one sample, or less than one pass.
+    """
+
+    chunk: int | None = None
+    repeats: int = 1
+    logits: str | None = None
+    reset: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1 or (self.chunk is not None and self.chunk < 1):
+            raise InputError(
+                f"a refresh needs at least 1 sample a chunk and 1 pass over its rows, not chunk={self.chunk} and "
+                f"repeats={self.repeats}"
+            )
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -53,23 +95,30 @@ class Plan:
 
     Attributes:
         streams: the parts of every batch; the first one sets the number of steps.
-        refresh: extract features and rewrite the labels before training.
         steps: steps a pass over the rows; ``None``: ``ceil(rows / size)`` of the first stream.
-        chunk: samples per refresh; ``None``: all. A tail shorter than this joins the chunk before it.
-        repeats: passes over the rows of one refresh.
-        reset: prefixes of model parameters that the refresh re-initialises; their optimiser state and gradient go too.
-        logits: the view behind ``FeatureTable.logits``; ``None``: not computed.
+        refresh: how the labels are made anew before training; ``None``: they stay.
         select: extract again when the epoch ends and call ``ClusterHead.select``.
+
+    Raises:
+        InputError: for no stream, two of one name, or less than one step.
     """
 
     streams: tuple[Stream, ...]
-    refresh: bool = False
     steps: int | None = None
-    chunk: int | None = None
-    repeats: int = 1
-    reset: tuple[str, ...] = ()
-    logits: str | None = None
+    refresh: Refresh | None = None
     select: bool = False
+
+    def __post_init__(self) -> None:
+        names = [stream.name for stream in self.streams]
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"a plan needs streams of different names; it has {names}")
+        if self.steps is not None and self.steps < 1:
+            raise InputError(f"a plan needs at least 1 step an epoch, not {self.steps}")
+
+    @property
+    def repeats(self) -> int:
+        """Passes over the rows."""
+        return 1 if self.refresh is None else self.refresh.repeats
 
 
 @dataclass(frozen=True)
@@ -79,7 +128,7 @@ class FeatureTable:
     Attributes:
         index: (Nr,) int64 sample ids.
         features: (Nr, D) float32, as the neck gives them (not normalised).
-        logits: output of ``ClusterHead.logits`` on the view that ``Plan.logits`` names, (Nr, ...) float32, or ``None``.
+        logits: (Nr, ...) float32, of ``ClusterHead.logits`` on the view that ``Refresh.logits`` names, or ``None``.
         total: N, the samples over all ranks.
     """
 
@@ -145,6 +194,29 @@ class Batch:
     z: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Losses:
+    """What ``ClusterHead.loss`` finds.
+
+    Attributes:
+        train: by name, () with gradient; their sum is trained on, and each is logged.
+        log: by name, () each: only logged.
+
+    Raises:
+        InputError: nothing is trained on, or one name is in both.
+    """
+
+    train: dict[str, Tensor]
+    log: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.train or self.train.keys() & self.log.keys():
+            raise InputError(
+                f"losses need at least one name to train on, and other names to log, not {list(self.train)} and "
+                f"{list(self.log)}"
+            )
+
+
 class Labels(Protocol):
     """Read-only view of the label store that heads are given."""
 
@@ -173,11 +245,18 @@ class Comm(Protocol):
     def sum(self, x: Tensor) -> Tensor:
         """Return the sum over ranks (same shape everywhere); ``x`` is left as it is."""
 
-    def gather(self, x: Tensor) -> Tensor:
-        """Return the concatenation over ranks along dimension 0, whose length may differ by rank."""
+    def gather(self, x: Tensor, gradient: bool = False) -> Tensor:
+        """Return the concatenation over ranks along dimension 0, whose length may differ by rank.
+
+        With ``gradient``, that of ``x`` is the sum of what all ranks send back to it. The loop averages gradients over
+        ranks, so a loss of the whole batch that every rank computes alike trains as it would on one process.
+        """
 
     def broadcast(self, x: Tensor) -> Tensor:
         """Return rank 0's ``x``; shape and dtype must be the same everywhere."""
+
+    def first(self, decide: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Return what ``decide`` returns on rank 0, which alone calls it; an :class:`InputError` is raised on all."""
 
 
 class LocalComm:
@@ -190,13 +269,17 @@ class LocalComm:
         """Return ``x``."""
         return x
 
-    def gather(self, x: Tensor) -> Tensor:
+    def gather(self, x: Tensor, gradient: bool = False) -> Tensor:
         """Return ``x``."""
         return x
 
     def broadcast(self, x: Tensor) -> Tensor:
         """Return ``x``."""
         return x
+
+    def first(self, decide: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Return what ``decide`` returns."""
+        return decide()
 
 
 def derive_seed(seed: int, *key: int | str) -> int:

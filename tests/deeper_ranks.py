@@ -103,8 +103,8 @@ class Losses(nn.Module):
         self.head = head
 
     def forward(self, batch: Batch) -> Tensor:
-        losses = self.head.loss({"train": batch}, LabelStore(0).view(), LocalComm())
-        return torch.stack(list(losses.values())).sum()
+        losses = self.head.loss({"train": batch}, LabelStore(0).view(), make_generator(0), LocalComm())
+        return torch.stack(list(losses.train.values())).sum()
 
 
 def gradients(comm: Comm) -> dict[str, Tensor]:

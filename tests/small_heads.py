@@ -26,8 +26,10 @@ from odc.structures import (
     FeatureTable,
     LabelDelta,
     Labels,
+    Losses,
     Plan,
     PseudoLabels,
+    Refresh,
     Stream,
     make_generator,
 )
@@ -67,27 +69,23 @@ class NeighbourPairs(_Linear):
     """Rows are pairs of neighbours (as SCAN's, arXiv:2005.12320); their number changes from epoch to epoch."""
 
     def plan(self, epoch: int) -> Plan:
-        return Plan((Stream("pairs", self.batch_size),), refresh=True)
+        return Plan((Stream("pairs", self.batch_size),), refresh=Refresh())
 
-    def refresh(self, table: FeatureTable, rng: torch.Generator, comm: Comm) -> PseudoLabels:
+    def refresh(self, table: FeatureTable, generator: torch.Generator, comm: Comm) -> PseudoLabels:
         index, z = comm.gather(table.index), comm.gather(table.features)
         nearest, similarity = knn_search(z, k=1)
         pairs = torch.stack([index, index[nearest[:, 0]]], dim=1)
         close = torch.ones(len(index), dtype=torch.bool)
-        farthest = int(torch.randint(1, len(index) // 2, (1,), generator=rng))  # so many are left out
+        farthest = int(torch.randint(1, len(index) // 2, (1,), generator=generator))  # so many are left out
         close[similarity[:, 0].argsort(stable=True)[:farthest]] = False
-        pairs = comm.broadcast(pairs[close]) if comm.world == 1 else self._first_rank(pairs, close, comm)
+        (pairs,) = comm.first(lambda: (pairs[close],))
         return PseudoLabels(pairs, torch.zeros(len(pairs), 1, dtype=torch.int64), (1,))
 
-    @staticmethod
-    def _first_rank(pairs: Tensor, close: Tensor, comm: Comm) -> Tensor:
-        return comm.gather(pairs[close] if comm.rank == 0 else pairs[:0])
-
-    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+    def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         z = batches["pairs"].z["train"]
         p = self.predict(z.flatten(0, 1)).softmax(1).unflatten(0, z.shape[:2])
         mean = p.mean((0, 1))
-        return {"loss": -(p[:, 0] * p[:, 1]).sum(1).log().mean(), "entropy_loss": (mean * mean.log()).sum()}
+        return Losses({"loss": -(p[:, 0] * p[:, 1]).sum(1).log().mean(), "entropy_loss": (mean * mean.log()).sum()})
 
 
 @HEADS.register_module(force=True)
@@ -101,12 +99,12 @@ class MeanTeacher(_Linear):
     def plan(self, epoch: int) -> Plan:
         return Plan((Stream("train", self.batch_size, views=("train", "other")),))
 
-    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+    def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         z = batches["train"].z
         wanted = self.teacher(z["other"][:, 0]).softmax(1).detach()
-        return {"loss": F.cross_entropy(self.predict(z["train"][:, 0]), wanted)}
+        return Losses({"loss": F.cross_entropy(self.predict(z["train"][:, 0]), wanted)})
 
-    def update(self, batches: dict[str, Batch], labels: Labels, rng: torch.Generator, comm: Comm) -> None:
+    def update(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> None:
         for teacher, student in zip(self.teacher.parameters(), self.classifier.parameters(), strict=True):
             teacher.lerp_(student, 0.1)
 
@@ -118,7 +116,7 @@ class Sinkhorn(_Linear):
     def plan(self, epoch: int) -> Plan:
         return Plan((Stream("train", self.batch_size, views=("train", "other")),), steps=3)
 
-    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+    def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         scores = {view: self.predict(z[:, 0]) for view, z in batches["train"].z.items()}
         losses = []
         for view, other in (("train", "other"), ("other", "train")):
@@ -128,7 +126,12 @@ class Sinkhorn(_Linear):
                 code = code / code.sum(1, keepdim=True)
             mine = torch.tensor_split(code, comm.world)[comm.rank]
             losses.append(F.cross_entropy(scores[other], mine))
-        return {"loss": torch.stack(losses).mean()}
+        return Losses({"loss": torch.stack(losses).mean()})
+
+
+class _RandomBias(nn.Linear):
+    def reset(self, generator: torch.Generator) -> None:
+        self.bias.data.copy_(torch.randn(len(self.bias), generator=generator))
 
 
 @HEADS.register_module(force=True)
@@ -140,6 +143,7 @@ class TwoStreams(_Linear):
 
     def __init__(self, in_channels: int, num_clusters: int = 3, batch_size: int = 16) -> None:
         super().__init__(in_channels, num_clusters, batch_size)
+        self.classifier = _RandomBias(in_channels, num_clusters)
         self.best: Tensor
         self.register_buffer("best", torch.tensor(-1.0))
 
@@ -148,37 +152,31 @@ class TwoStreams(_Linear):
             Stream("labelled", self.batch_size // 2, rows="labelled", balance=(0,)),
             Stream("all", self.batch_size, views=("train", "other"), replace=True),
         )
-        return Plan(
-            streams,
-            refresh=True,
-            chunk=20,
-            repeats=2,
-            steps=2,
-            reset=("head.classifier.bias",),
-            logits="other",
-            select=True,
-        )
+        refresh = Refresh(chunk=20, repeats=2, logits="other", reset=("classifier",))
+        return Plan(streams, steps=2, refresh=refresh, select=True)
 
-    def refresh(self, table: FeatureTable, rng: torch.Generator, comm: Comm) -> PseudoLabels:
+    def refresh(self, table: FeatureTable, generator: torch.Generator, comm: Comm) -> PseudoLabels:
         assert table.logits is not None
         confidence, label = comm.gather(table.logits).max(1)
         label = torch.where(confidence >= confidence.median(), label, -1)
-        self.classifier.bias.data.copy_(torch.randn(self.num_clusters, generator=rng))
         if comm.world > 1:
             label = comm.broadcast(label)
         return PseudoLabels(comm.gather(table.index)[:, None], label[:, None], (self.num_clusters,))
 
-    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+    def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         labelled, everything = batches["labelled"], batches["all"]
         pseudo = self.predict(everything.z["train"][:, 0]).argmax(1)
-        return {
+        losses = {
             "loss": F.cross_entropy(self.predict(labelled.z["train"][:, 0]), labelled.target[:, 0]),
             "other_loss": 0.1 * F.cross_entropy(self.predict(everything.z["other"][:, 0]), pseudo),
         }
+        return Losses(losses)
 
-    def update(self, batches: dict[str, Batch], labels: Labels, rng: torch.Generator, comm: Comm) -> LabelDelta | None:
+    def update(
+        self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm
+    ) -> LabelDelta | None:
         row = comm.gather(batches["labelled"].row).unique()
-        row = row[torch.rand(len(row), generator=rng) < 0.2]
+        row = row[torch.rand(len(row), generator=generator) < 0.2]
         return LabelDelta(row, (labels.target[row] + 1) % self.num_clusters) if len(row) else None
 
     def select(self, table: FeatureTable, comm: Comm) -> None:

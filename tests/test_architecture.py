@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "processes": set(),
     "reading": {"errors", "files"},
-    "structures": set(),
+    "structures": {"errors"},
     "refused": set(),
     "registry": {"errors", "options", "refused"},
     "options": set(),

@@ -24,7 +24,7 @@ from torch import nn
 from odc.clustering import kmeans
 from odc.heads import ClusterHead
 from odc.registry import HEADS
-from odc.structures import Plan, PseudoLabels, Stream
+from odc.structures import Losses, Plan, PseudoLabels, Refresh, Stream
 
 
 @HEADS.register_module()
@@ -35,15 +35,15 @@ class MyHead(ClusterHead):
         self.classifier = nn.Linear(in_channels, num_clusters)
 
     def plan(self, epoch):
-        return Plan((Stream('train', size=256),), refresh=epoch % 2 == 0)
+        return Plan((Stream('train', size=256),), refresh=Refresh() if epoch % 2 == 0 else None)
 
-    def refresh(self, table, rng, comm):
-        labels = kmeans(table.features, self.num_clusters, generator=rng).labels
+    def refresh(self, table, generator, comm):
+        labels = kmeans(table.features, self.num_clusters, generator=generator).labels
         return PseudoLabels(table.index[:, None], labels[:, None], (self.num_clusters,))
 
-    def loss(self, batches, labels, comm):
+    def loss(self, batches, labels, generator, comm):
         batch = batches['train']
-        return {'loss': F.cross_entropy(self.classifier(batch.z['train'][:, 0]), batch.target[:, 0])}
+        return Losses({'loss': F.cross_entropy(self.classifier(batch.z['train'][:, 0]), batch.target[:, 0])})
 
     def predict(self, z):
         return self.classifier(z)

@@ -1,4 +1,7 @@
-"""Arrays in, arrays out: k-means, neighbours, local consistency, preprocessing; FAISS inside, no state, no modules."""
+"""Arrays in, arrays out: k-means, neighbours, local consistency, preprocessing; FAISS inside, no state, no modules.
+
+What takes ``comm`` works on the rows of all ranks, each of which gives its own.
+"""
 
 from odc.clustering.confidence import log_odds
 from odc.clustering.consistency import local_consistency, reliable_samples

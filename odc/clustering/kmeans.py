@@ -11,7 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from odc.clustering.preprocess import check_differ
 from odc.errors import InputError
+from odc.structures import Comm
 
 FloatArray = npt.NDArray[np.float32]
 LONGEST = 1e18  # of a row: its square, and four times that, are below float32's largest number
@@ -172,6 +174,41 @@ def kmeans(
         torch.from_numpy(labels).to(device),
         KMeansStats(torch.from_numpy(sizes), objective, imbalance, refilled),
     )
+
+
+def kmeans_over_ranks(
+    features: Tensor, num_clusters: int, *, n_iter: int, generator: torch.Generator, comm: Comm, n_redo: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Cluster the features of all ranks: gathered, clustered by the first rank, and the result sent to the others.
+
+    One rank decides because two that each ran k-means could differ in a bit and then disagree for ever.
+
+    Args:
+        features: (Nr, D) float32, this rank's shard.
+        num_clusters: K.
+        n_iter: k-means iterations.
+        generator: of the first rank; that of the others is not drawn from.
+        comm: the other ranks.
+        n_redo: runs from different starts (k-means++ where it is more than one), of which the best is kept.
+
+    Returns:
+        Labels (N,) int64 in the order of the gathered shards, and centroids (K, D) float32; on ``features``' device.
+
+    Raises:
+        InputError: when K > N, or all features are equal (with more than one cluster).
+    """
+    everything = comm.gather(features)
+
+    def cluster() -> tuple[Tensor, Tensor]:
+        if num_clusters > 1:
+            check_differ(everything)
+        found = kmeans(
+            everything, num_clusters, n_iter=n_iter, n_redo=n_redo, plus_plus=n_redo > 1, generator=generator
+        )
+        return found.labels, found.centroids
+
+    labels, centroids = comm.first(cluster)
+    return labels, centroids
 
 
 def _refill(points: FloatArray, labels: npt.NDArray[np.int64], centroids: FloatArray, spherical: bool) -> int:

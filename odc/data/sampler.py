@@ -29,14 +29,10 @@ def draw_rows(stream: Stream, target: Tensor, steps: int | None, generator: torc
 
     Raises:
         InputError: no row takes part.
-        ValueError: ``target`` has no such column or is not (M, T), ``rows`` is unknown, ``size`` or ``steps`` not > 0.
+        ValueError: ``target`` has no such column or is not (M, T).
     """
     if target.ndim != 2 or not all(0 <= column < target.shape[1] for column in stream.balance):
         raise ValueError(f"stream '{stream.name}' balances columns {stream.balance} of target {tuple(target.shape)}")
-    if stream.rows not in ("all", "labelled"):
-        raise ValueError(f"stream '{stream.name}' has rows='{stream.rows}'; known: all, labelled")
-    if stream.size < 1 or (steps is not None and steps < 1):
-        raise ValueError(f"stream '{stream.name}' needs size and steps > 0, got size {stream.size}, steps {steps}")
     columns = stream.balance or ((0,) if stream.rows == "labelled" else ())
     taking_part = torch.ones(len(target), dtype=torch.bool)
     for column in columns:

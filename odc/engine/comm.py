@@ -8,12 +8,15 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from mmengine.logging import print_log
 from torch import Tensor
 
+from odc.errors import InputError
 from odc.structures import Comm, LocalComm
 
 PATIENCE_S = 60.0  # of a rank that waits for others, before it says so
@@ -96,8 +99,11 @@ class DistComm:
         dist.all_reduce(total)
         return total
 
-    def gather(self, x: Tensor) -> Tensor:
+    def gather(self, x: Tensor, gradient: bool = False) -> Tensor:
         """Return the concatenation over ranks along dimension 0."""
+        if gradient:
+            gathered: Tensor = _Gather.apply(x, self)
+            return gathered
         self._watch.arrive()
         length = torch.tensor([x.shape[0]], device=x.device)
         lengths = [torch.empty_like(length) for _ in range(self.world)]
@@ -105,7 +111,7 @@ class DistComm:
         sizes = [int(n) for n in lengths]
         # Collectives want equal shapes: pad to the longest, cut afterwards.
         padded = x.new_zeros(max(sizes), *x.shape[1:])
-        padded[: x.shape[0]] = x
+        padded[: x.shape[0]] = x.detach()
         parts = [torch.empty_like(padded) for _ in range(self.world)]
         dist.all_gather(parts, padded)
         return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
@@ -116,6 +122,41 @@ class DistComm:
         copy = x.detach().clone()
         dist.broadcast(copy, src=0)
         return copy
+
+    def first(self, decide: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Return what ``decide`` returns on rank 0."""
+        self._watch.arrive()
+        found: tuple[Tensor, ...] = ()
+        told: list[Any] = [None]  # the shapes and types of what comes, or why nothing does
+        if self.rank == 0:
+            try:
+                found = decide()
+                told = [[(tuple(x.shape), x.dtype, x.device.type) for x in found]]
+            except InputError as error:
+                told = [str(error)]
+        dist.broadcast_object_list(told, src=0)
+        if isinstance(told[0], str):
+            raise InputError(told[0])
+        return tuple(
+            self.broadcast(found[i] if self.rank == 0 else torch.empty(shape, dtype=dtype, device=device))
+            for i, (shape, dtype, device) in enumerate(told[0])
+        )
+
+
+class _Gather(torch.autograd.Function):
+    """The concatenation over ranks; the gradient of a rank's part is the sum over ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, comm: DistComm) -> Tensor:
+        gathered = comm.gather(x)
+        lengths = comm.gather(torch.tensor([len(x)], device=x.device)).tolist()
+        start = sum(lengths[: comm.rank])
+        ctx.comm, ctx.mine = comm, slice(start, start + len(x))
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.comm.sum(gradients[0])[ctx.mine], None
 
 
 def get_comm() -> Comm:

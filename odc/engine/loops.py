@@ -40,7 +40,17 @@ from odc.evaluation.results import read_results
 from odc.models.cluster_model import ClusterModel
 from odc.reading import fields, flag, mapping, whole
 from odc.registry import LOOPS, METRICS, SCHEDULES, build
-from odc.structures import UNLABELLED, Batch, FeatureTable, Plan, PseudoLabels, Stream, derive_seed, make_generator
+from odc.structures import (
+    UNLABELLED,
+    Batch,
+    FeatureTable,
+    Plan,
+    PseudoLabels,
+    Refresh,
+    Stream,
+    derive_seed,
+    make_generator,
+)
 
 
 def unwrap(model: Any) -> ClusterModel:
@@ -365,8 +375,8 @@ class ClusterTrainLoop(BaseLoop):
         self.runner.model.train()
         chunks = self._chunks(plan)
         while self._chunk < len(chunks):
-            if plan.refresh and not self._refreshed:
-                self._refresh(plan, chunks[self._chunk])
+            if plan.refresh is not None and not self._refreshed:
+                self._refresh(plan.refresh, chunks[self._chunk])
             self._refreshed = True
             cache = self._cache(plan)
             while self._repeat < plan.repeats:
@@ -382,39 +392,35 @@ class ClusterTrainLoop(BaseLoop):
         self._epoch += 1
 
     def _check(self, plan: Plan) -> None:
-        names = [stream.name for stream in plan.streams]
-        if not names or len(set(names)) < len(names):
-            raise InputError(f"a plan needs streams of different names; it has {names}")
         for stream in plan.streams:
-            if stream.size < 1 or (plan.steps is not None and plan.steps < 1):
-                raise InputError(
-                    f"stream '{stream.name}' needs at least 1 row a step and 1 step an epoch, not {stream.size} rows"
-                    + (f" and {plan.steps} steps" if plan.steps is not None else "")
-                    + " (model.head.batch_size)"
-                )
             if stream.size % self.comm.world:
                 raise InputError(
                     f"stream '{stream.name}' has {stream.size} rows a step, which {self.comm.world} ranks cannot "
                     f"share equally: use a multiple of {self.comm.world}"
                 )
             labels = self.labels_now
-            if stream.rows == "labelled" and not plan.refresh and not bool((labels.target[:, 0] >= 0).any()):
+            if stream.rows == "labelled" and plan.refresh is None and not bool((labels.target[:, 0] >= 0).any()):
                 raise InputError(
                     f"stream '{stream.name}' trains on labelled rows, but all {len(labels.target):,} are unlabelled: "
                     "set train_cfg.label_file, or, for low-shot and full fine-tuning, train_cfg.label_fraction"
                 )
-        wanted = [view for stream in plan.streams for view in stream.views] + ([plan.logits] if plan.logits else [])
+        wanted = [view for stream in plan.streams for view in stream.views]
+        if plan.refresh is not None:
+            wanted += [plan.refresh.logits] if plan.refresh.logits else []
+            for name in plan.refresh.reset:
+                _resettable(unwrap(self.runner.model).head, name)
         for view in wanted:
             if view not in self.data.views:
                 raise InputError(f"the head wants the view '{view}'{nearest(view, self.data.views)} (data.views)")
 
     def _chunks(self, plan: Plan) -> list[Tensor | None]:
         N = len(self.data.dataset)
-        if plan.chunk is None or plan.chunk >= N:
+        chunk = None if plan.refresh is None else plan.refresh.chunk
+        if chunk is None or chunk >= N:
             return [None]
         order = torch.randperm(N, generator=make_generator(self.seed, "chunks", self._epoch))
-        full = N // plan.chunk
-        parts = [order[i * plan.chunk : (i + 1) * plan.chunk if i + 1 < full else N] for i in range(full)]
+        full = N // chunk
+        parts = [order[i * chunk : (i + 1) * chunk if i + 1 < full else N] for i in range(full)]
         return [part.sort().values for part in parts]
 
     def _extract(self, index: Tensor | None, logits_view: str | None) -> FeatureTable:
@@ -470,7 +476,7 @@ class ClusterTrainLoop(BaseLoop):
     def _cache(self, plan: Plan) -> FeatureCache | None:
         """Compute the features of the training views, where these stay what they are until the next refresh."""
         model = unwrap(self.runner.model)
-        if not plan.refresh or not _features_are_fixed(model):
+        if plan.refresh is None or not _features_are_fixed(model):
             return None
         store = model.labels
         variants = int(store.variant.max()) + 1
@@ -481,13 +487,15 @@ class ClusterTrainLoop(BaseLoop):
         return FeatureCache(slot, self._encode(model, images // variants, images % variants, views, "train"))
 
     @torch.no_grad()
-    def _refresh(self, plan: Plan, index: Tensor | None) -> None:
+    def _refresh(self, refresh: Refresh, index: Tensor | None) -> None:
         model = unwrap(self.runner.model)
-        rng = make_generator(self.seed, "refresh", self._epoch, self._chunk)
-        labels = model.head.refresh(self._extract(index, plan.logits), rng, self.comm)
+        generator = make_generator(self.seed, "refresh", self._epoch, self._chunk)
+        labels = model.head.refresh(self._extract(index, refresh.logits), generator, self.comm)
         optimizer = self.runner.optim_wrapper.optimizer
-        for name, parameter in model.named_parameters():
-            if name.startswith(plan.reset):
+        for name in refresh.reset:
+            module: Any = _resettable(model.head, name)
+            module.reset(generator)
+            for parameter in module.parameters():
                 optimizer.state.pop(parameter, None)
                 parameter.grad = None
         if self.comm.world > 1:
@@ -514,8 +522,8 @@ class ClusterTrainLoop(BaseLoop):
         if not self._order:
             steps = plan.steps
             for stream in plan.streams:
-                rng = make_generator(self.seed, "order", self._epoch, self._chunk, self._repeat, stream.name)
-                self._order[stream.name] = draw_rows(stream, target, steps, rng)
+                generator = make_generator(self.seed, "order", self._epoch, self._chunk, self._repeat, stream.name)
+                self._order[stream.name] = draw_rows(stream, target, steps, generator)
                 steps = self._order[stream.name].shape[0]  # the first stream sets the number of steps
         steps = self._order[plan.streams[0].name].shape[0]
         self.data.steps = steps * plan.repeats * num_chunks
@@ -585,8 +593,8 @@ class ClusterTrainLoop(BaseLoop):
         torch.manual_seed(mix(self.seed, self._epoch, self._chunk, self._repeat, self._step, self.comm.rank))
         z = None if cache is None else cache.lookup(plan.streams, rows)
         with runner.optim_wrapper.optim_context(runner.model), runner.autocast():
-            losses, batches = runner.model(images, rows, self.comm, z)
-        loss = torch.stack([value for name, value in losses.items() if "loss" in name]).sum()
+            losses, batches = runner.model(images, rows, self._generator("loss"), self.comm, z)
+        loss = torch.stack(list(losses.train.values())).sum()
         # Before anything takes it, and on all ranks together: one that stopped alone would leave the others waiting.
         if float(self.comm.sum((~loss.detach().isfinite()).float())):
             broken = self._broken_images(images, rows)
@@ -604,11 +612,14 @@ class ClusterTrainLoop(BaseLoop):
             self._average_statistics(model)
             if moves:
                 model.after_move()
-            key = derive_seed(self.seed, "update", self._epoch, self._chunk, self._repeat, self._step)
-            delta = model.head.update(batches, store.view(), torch.Generator().manual_seed(key), self.comm)
+            delta = model.head.update(batches, store.view(), self._generator("update"), self.comm)
             if delta is not None:
                 store.update(delta)
-        return {name: float(value.detach()) for name, value in losses.items()}
+        return {name: float(value.detach()) for name, value in {**losses.train, **losses.log}.items()}
+
+    def _generator(self, purpose: str) -> torch.Generator:
+        """Return a generator that is a function of the present step, and the same on every rank."""
+        return make_generator(self.seed, purpose, self._epoch, self._chunk, self._repeat, self._step)
 
     def _move(self, model: ClusterModel) -> None:
         """Let the optimiser take the gradients, which are those of all ranks, if they are finite."""
@@ -695,6 +706,25 @@ class ClusterTrainLoop(BaseLoop):
         raise SystemExit(128 + number)
 
 
+def _resettable(head: torch.nn.Module, name: str) -> torch.nn.Module:
+    """Return the head's module of this name, which a plan wants to draw anew.
+
+    Raises:
+        InputError: there is none, or it has no method ``reset``.
+    """
+    known: dict[str, torch.nn.Module] = dict(head.named_modules())
+    if not name or name not in known:
+        raise InputError(
+            f"Refresh.reset names '{name}', which is no module of {type(head).__name__}{nearest(name, known)}"
+        )
+    if not hasattr(known[name], "reset"):
+        raise InputError(
+            f"Refresh.reset names '{name}' of {type(head).__name__}, but a {type(known[name]).__name__} cannot be "
+            "drawn anew: give it a method reset(generator), as odc.heads.LinearClassifier has"
+        )
+    return known[name]
+
+
 def _features_are_fixed(model: ClusterModel) -> bool:
     """Return whether an image's features change neither with a step nor with the batch that the image is in.
 
@@ -702,7 +732,7 @@ def _features_are_fixed(model: ClusterModel) -> bool:
     """
     encoder = (*model.backbone.modules(), *model.neck.modules())
     trains = any(p.requires_grad for module in encoder for p in module.parameters(recurse=False))
-    return not trains and not any(module.training for module in encoder) and type(model).encode is ClusterModel.encode
+    return not trains and not any(module.training for module in encoder) and model.encodes_alone
 
 
 @LOOPS.register_module()

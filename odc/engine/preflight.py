@@ -63,14 +63,14 @@ def feature_statistics(features: Tensor, n_clusters: int, seed: int, targets: Id
         ``spread``: mean squared distance of the unit features from their mean; and with targets ``kmeans_nmi`` and
         ``knn``, accuracy of the 10 nearest neighbours' vote.
     """
-    rng = make_generator(seed, "preflight")
+    generator = make_generator(seed, "preflight")
     unit, _ = l2_normalize(features)
     values = {"spread": float(unit.var(dim=0, correction=0).sum())}
     for prefix in ("", "chance_"):
         if prefix:
-            columns = [column[torch.randperm(len(column), generator=rng)] for column in features.unbind(1)]
+            columns = [column[torch.randperm(len(column), generator=generator)] for column in features.unbind(1)]
             unit, _ = l2_normalize(torch.stack(columns, dim=1))
-        first, second = (kmeans(unit, n_clusters, generator=rng).labels for _ in range(2))
+        first, second = (kmeans(unit, n_clusters, generator=generator).labels for _ in range(2))
         nearest, _ = knn_search(unit, k=min(NEIGHBOURS, len(unit) - 1))
         values[f"{prefix}consistency"] = float((first[nearest] == first[:, None]).float().mean())
         values[f"{prefix}stability"] = nmi(first, second)

@@ -122,8 +122,8 @@ class KMeansMetric:
             return {}
         K = min(self.num_clusters or len(np.unique(targets[targets >= 0])), len(targets))
         features, _ = l2_normalize(evaluation.features)
-        rng = make_generator(self.seed, "KMeansMetric")
-        result = kmeans(features, K, n_iter=100, n_redo=self.n_redo, plus_plus=True, generator=rng)
+        generator = make_generator(self.seed, "KMeansMetric")
+        result = kmeans(features, K, n_iter=100, n_redo=self.n_redo, plus_plus=True, generator=generator)
         values = evaluate_clustering(result.labels, targets, K)
         return {
             f"kmeans_{short}": values[name] for short, name in (("acc", "accuracy"), ("nmi", "nmi"), ("ari", "ari"))
@@ -196,11 +196,11 @@ class LinearProbe:
         if len(known) > self.max_samples:
             known = known[torch.linspace(0, len(known) - 1, self.max_samples).round().long()]
         x, y = evaluation.features[known], torch.from_numpy(truth)[known]
-        rng = make_generator(self.seed, "LinearProbe")
-        train, test = stratified_split(y, HELD_OUT, rng)
+        generator = make_generator(self.seed, "LinearProbe")
+        train, test = stratified_split(y, HELD_OUT, generator)
         if len(y.unique()) < 2 or not len(test):
             return {}
-        return {"linear": linear_probe(x[train], y[train], x[test], y[test], generator=rng).accuracy}
+        return {"linear": linear_probe(x[train], y[train], x[test], y[test], generator=generator).accuracy}
 
 
 def label_statistics(index_before: Tensor, target_before: Tensor, labels: Labels, n_clusters: int) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Clustering heads: one file a method, its paper on top."""
 
-from odc.heads.base import ClusterHead, reset_linear, weighted_mean
+from odc.heads.base import ClusterHead, LinearClassifier, weighted_mean
 from odc.heads.classifier import ClassifierHead
 from odc.heads.deepcluster import DeepClusterHead
 from odc.heads.deepercluster import DeeperClusterHead
@@ -14,10 +14,10 @@ __all__ = [
     "ClusterHead",
     "DeepClusterHead",
     "DeeperClusterHead",
+    "LinearClassifier",
     "MoCoHead",
     "ODCHead",
     "SpiceSelfHead",
     "SpiceSemiHead",
-    "reset_linear",
     "weighted_mean",
 ]

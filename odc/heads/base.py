@@ -7,9 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from odc.clustering.kmeans import kmeans
-from odc.clustering.preprocess import check_differ
-from odc.structures import Batch, Comm, FeatureTable, LabelDelta, Labels, Plan, PseudoLabels
+from odc.errors import InputError
+from odc.structures import Batch, Comm, FeatureTable, LabelDelta, Labels, Losses, Plan, PseudoLabels
 
 
 class ClusterHead(nn.Module, ABC):
@@ -18,6 +17,9 @@ class ClusterHead(nn.Module, ABC):
     A head writes :meth:`plan`, :meth:`loss` and :meth:`predict`, and overrides any of :meth:`logits`,
     :meth:`refresh`, :meth:`update` and :meth:`select`, whose defaults do nothing. It is built with ``in_channels``,
     the width D of the features it gets. All it must remember is in parameters and persistent buffers.
+
+    Every ``generator`` is a function of the seed and the position in the training, so a resumed run draws the same, and
+    is in the same state on every rank.
 
     Attributes:
         label_classes: numbers of classes (T of them) of the labels that :meth:`refresh` makes: a checkpoint with labels
@@ -31,8 +33,8 @@ class ClusterHead(nn.Module, ABC):
         """Return what this epoch (from 0) does; a pure function of the epoch."""
 
     @abstractmethod
-    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
-        """Return named losses of this rank's rows; those whose name contains ``loss`` are summed and trained on.
+    def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
+        """Return what this rank's rows are trained on, and what else is logged.
 
         Gradients are averaged over ranks: a mean over this rank's rows is a mean over the whole batch. Anything
         else, a weighted mean say, needs ``comm``. Changes nothing.
@@ -46,11 +48,13 @@ class ClusterHead(nn.Module, ABC):
         """Map features (B, D) to what ``FeatureTable.logits`` holds; by default :meth:`predict`."""
         return self.predict(z)
 
-    def refresh(self, table: FeatureTable, rng: torch.Generator, comm: Comm) -> PseudoLabels | None:
+    def refresh(self, table: FeatureTable, generator: torch.Generator, comm: Comm) -> PseudoLabels | None:
         """Make new labels from the features of (a chunk of) the data set; ``None`` keeps the present ones."""
         return None
 
-    def update(self, batches: dict[str, Batch], labels: Labels, rng: torch.Generator, comm: Comm) -> LabelDelta | None:
+    def update(
+        self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm
+    ) -> LabelDelta | None:
         """Learn from the batch at the end of a step; return the rows whose label changes.
 
         The optimiser has moved before, unless gradients are accumulated.
@@ -66,18 +70,18 @@ class ClusterHead(nn.Module, ABC):
         return None
 
 
-def linear_classifier(in_channels: int, num_clusters: int, std: float = 0.01) -> nn.Linear:
-    """Return a linear layer with weights from N(0, std²) and bias 0, as DeepCluster and ODC start it."""
-    layer = nn.Linear(in_channels, num_clusters)
-    nn.init.normal_(layer.weight, std=std)
-    nn.init.zeros_(layer.bias)
-    return layer
+class LinearClassifier(nn.Linear):
+    """A linear layer with weights from N(0, 0.01²) and bias 0, as DeepCluster and ODC start it."""
 
+    def __init__(self, in_channels: int, num_clusters: int) -> None:
+        super().__init__(in_channels, num_clusters)
+        nn.init.normal_(self.weight, std=0.01)
+        nn.init.zeros_(self.bias)
 
-def reset_linear(layer: nn.Linear, rng: torch.Generator, std: float = 0.01) -> None:
-    """Draw the weights anew from N(0, std²) and set the bias to 0, as DeepCluster does after every clustering."""
-    layer.weight.data.copy_(torch.empty(layer.weight.shape).normal_(std=std, generator=rng))
-    layer.bias.data.zero_()
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw the weights anew and set the bias to 0, as DeepCluster does after every clustering."""
+        self.weight.data.copy_(torch.empty(self.weight.shape).normal_(std=0.01, generator=generator))
+        self.bias.data.zero_()
 
 
 def weighted_mean(losses: Tensor, weights: Tensor, comm: Comm) -> Tensor:
@@ -89,34 +93,10 @@ def weighted_mean(losses: Tensor, weights: Tensor, comm: Comm) -> Tensor:
     return comm.world * (weights * losses).sum() / comm.sum(weights.sum())
 
 
-def kmeans_over_ranks(
-    features: Tensor, n_clusters: int, *, n_iter: int, rng: torch.Generator, comm: Comm, n_redo: int = 1
-) -> tuple[Tensor, Tensor]:
-    """Cluster the features of all ranks: gathered, clustered by the first rank, and the result sent to the others.
-
-    One rank decides because two that each ran k-means could differ in a bit and then disagree for ever.
-
-    Args:
-        features: (Nr, D) float32, this rank's shard.
-        n_clusters: K.
-        n_iter: k-means iterations.
-        rng: the same state on every rank.
-        comm: the other ranks.
-        n_redo: runs from different starts (k-means++ where it is more than one), of which the best is kept.
-
-    Returns:
-        Labels (N,) int64 in the order of the gathered shards, and centroids (K, D) float32; on ``features``' device.
-
-    Raises:
-        InputError: when K > N, or all features are equal (with more than one cluster).
-    """
-    everything = comm.gather(features)
-    if n_clusters > 1:
-        check_differ(everything)
-    if comm.rank == 0:
-        result = kmeans(everything, n_clusters, n_iter=n_iter, n_redo=n_redo, plus_plus=n_redo > 1, generator=rng)
-        labels, centroids = result.labels.to(features.device), result.centroids.to(features.device)
-    else:
-        labels = torch.empty(everything.shape[0], dtype=torch.int64, device=features.device)
-        centroids = features.new_empty(n_clusters, features.shape[1])
-    return comm.broadcast(labels), comm.broadcast(centroids)
+def check_classes(labels: Labels, num_classes: int, option: str) -> None:
+    """Raise :class:`InputError` if the labels have more classes than the head, whose ``option`` says how many."""
+    if len(labels.counts) > num_classes:
+        raise InputError(
+            f"the labels have {len(labels.counts)} classes, but model.head.{option} is {num_classes}: set it to "
+            f"{len(labels.counts)}"
+        )

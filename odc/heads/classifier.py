@@ -10,13 +10,14 @@ another run); nothing here changes them.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from odc.errors import InputError
-from odc.heads.base import ClusterHead, linear_classifier
+from odc.heads.base import ClusterHead, LinearClassifier, check_classes
 from odc.registry import HEADS
-from odc.structures import Batch, Comm, Labels, Plan, Stream
+from odc.structures import Batch, Comm, Labels, Losses, Plan, Stream
 
 
 @HEADS.register_module()
@@ -38,26 +39,20 @@ class ClassifierHead(ClusterHead):
             raise InputError(f"ClassifierHead needs at least 2 classes, not num_classes={num_classes}")
         self.num_classes = num_classes
         self.batch_size = batch_size
-        self.classifier = linear_classifier(in_channels, num_classes)
+        self.classifier = LinearClassifier(in_channels, num_classes)
 
     def plan(self, epoch: int) -> Plan:
         """One pass over the labelled rows."""
         return Plan((Stream("train", self.batch_size, rows="labelled"),))
 
-    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+    def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         """Mean cross-entropy, and ``accuracy``, the share of the rows that are right."""
-        if len(labels.counts) > self.num_classes:
-            raise InputError(
-                f"the labels have {len(labels.counts)} classes, but model.head.num_classes is {self.num_classes}: "
-                f"set it to {len(labels.counts)}"
-            )
+        check_classes(labels, self.num_classes, "num_classes")
         batch = batches["train"]
         target = batch.target[:, 0]
         logits = self.predict(batch.z["train"][:, 0])
-        return {
-            "loss": F.cross_entropy(logits, target),
-            "accuracy": (logits.argmax(1) == target).float().mean(),
-        }
+        right = (logits.argmax(1) == target).float().mean()
+        return Losses({"loss": F.cross_entropy(logits, target)}, log={"accuracy": right})
 
     def predict(self, z: Tensor) -> Tensor:
         """Map features (B, D) to logits (B, K)."""

@@ -20,11 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from odc.clustering.kmeans import kmeans_over_ranks
 from odc.clustering.preprocess import fit_whitening, l2_normalize
 from odc.errors import InputError
-from odc.heads.base import ClusterHead, kmeans_over_ranks, linear_classifier, reset_linear, weighted_mean
+from odc.heads.base import ClusterHead, LinearClassifier, weighted_mean
 from odc.registry import HEADS
-from odc.structures import Batch, Comm, FeatureTable, Labels, Plan, PseudoLabels, Stream
+from odc.structures import Batch, Comm, FeatureTable, Labels, Losses, Plan, PseudoLabels, Refresh, Stream
 
 
 @HEADS.register_module()
@@ -66,7 +67,7 @@ class DeepClusterHead(ClusterHead):
         self.kmeans_iter = kmeans_iter
         self.kmeans_redo = kmeans_redo
         self.balance = balance
-        self.classifier = linear_classifier(in_channels, num_clusters)
+        self.classifier = LinearClassifier(in_channels, num_clusters)
         # The last clustering. With fewer samples than dimensions the last columns stay zero.
         width = min(pca_dim, in_channels)
         self.mean: Tensor
@@ -80,30 +81,29 @@ class DeepClusterHead(ClusterHead):
         """Cluster before every epoch; the classifier starts anew."""
         balance = (0,) if self.balance == "sampling" else ()
         stream = Stream("train", self.batch_size, balance=balance)
-        return Plan((stream,), refresh=True, reset=("head.classifier",))
+        return Plan((stream,), refresh=Refresh(reset=("classifier",)))
 
-    def refresh(self, table: FeatureTable, rng: torch.Generator, comm: Comm) -> PseudoLabels:
-        """PCA-whiten, L2-normalise and cluster the features; draw the classifier anew."""
+    def refresh(self, table: FeatureTable, generator: torch.Generator, comm: Comm) -> PseudoLabels:
+        """PCA-whiten, L2-normalise and cluster the features."""
         whitening = fit_whitening(table.features, self.pca_dim, comm)
         x, _ = l2_normalize(whitening.apply(table.features))
         labels, centroids = kmeans_over_ranks(
-            x, self.num_clusters, n_iter=self.kmeans_iter, n_redo=self.kmeans_redo, rng=rng, comm=comm
+            x, self.num_clusters, n_iter=self.kmeans_iter, n_redo=self.kmeans_redo, generator=generator, comm=comm
         )
         d = whitening.projection.shape[1]
         self.mean.copy_(whitening.mean)
         self.projection.zero_()[:, :d] = whitening.projection
         self.centroids.zero_()[:, :d] = centroids
-        reset_linear(self.classifier, rng)
         return PseudoLabels(comm.gather(table.index)[:, None], labels[:, None], (self.num_clusters,))
 
-    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+    def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         """Cross-entropy against the assignments."""
         batch = batches["train"]
         target = batch.target[:, 0]
         losses = F.cross_entropy(self.classifier(batch.z["train"][:, 0]), target, reduction="none")
         if self.balance == "weights":
-            return {"loss": weighted_mean(losses, labels.counts[target].float().rsqrt(), comm)}
-        return {"loss": losses.mean()}
+            return Losses({"loss": weighted_mean(losses, labels.counts[target].float().rsqrt(), comm)})
+        return Losses({"loss": losses.mean()})
 
     def predict(self, z: Tensor) -> Tensor:
         """Map features (B, D) to minus half the squared distances (B, K) to the centroids of the last clustering."""

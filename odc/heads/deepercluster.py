@@ -32,9 +32,20 @@ from torch import Tensor, nn
 
 from odc.clustering import TwoLevelResult, fit_whitening, l2_normalize, l2_normalize_, share_clusters, two_level_kmeans
 from odc.errors import InputError
-from odc.heads.base import ClusterHead, linear_classifier, reset_linear
+from odc.heads.base import ClusterHead, LinearClassifier
 from odc.registry import HEADS
-from odc.structures import Batch, Comm, FeatureTable, Labels, Plan, PseudoLabels, Stream, place_in_group
+from odc.structures import (
+    Batch,
+    Comm,
+    FeatureTable,
+    Labels,
+    Losses,
+    Plan,
+    PseudoLabels,
+    Refresh,
+    Stream,
+    place_in_group,
+)
 
 _ROTATIONS = 4
 _GIB = 2**30
@@ -43,7 +54,7 @@ _GIB = 2**30
 class SubClassifiers(nn.Module):
     """G linear classifiers of C classes each, W_s (C, D) and a bias for s in 0..G - 1, from N(0, 0.01²) and 0.
 
-    Classes may be missing from a classifier: they are no part of its softmax.
+    Classes may be missing from a classifier, where ``exists`` (G, C) bool says so: they are no part of its softmax.
 
     Args:
         groups: G.
@@ -64,11 +75,10 @@ class SubClassifiers(nn.Module):
         self.exists: Tensor
         self.register_buffer("exists", torch.ones(groups, classes, dtype=torch.bool))
 
-    def reset(self, exists: Tensor, rng: torch.Generator) -> None:
-        """Draw all weights anew; ``exists`` (G, C) bool says which classes there are."""
-        self.exists.copy_(exists)
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw all weights anew."""
         for weight in self.weight.data:  # one at a time: at scale they are most of what is in memory
-            weight.copy_(torch.empty(weight.shape).normal_(std=0.01, generator=rng))
+            weight.copy_(torch.empty(weight.shape).normal_(std=0.01, generator=generator))
         self.bias.data.zero_()
 
     def forward(self, x: Tensor, group: Tensor, target: Tensor) -> Tensor:
@@ -189,7 +199,7 @@ class DeeperClusterHead(ClusterHead):
         }[classes]
         self.label_classes = S, Z = self.num_classes
         # A classifier of one class has nothing to learn, and no gradient.
-        self.classifier = linear_classifier(in_channels, S) if S > 1 else None
+        self.classifier = LinearClassifier(in_channels, S) if S > 1 else None
         groups = S if classes == "hierarchy" else 1
         scale = float(S) if scale_sub_gradient else 1.0
         self.sub_classifiers = SubClassifiers(groups, Z, in_channels, scale) if Z > 1 else None
@@ -211,17 +221,17 @@ class DeeperClusterHead(ClusterHead):
         view = "rotated" if self.rotations > 1 else "train"
         stream = Stream("train", self.batch_size, views=(view,), balance=(0, 1))
         if self.num_clusters == 1:
-            return Plan((stream,), refresh=epoch == 0)
-        refresh = epoch % self.refresh_interval == 0
-        reset = ("head.sub_classifiers",) + (("head.classifier",) if self._renames_super_classes else ())
-        return Plan((stream,), refresh=refresh, reset=reset if refresh else ())
+            return Plan((stream,), refresh=Refresh() if epoch == 0 else None)
+        if epoch % self.refresh_interval:
+            return Plan((stream,))
+        renames = self.num_super > 1 and self.classes == "hierarchy"  # the super-classes
+        reset: tuple[str, ...] = ("classifier",) if renames else ()
+        if self.sub_classifiers is not None:
+            reset += ("sub_classifiers",)
+        return Plan((stream,), refresh=Refresh(reset=reset))
 
-    @property
-    def _renames_super_classes(self) -> bool:
-        return self.num_super > 1 and self.classes == "hierarchy"
-
-    def refresh(self, table: FeatureTable, rng: torch.Generator, comm: Comm) -> PseudoLabels:
-        """PCA-whiten, L2-normalise and cluster the features on two levels; draw the classifiers of new classes anew."""
+    def refresh(self, table: FeatureTable, generator: torch.Generator, comm: Comm) -> PseudoLabels:
+        """PCA-whiten, L2-normalise and cluster the features on two levels."""
         index = comm.gather(table.index)
         if self.num_clusters == 1:
             nothing = torch.zeros_like(index)
@@ -230,7 +240,7 @@ class DeeperClusterHead(ClusterHead):
         x = whitening.apply_(table.features)
         l2_normalize_(x)
         found = two_level_kmeans(
-            x, self.num_clusters, self.num_super, n_iter=self.kmeans_iter, generator=rng, comm=comm
+            x, self.num_clusters, self.num_super, n_iter=self.kmeans_iter, generator=generator, comm=comm
         )
         d = x.shape[1]
         self.mean.copy_(whitening.mean)
@@ -239,10 +249,8 @@ class DeeperClusterHead(ClusterHead):
         self.centroids.zero_()[:, :, :d] = found.sub_centroids
         self.num_sub.copy_(found.num_sub)
         self._tell(found)
-        if self.classifier is not None and self._renames_super_classes:
-            reset_linear(self.classifier, rng)
         if self.sub_classifiers is not None:
-            self.sub_classifiers.reset(self._existing(), rng)
+            self.sub_classifiers.exists.copy_(self._existing())
         return self._rows(index, comm.gather(found.super_labels), comm.gather(found.sub_labels))
 
     def _tell(self, found: TwoLevelResult) -> None:
@@ -293,7 +301,7 @@ class DeeperClusterHead(ClusterHead):
         share = torch.tensor(share_clusters(self.num_clusters, self.num_super), device=super_cluster.device)
         return (share.cumsum(0) - share)[super_cluster] + sub_cluster
 
-    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+    def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         """Cross-entropy of the super-class, ``super_loss``, and below it, ``sub_loss``: means over the batch."""
         batch = batches["train"]
         (z,) = batch.z.values()
@@ -305,7 +313,7 @@ class DeeperClusterHead(ClusterHead):
         if self.sub_classifiers is not None:
             group = s if self.classes == "hierarchy" else torch.zeros_like(s)
             losses["sub_loss"] = self.sub_classifiers(x, group, sub)
-        return losses
+        return Losses(losses)
 
     def predict(self, z: Tensor) -> Tensor:
         """Map features (B, D) of images that are not rotated to scores (B, k) of the last clustering's sub-clusters.

@@ -25,7 +25,7 @@ from odc.errors import InputError
 from odc.heads.base import ClusterHead
 from odc.memory.queue import KeyQueue, fitting_queue
 from odc.registry import HEADS
-from odc.structures import Batch, Comm, Labels, Plan, Stream
+from odc.structures import Batch, Comm, Labels, Losses, Plan, Stream
 
 
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -91,7 +91,7 @@ class MoCoHead(ClusterHead):
         """One pass over all images, each seen through two views."""
         return Plan((Stream("train", self.batch_size, views=("query", "key")),))
 
-    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+    def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         """InfoNCE; ``z`` holds the projected queries and keys, (B, V, D) with V keys an image."""
         z = batches["train"].z
         V, size = z["key"].shape[1], self.queue.keys.shape[0]
@@ -108,9 +108,10 @@ class MoCoHead(ClusterHead):
             )
         # A copy, since enqueueing writes into what the backward pass needs.
         queue = self.queue.keys.clone()
-        return {"loss": info_nce(z["query"].flatten(0, 1), z["key"].flatten(0, 1), queue, self.temperature).mean()}
+        losses = info_nce(z["query"].flatten(0, 1), z["key"].flatten(0, 1), queue, self.temperature)
+        return Losses({"loss": losses.mean()})
 
-    def update(self, batches: dict[str, Batch], labels: Labels, rng: torch.Generator, comm: Comm) -> None:
+    def update(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> None:
         """Enqueue the keys of all ranks."""
         self.queue.enqueue(comm.gather(batches["train"].z["key"].flatten(0, 1)))
 

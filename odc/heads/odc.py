@@ -21,12 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from odc.clustering.kmeans import kmeans_over_ranks
 from odc.clustering.preprocess import l2_normalize
 from odc.errors import InputError
-from odc.heads.base import ClusterHead, kmeans_over_ranks, linear_classifier, reset_linear, weighted_mean
+from odc.heads.base import ClusterHead, LinearClassifier, weighted_mean
 from odc.memory.sample_memory import SampleMemory
 from odc.registry import HEADS
-from odc.structures import Batch, Comm, FeatureTable, LabelDelta, Labels, Plan, PseudoLabels, Stream
+from odc.structures import Batch, Comm, FeatureTable, LabelDelta, Labels, Losses, Plan, PseudoLabels, Refresh, Stream
 
 
 @HEADS.register_module()
@@ -76,7 +77,7 @@ class ODCHead(ClusterHead):
         self.kmeans_iter = kmeans_iter
         self.kmeans_redo = kmeans_redo
         self.replace = replace
-        self.classifier = linear_classifier(in_channels, num_clusters)
+        self.classifier = LinearClassifier(in_channels, num_clusters)
         self.memory = SampleMemory(
             in_channels,
             num_clusters,
@@ -91,30 +92,28 @@ class ODCHead(ClusterHead):
     def plan(self, epoch: int) -> Plan:
         """Fill the memory before the first epoch; after that the labels move with the batches."""
         stream = Stream("train", self.batch_size, replace=self.replace)
-        first = epoch == 0
-        return Plan((stream,), refresh=first, reset=("head.classifier",) if first else ())
+        return Plan((stream,), refresh=Refresh(reset=("classifier",)) if epoch == 0 else None)
 
-    def refresh(self, table: FeatureTable, rng: torch.Generator, comm: Comm) -> PseudoLabels:
+    def refresh(self, table: FeatureTable, generator: torch.Generator, comm: Comm) -> PseudoLabels:
         """Fill the memory from one k-means over the normalised features."""
         x, _ = l2_normalize(table.features)
         self.memory.check(table.total)
         labels, _ = kmeans_over_ranks(
-            x, self.num_clusters, n_iter=self.kmeans_iter, n_redo=self.kmeans_redo, rng=rng, comm=comm
+            x, self.num_clusters, n_iter=self.kmeans_iter, n_redo=self.kmeans_redo, generator=generator, comm=comm
         )
         self.memory.fill(comm.gather(x), labels)
         self.iteration.zero_()
-        reset_linear(self.classifier, rng)
         return PseudoLabels(comm.gather(table.index)[:, None], labels[:, None], (self.num_clusters,))
 
-    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+    def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         """Cross-entropy against the memory's labels, Σ w·l / Σ w with w = N_c^-½."""
         batch = batches["train"]
         target = batch.target[:, 0]
         losses = F.cross_entropy(self.classifier(batch.z["train"][:, 0]), target, reduction="none")
         # Every target has at least the row itself as a member: no empty cluster is ever weighted.
-        return {"loss": weighted_mean(losses, labels.counts[target].float().rsqrt(), comm)}
+        return Losses({"loss": weighted_mean(losses, labels.counts[target].float().rsqrt(), comm)})
 
-    def update(self, batches: dict[str, Batch], labels: Labels, rng: torch.Generator, comm: Comm) -> LabelDelta:
+    def update(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> LabelDelta:
         """Steps 2 to 5: move the memory, then the labels, the centroids and the small clusters.
 
         All ranks hold the whole memory and commit the same rows; each decides the labels of its own part of them, so
@@ -133,7 +132,7 @@ class ODCHead(ClusterHead):
         if step % self.centroid_interval == 0:
             self.memory.update_centroids()
             # The first rank decides the splits; the others send none of their own.
-            ids, moved = self.memory.plan_split(rng)
+            ids, moved = self.memory.plan_split(generator)
             own = slice(None) if comm.rank == 0 else slice(0)
             ids, moved = comm.gather(ids[own]), comm.gather(moved[own])
             self.memory.relabel(ids, moved)

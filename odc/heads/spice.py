@@ -33,7 +33,18 @@ from odc.clustering.preprocess import check_differ, l2_normalize
 from odc.errors import InputError
 from odc.heads.base import ClusterHead, weighted_mean
 from odc.registry import HEADS
-from odc.structures import Batch, Comm, FeatureTable, Labels, Plan, PseudoLabels, Stream, place_in_group
+from odc.structures import (
+    Batch,
+    Comm,
+    FeatureTable,
+    Labels,
+    Losses,
+    Plan,
+    PseudoLabels,
+    Refresh,
+    Stream,
+    place_in_group,
+)
 
 _NOT_LEARNING = 0.75  # of the way from the floor to ln K
 
@@ -182,20 +193,22 @@ class SpiceSelfHead(ClusterHead):
     def plan(self, epoch: int) -> Plan:
         """Label every chunk anew, train on it ``repeats`` times, and choose a head at the end."""
         stream = Stream("train", self.batch_size * self.num_heads, views=("strong",), balance=(0,))
-        return Plan((stream,), refresh=True, chunk=self.chunk, repeats=self.repeats, logits="weak", select=True)
+        refresh = Refresh(chunk=self.chunk, repeats=self.repeats, logits="weak")
+        return Plan((stream,), refresh=refresh, select=True)
 
-    def refresh(self, table: FeatureTable, rng: torch.Generator, comm: Comm) -> PseudoLabels:
+    def refresh(self, table: FeatureTable, generator: torch.Generator, comm: Comm) -> PseudoLabels:
         """Label the samples of each head; rows have two target columns, head and cluster."""
         assert table.logits is not None
         index, embedding = comm.gather(table.index), l2_normalize(comm.gather(table.features))[0]
         check_differ(embedding)
         logits = comm.gather(table.logits)
-        rows = [self._rows(embedding, logits[:, h]) for h in range(self.num_heads)]
-        position, cluster = (torch.cat(parts) for parts in zip(*rows, strict=True))
-        head = torch.cat([torch.full_like(p, h) for h, (p, _) in enumerate(rows)])
-        # One rank decides: two that each sorted could break a tie differently.
-        own = slice(None) if comm.rank == 0 else slice(0)
-        position, head, cluster = (comm.gather(x[own]) for x in (position, head, cluster))
+
+        def choose() -> tuple[Tensor, ...]:
+            rows = [self._rows(embedding, logits[:, h]) for h in range(self.num_heads)]
+            position, cluster = (torch.cat(parts) for parts in zip(*rows, strict=True))
+            return position, torch.cat([torch.full_like(p, h) for h, (p, _) in enumerate(rows)]), cluster
+
+        position, head, cluster = comm.first(choose)  # ranks that each sorted could break a tie differently
         self._note_health(position, head, logits.argmax(2))
         targets = torch.stack([head, cluster], dim=1)
         return PseudoLabels(index[position][:, None], targets, (self.num_heads, self.num_clusters))
@@ -220,7 +233,7 @@ class SpiceSelfHead(ClusterHead):
         agreement = mean_pairwise_nmi(predicted, self.num_clusters)
         self.health.copy_(torch.tensor([unique, clusters, agreement]))
 
-    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+    def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         """Mean over the heads of the mean of :func:`double_softmax_loss` over their rows.
 
         Logged besides: ``above_floor``, the loss minus its least value, and of the last refresh ``unique``, the share
@@ -239,20 +252,21 @@ class SpiceSelfHead(ClusterHead):
         losses = double_softmax_loss(self.mlps(x)[head, place], cluster)
         loss = weighted_mean(losses, 1.0 / comm.sum(counts)[head], comm)
         names = ("unique", "clusters", "agreement")
-        return {
-            "loss": loss,
-            "above_floor": loss.detach() - double_softmax_floor(self.num_clusters),
-            **dict(zip(names, self.health.unbind(), strict=True)),
-        }
+        above = loss.detach() - double_softmax_floor(self.num_clusters)
+        return Losses({"loss": loss}, log={"above_floor": above, **dict(zip(names, self.health.unbind(), strict=True))})
 
     def select(self, table: FeatureTable, comm: Comm) -> None:
         """Keep the head with the lowest loss on labels made anew of all samples, if it is the lowest of all epochs."""
         embedding, logits = l2_normalize(comm.gather(table.features))[0], comm.gather(self.logits(table.features))
-        losses = []
-        for h in range(self.num_heads):
-            position, cluster = self._rows(embedding, logits[:, h])
-            losses.append(double_softmax_loss(logits[position, h], cluster).mean())
-        lowest, head = comm.broadcast(torch.stack(losses)).min(0)
+
+        def losses() -> tuple[Tensor]:
+            found = []
+            for h in range(self.num_heads):
+                position, cluster = self._rows(embedding, logits[:, h])
+                found.append(double_softmax_loss(logits[position, h], cluster).mean())
+            return (torch.stack(found),)
+
+        lowest, head = comm.first(losses)[0].min(0)
         if lowest < self.best_loss:
             self.best_loss.copy_(lowest)
             for name, parameter in self.mlps.named_parameters():

@@ -16,13 +16,14 @@ they describe some 1 / (1 - ema) steps whatever batch norm's own momentum.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from odc.errors import InputError
-from odc.heads.base import ClusterHead, linear_classifier
+from odc.heads.base import ClusterHead, LinearClassifier, check_classes
 from odc.registry import HEADS
-from odc.structures import Batch, Comm, Labels, Plan, Stream
+from odc.structures import Batch, Comm, Labels, Losses, Plan, Stream
 
 
 def fixmatch_loss(weak: Tensor, strong: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
@@ -79,7 +80,7 @@ class SpiceSemiHead(ClusterHead):
         self.steps = steps
         self.threshold = threshold
         self.weight = weight
-        self.classifier = linear_classifier(in_channels, num_clusters)
+        self.classifier = LinearClassifier(in_channels, num_clusters)
 
     def plan(self, epoch: int) -> Plan:
         """A fixed number of steps on labelled rows and on all rows; the labels stay."""
@@ -89,22 +90,19 @@ class SpiceSemiHead(ClusterHead):
         )
         return Plan(streams, steps=self.steps)
 
-    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+    def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         """Both losses; ``confident``, the share of the mask, and ``unused``, of the steps whose mask was empty."""
-        if len(labels.counts) > self.num_clusters:
-            raise InputError(
-                f"the labels have {len(labels.counts)} classes, but model.head.num_clusters is {self.num_clusters}: "
-                f"set it to {len(labels.counts)}"
-            )
+        check_classes(labels, self.num_clusters, "num_clusters")
         labelled, every = batches["labelled"], batches["all"]
         weak, strong = (self.predict(every.z[view][:, 0]) for view in ("weak", "strong"))
         unlabelled, mask = fixmatch_loss(weak, strong, self.threshold)
-        return {
-            "labelled_loss": F.cross_entropy(self.predict(labelled.z["weak"][:, 0]), labelled.target[:, 0]),
-            "unlabelled_loss": self.weight * unlabelled,
-            "confident": mask.float().mean(),
-            "unused": (~mask.any()).float(),
-        }
+        return Losses(
+            {
+                "labelled_loss": F.cross_entropy(self.predict(labelled.z["weak"][:, 0]), labelled.target[:, 0]),
+                "unlabelled_loss": self.weight * unlabelled,
+            },
+            log={"confident": mask.float().mean(), "unused": (~mask.any()).float()},
+        )
 
     def predict(self, z: Tensor) -> Tensor:
         """Map features (B, D) to logits (B, K)."""

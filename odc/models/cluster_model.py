@@ -19,7 +19,7 @@ from odc.memory.labels import LabelStore
 from odc.models.convert import load_backbone
 from odc.models.ema import MovingAverage
 from odc.registry import BACKBONES, HEADS, MODELS, NECKS, build
-from odc.structures import Batch, Comm
+from odc.structures import Batch, Comm, Losses
 
 Images = dict[tuple[str, str], Tensor]
 _FREEZABLE = ("backbone", "neck")
@@ -42,9 +42,15 @@ class ClusterModel(BaseModel):
         ema: decay of an exponential moving average of the trained parameters and of batch norm's statistics, which
             then takes their place whenever images are evaluated; ``None``: no average.
 
+    Attributes:
+        encodes_alone: z of a step is :meth:`features` of its images, and of nothing else in the step: where backbone
+            and neck are frozen, the loop computes it once.
+
     Raises:
         InputError: for a part that is configured wrongly.
     """
+
+    encodes_alone = True
 
     def __init__(
         self,
@@ -134,13 +140,19 @@ class ClusterModel(BaseModel):
         return z.float()
 
     def forward(
-        self, images: Images, rows: dict[str, Batch], comm: Comm, z: Images | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, Batch]]:
+        self,
+        images: Images,
+        rows: dict[str, Batch],
+        generator: torch.Generator,
+        comm: Comm,
+        z: Images | None = None,
+    ) -> tuple[Losses, dict[str, Batch]]:
         """Compute the losses of one step; all views of all streams pass the backbone in one forward.
 
         Args:
             images: ``{(stream, view): (B, P, C, H, W) float32}``.
             rows: the rows of each stream, their ``z`` still empty.
+            generator: for ``ClusterHead.loss``.
             comm: the other ranks.
             z: ``{(stream, view): (B, P, D) float32}``, where the features are known already; no images are then needed.
 
@@ -151,7 +163,7 @@ class ClusterModel(BaseModel):
             z = self.encode(images, comm)
         with torch.autocast(next(iter(z.values())).device.type, enabled=False):
             batches = {name: _with_features(batch, name, z) for name, batch in rows.items()}
-            losses = self.head.loss(batches, self.labels.view(), comm)
+            losses = self.head.loss(batches, self.labels.view(), generator, comm)
         detached = {key: value.detach() for key, value in z.items()}
         return losses, {name: _with_features(batch, name, detached) for name, batch in rows.items()}
 

@@ -39,6 +39,8 @@ class MoCo(ClusterModel):
         InputError: for a momentum outside [0, 1], or groups of less than two images.
     """
 
+    encodes_alone = False
+
     def __init__(
         self,
         backbone: dict[str, Any],

@@ -141,5 +141,5 @@ def test_refusals() -> None:
         draw(column(0), balance=(1,))
     with pytest.raises(ValueError, match="known: all, labelled"):
         draw(column(0), rows="some")
-    with pytest.raises(ValueError, match="size and steps > 0"):
-        draw(column(0), 0)
+    with pytest.raises(ValueError, match="at least 1 row a step"):
+        draw(column(0), size=0)

@@ -15,7 +15,7 @@ from odc.apis import build_runner
 from odc.data.views import BatchedLoader, ViewRequest
 from odc.engine.extract import extract
 from odc.engine.loops import ClusterTrainLoop, FeatureCache, _features_are_fixed
-from odc.structures import Batch, LocalComm, Plan, PseudoLabels, Stream
+from odc.structures import Batch, LocalComm, Plan, PseudoLabels, Refresh, Stream
 
 FROZEN: dict[str, Any] = {"model.frozen": ["backbone", "neck"]}
 
@@ -117,7 +117,7 @@ def test_a_step_gets_the_features_of_its_images(tmp_path: Path) -> None:
     index, variant = torch.tensor([[3, 5], [5, 3], [3, 3], [7, 5]]), torch.tensor([0, 1, 3, 0])
     model.labels.replace(PseudoLabels(index, torch.zeros(4, 1).long(), (1,), variant))
     streams = (Stream("s", 2, views=("weak", "strong")), Stream("t", 1, views=("strong",)))
-    cache = loop._cache(Plan(streams, refresh=True))
+    cache = loop._cache(Plan(streams, refresh=Refresh()))
     assert cache is not None
     assert cache.z["strong"].shape[0] == 6, "3 and 5 plain, turned once, 3 turned thrice, and 7"
     chosen = {"s": torch.tensor([3, 1]), "t": torch.tensor([2])}

@@ -9,13 +9,13 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from small_heads import config
-from torch import Tensor
 
 from odc.apis import build_runner, evaluate
 from odc.checkpoints import load_plain
 from odc.errors import InputError
 from odc.heads import ODCHead
 from odc.registry import HEADS
+from odc.structures import Losses
 
 
 @HEADS.register_module(force=True)
@@ -26,13 +26,13 @@ class Poisoned(ODCHead):
         super().__init__(**kwargs)
         self.after, self.kind, self.calls = after, kind, 0
 
-    def loss(self, *args: Any) -> dict[str, Tensor]:
+    def loss(self, *args: Any) -> Losses:
         losses = super().loss(*args)
         self.calls += 1
         if self.calls > self.after:
             weight = self.classifier.weight.flatten()[0]
             # The root of 0 has a value, but an infinite slope.
-            losses["loss"] = losses["loss"] + (weight * torch.nan if self.kind == "loss" else (weight - weight).sqrt())
+            losses.train["loss"] += weight * torch.nan if self.kind == "loss" else (weight - weight).sqrt()
         return losses
 
 

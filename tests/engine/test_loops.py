@@ -18,7 +18,7 @@ from odc.checkpoints import load_plain
 from odc.errors import InputError
 from odc.heads import ClusterHead
 from odc.registry import HEADS
-from odc.structures import Batch, Comm, FeatureTable, Labels, LocalComm, Plan, PseudoLabels, Stream
+from odc.structures import Batch, Comm, FeatureTable, Labels, LocalComm, Losses, Plan, PseudoLabels, Refresh, Stream
 
 
 @HEADS.register_module(force=True)
@@ -28,20 +28,22 @@ class Scripted(ClusterHead):
     def __init__(self, in_channels: int, plan: dict[str, Any], streams: list[dict[str, Any]]) -> None:
         super().__init__()
         self.classifier = torch.nn.Linear(in_channels, 2)
-        self.the_plan = Plan(tuple(Stream(**s) for s in streams), **plan)
+        self.script = plan, streams
         self.events: list[Any] = []
 
     def plan(self, epoch: int) -> Plan:
-        return self.the_plan
+        options, streams = self.script
+        refresh = Refresh(**options["refresh"]) if "refresh" in options else None
+        return Plan(tuple(Stream(**s) for s in streams), **{**options, "refresh": refresh})
 
-    def refresh(self, table: FeatureTable, rng: torch.Generator, comm: Comm) -> PseudoLabels:
+    def refresh(self, table: FeatureTable, generator: torch.Generator, comm: Comm) -> PseudoLabels:
         self.events.append(("refresh", tuple(table.index.tolist())))
         return PseudoLabels(table.index[:, None], table.index[:, None] % 2, (2,))
 
-    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+    def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         self.events.append(("step", {name: tuple(b.index[:, 0].tolist()) for name, b in batches.items()}))
         z = torch.cat([z[:, 0] for b in batches.values() for z in b.z.values()])
-        return {"loss": self.classifier(z).square().mean(), "noted": z.mean() * 0 + 7}
+        return Losses({"loss": self.classifier(z).square().mean()}, log={"noted": z.mean() * 0 + 7})
 
     def predict(self, z: Tensor) -> Tensor:
         scores: Tensor = self.classifier(z)
@@ -65,7 +67,7 @@ def steps(runner: Any) -> list[dict[str, tuple[int, ...]]]:
 # 48 samples: 20 + 28, since the tail of 8 would be shorter than 20; 24 + 24; 16 + 16 + 16; all; all.
 @pytest.mark.parametrize(("chunk", "sizes"), [(20, [20, 28]), (24, [24, 24]), (16, [16] * 3), (48, [48]), (99, [48])])
 def test_a_short_tail_joins_the_chunk_before_it(chunk: int, sizes: list[int], tmp_path: Path) -> None:
-    runner = scripted(tmp_path, dict(refresh=True, chunk=chunk))
+    runner = scripted(tmp_path, dict(refresh=dict(chunk=chunk)))
     runner.train()
     seen = refreshes(runner)
     assert [len(ids) for ids in seen] == sizes * 2
@@ -77,7 +79,7 @@ def test_a_short_tail_joins_the_chunk_before_it(chunk: int, sizes: list[int], tm
 
 
 def test_repeats_pass_over_the_rows_of_one_refresh(tmp_path: Path) -> None:
-    runner = scripted(tmp_path, dict(refresh=True, chunk=24, repeats=3), **{"train_cfg.max_epochs": 1})
+    runner = scripted(tmp_path, dict(refresh=dict(chunk=24, repeats=3)), **{"train_cfg.max_epochs": 1})
     runner.train()
     kinds = "".join(event[0][0] for event in runner.model.head.events)
     assert kinds == ("r" + "s" * 2 * 3) * 2
@@ -90,7 +92,7 @@ def test_repeats_pass_over_the_rows_of_one_refresh(tmp_path: Path) -> None:
 
 def test_streams_side_by_side(tmp_path: Path) -> None:
     streams = [dict(name="a", size=16), dict(name="b", size=4, rows="labelled", balance=(0,))]
-    runner = scripted(tmp_path, dict(refresh=True, steps=5), *streams, **{"train_cfg.max_epochs": 1})
+    runner = scripted(tmp_path, dict(refresh={}, steps=5), *streams, **{"train_cfg.max_epochs": 1})
     runner.train()
     assert [{name: len(ids) for name, ids in step.items()} for step in steps(runner)] == [{"a": 16, "b": 4}] * 5
     odd = [sum(i % 2 for i in step["b"]) for step in steps(runner)]
@@ -104,7 +106,7 @@ def test_progress_and_rate_run_from_one_end_to_the_other(tmp_path: Path) -> None
         def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
             seen.append((runner.train_loop.progress, runner.optim_wrapper.optimizer.param_groups[0]["lr"]))
 
-    runner = scripted(tmp_path, dict(refresh=True, chunk=24, repeats=2))
+    runner = scripted(tmp_path, dict(refresh=dict(chunk=24, repeats=2)))
     runner.register_hook(Note())
     runner.train()
     shares = [share for share, _ in seen]
@@ -123,7 +125,7 @@ def test_only_losses_are_trained_on_and_everything_is_logged(tmp_path: Path) -> 
 
 def test_the_position_is_saved_and_taken_up(tmp_path: Path) -> None:
     every = {"default_hooks.checkpoint": dict(type="CheckpointHook", by_epoch=False, interval=1, max_keep_ckpts=99)}
-    plan = dict(refresh=True, chunk=24, repeats=2)
+    plan = dict(refresh=dict(chunk=24, repeats=2))
     runner = scripted(tmp_path, plan, **every)
     runner.train()
     positions = []
@@ -160,18 +162,45 @@ def test_weights_that_are_no_numbers_are_not_trained_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Plan(()), ["different names", "[]"]),
+        (lambda: Plan((Stream("a", 16), Stream("a", 16))), ["different names", "['a', 'a']"]),
+        (lambda: Plan((Stream("a", 16),), steps=0), ["at least 1 step", "not 0"]),
+        (lambda: Stream("a", 0), ["'a'", "at least 1 row", "not 0"]),
+        (lambda: Stream("a", 1, rows="some"), ["'a'", "rows='some'", "all, labelled"]),
+        (lambda: Refresh(chunk=0), ["1 sample a chunk", "chunk=0"]),
+        (lambda: Refresh(repeats=0), ["1 pass", "repeats=0"]),
+        (lambda: Losses({}), ["to train on", "[]"]),
+        (lambda: Losses({"loss": torch.zeros(())}, log={"loss": torch.zeros(())}), ["other names", "['loss']"]),
+    ],
+)
+def test_what_cannot_be_written(make: Any, words: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        make()
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("streams", "words"),
     [
         ([dict(name="all", size=15)], ["'all'", "15", "2 ranks", "multiple of 2"]),
         ([dict(name="all", size=16, views=("trian",))], ["'trian'", "did you mean 'train'"]),
-        ([dict(name="a", size=16), dict(name="a", size=16)], ["different names", "['a', 'a']"]),
+        ([dict(name="all", size=16)], ["'clasifier'", "no module of Scripted", "did you mean 'classifier'"]),
+        (
+            [dict(name="all", size=16)],
+            ["'classifier' of Scripted", "a Linear cannot be drawn anew", "reset(generator)"],
+        ),
     ],
 )
 def test_plans_that_cannot_be_followed(streams: list[dict[str, Any]], words: list[str], tmp_path: Path) -> None:
     class Two(LocalComm):
         world = 2
 
-    runner = scripted(tmp_path, {}, *streams)
+    reset = [name for name in ("clasifier", "classifier") if words[0].startswith(f"'{name}'")]
+    runner = scripted(tmp_path, dict(refresh=dict(reset=tuple(reset))), *streams)
     loop = runner.train_loop if not isinstance(runner.train_loop, dict) else runner.build_train_loop(runner.train_loop)
     loop.comm = Two()
     with pytest.raises(InputError) as error:

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 from mmengine.optim import OptimWrapper
-from torch import nn
+from small_heads import config
+from torch import Tensor, nn
 
+from odc.apis import build_runner
 from odc.engine.optim import ByName
 from odc.errors import InputError
-from odc.registry import OPTIM_WRAPPERS
+from odc.heads import ClusterHead
+from odc.registry import HEADS, OPTIM_WRAPPERS
+from odc.structures import Batch, Comm, Labels, Losses, Plan, Stream
 
 
 class Net(nn.Module):
@@ -92,3 +100,53 @@ def test_the_wrapper_of_the_config_is_used() -> None:
     assert isinstance(wrapper, Mine)
     assert wrapper._accumulative_counts == 2
     assert cfg == {"type": "Mine", "optimizer": dict(type="SGD", lr=0.1), "accumulative_counts": 2}
+
+
+@HEADS.register_module(force=True)
+class TwoLosses(ClusterHead):
+    """A classifier that trains the backbone, and a probe on its features that does not."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(in_channels, 3)
+        self.probe = nn.Linear(in_channels, 3)
+
+    def plan(self, epoch: int) -> Plan:
+        return Plan((Stream("train", 16),))
+
+    def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
+        z = batches["train"].z["train"][:, 0]
+        wanted = torch.randint(3, (len(z),), generator=generator)
+        return Losses(
+            {
+                "classifier_loss": F.cross_entropy(self.classifier(z), wanted),
+                "probe": F.cross_entropy(self.probe(z.detach()), wanted),
+            },
+            log={"loss_of_a_guess": torch.tensor(math.log(3))},
+        )
+
+    def predict(self, z: Tensor) -> Tensor:
+        scores: Tensor = self.probe(z)
+        return scores
+
+
+def test_two_losses_with_an_optimiser_each(tmp_path: Path) -> None:
+    def train(classifier: float, probe: float) -> Any:
+        rates = {"head.probe": dict(lr=probe, momentum=0.0), "head.classifier": dict(lr=classifier)}
+        cfg = config("dc", str(tmp_path), val_evaluator=None, **{"train_cfg.max_epochs": 1})
+        cfg.model.head = dict(type="TwoLosses")
+        cfg.optim_wrapper.update(constructor="ByName", paramwise_cfg=rates)
+        runner = build_runner(cfg)
+        runner.train()
+        means = runner.train_loop.epoch_means()
+        assert list(means) == ["classifier_loss", "probe", "loss_of_a_guess"]
+        assert means["loss_of_a_guess"] == pytest.approx(math.log(3))
+        return runner.model.state_dict()
+
+    def moved(a: dict[str, Tensor], b: dict[str, Tensor]) -> set[str]:
+        return {name.split(".")[0 if "head" not in name else 1] for name in a if not torch.equal(a[name], b[name])}
+
+    start = train(0.1, 0.1)
+    assert moved(start, train(0.1, 0.1)) == set()
+    assert moved(start, train(0.1, 0.2)) == {"probe"}, "the probe's loss or rate reaches other parameters"
+    assert moved(start, train(0.2, 0.1)) == {"classifier", "backbone", "neck", "probe"}

@@ -38,7 +38,8 @@ def test_loss_by_hand() -> None:
     head = ClassifierHead(2, 2)
     head.classifier.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
     z = torch.tensor([[math.log(3.0), 5.0], [0.0, 1.0]])
-    out = head.loss(batch(z, [1, 0]), labels([1, 0], 2).view(), LocalComm())
+    losses = head.loss(batch(z, [1, 0]), labels([1, 0], 2).view(), make_generator(0), LocalComm())
+    out = {**losses.train, **losses.log}
     # p(class 1) = 1/4 of the first row, p(class 0) = 1/2 of the second.
     assert float(out["loss"].detach()) == pytest.approx((math.log(4) + math.log(2)) / 2)
     assert float(out["accuracy"]) == 0.5  # the tie goes to class 0
@@ -48,7 +49,7 @@ def test_loss_by_hand() -> None:
 def test_more_classes_than_the_head_has() -> None:
     head = ClassifierHead(2, 2)
     with pytest.raises(InputError, match=r"labels have 3 classes, but model\.head\.num_classes is 2: set it to 3"):
-        head.loss(batch(torch.zeros(1, 2), [0]), labels([0, 2], 3).view(), LocalComm())
+        head.loss(batch(torch.zeros(1, 2), [0]), labels([0, 2], 3).view(), make_generator(0), LocalComm())
     with pytest.raises(InputError, match="at least 2 classes, not num_classes=1"):
         ClassifierHead(2, 1)
 

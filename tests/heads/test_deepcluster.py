@@ -18,7 +18,7 @@ from odc.apis import build_runner
 from odc.errors import InputError
 from odc.heads import DeepClusterHead, weighted_mean
 from odc.memory.labels import LabelStore
-from odc.structures import Batch, FeatureTable, LocalComm, PseudoLabels, Stream
+from odc.structures import Batch, FeatureTable, LocalComm, PseudoLabels, Refresh, Stream
 
 COMM = LocalComm()
 
@@ -75,15 +75,14 @@ def test_the_classifier_is_drawn_anew() -> None:
     with torch.no_grad():
         head.classifier.weight.fill_(3.0)
         head.classifier.bias.fill_(3.0)
-    x = torch.randn(80, 256, generator=torch.Generator().manual_seed(2))
-    head.refresh(table(x), torch.Generator().manual_seed(1), COMM)
+    head.classifier.reset(torch.Generator().manual_seed(1))
     first = head.classifier.weight.clone()
     assert abs(float(first.mean().detach())) < 5e-4
     assert abs(float(first.std().detach()) - 0.01) < 5e-4
     assert not head.classifier.bias.any()
-    head.refresh(table(x), torch.Generator().manual_seed(1), COMM)
+    head.classifier.reset(torch.Generator().manual_seed(1))
     assert torch.equal(head.classifier.weight, first), "not a function of the generator alone"
-    head.refresh(table(x), torch.Generator().manual_seed(2), COMM)
+    head.classifier.reset(torch.Generator().manual_seed(2))
     assert not torch.equal(head.classifier.weight, first)
 
 
@@ -111,8 +110,7 @@ def test_more_clusters_than_samples() -> None:
 def test_plans() -> None:
     plan = DeepClusterHead(6, 4, batch_size=32).plan(3)
     assert plan.streams == (Stream("train", 32, balance=(0,)),)
-    assert plan.refresh
-    assert plan.reset == ("head.classifier",)
+    assert plan.refresh == Refresh(reset=("classifier",))
     assert DeepClusterHead(6, 4, batch_size=32, balance="weights").plan(3).streams == (Stream("train", 32),)
     with pytest.raises(InputError, match="'sampling' or 'weights', not by 'x'"):
         DeepClusterHead(6, 4, balance="x")
@@ -139,7 +137,7 @@ def test_loss_by_hand(balance: str) -> None:
         loss = math.log(sum(math.exp(s) for s in scores)) - scores[y]
         weight = {0: 4, 1: 5, 2: 1}[y] ** -0.5 if balance == "weights" else 1.0
         numerator, denominator = numerator + weight * loss, denominator + weight
-    got = head.loss({"train": batch}, store.view(), COMM)
+    got = head.loss({"train": batch}, store.view(), torch.Generator(), COMM).train
     assert set(got) == {"loss"}
     assert float(got["loss"].detach()) == pytest.approx(numerator / denominator, rel=1e-5)
 

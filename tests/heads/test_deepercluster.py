@@ -18,7 +18,7 @@ from odc.data.sampler import draw_rows
 from odc.errors import InputError
 from odc.heads import DeeperClusterHead
 from odc.memory.labels import LabelStore
-from odc.structures import Batch, FeatureTable, LocalComm, PseudoLabels, make_generator
+from odc.structures import Batch, FeatureTable, LocalComm, PseudoLabels, Refresh, make_generator
 
 COMM = LocalComm()
 MODES = ("hierarchy", "sum", "product")
@@ -57,7 +57,7 @@ def make_batch(head: DeeperClusterHead, B: int = 30, dtype: torch.dtype = torch.
 
 
 def losses_of(head: DeeperClusterHead, batch: Batch) -> dict[str, Tensor]:
-    return head.loss({"train": batch}, LabelStore(0).view(), COMM)
+    return head.loss({"train": batch}, LabelStore(0).view(), make_generator(0), COMM).train
 
 
 @pytest.mark.parametrize("classes", MODES)
@@ -120,6 +120,17 @@ def test_a_scaled_gradient_is_that_of_the_sub_classifiers_alone() -> None:
         torch.testing.assert_close(q.grad, p.grad * factor)  # type: ignore[operator]
 
 
+def refresh(head: DeeperClusterHead, seed: int) -> None:
+    """Refresh as the loop does: new labels, then new classifiers."""
+    generator = make_generator(seed)
+    plan = head.plan(0).refresh
+    head.refresh(table(groups()), generator, COMM)
+    assert plan is not None
+    for name in plan.reset:
+        module: Any = head.get_submodule(name)
+        module.reset(generator)
+
+
 def test_rows_are_images_times_rotations() -> None:
     x = groups()
     head = DeeperClusterHead(8, 6, num_super=2, pca_dim=5)
@@ -173,8 +184,8 @@ def test_clustering_alone() -> None:
 def test_rotation_alone_is_rotnet() -> None:
     head = make_head(num_clusters=1, num_super=1)
     assert head.sub_classifiers is None
-    assert [head.plan(epoch).refresh for epoch in range(5)] == [True, False, False, False, False]
-    assert head.plan(0).reset == (), "rotations keep their names: the classifier goes on learning"
+    # Rotations keep their names, so no reset: the classifier goes on learning.
+    assert [head.plan(epoch).refresh for epoch in range(5)] == [Refresh(reset=()), None, None, None, None]
     assert head.classifier is not None
     before = head.classifier.weight.clone()
     labels = head.refresh(table(groups()), make_generator(1), COMM)
@@ -206,12 +217,11 @@ def test_plans() -> None:
         head = DeeperClusterHead(8, 6, **options)
         found = [head.plan(epoch) for epoch in range(4)]
         assert all(plan.streams[0].balance == (0, 1) for plan in found)
-        for plan in found:
-            for prefix in plan.reset:
-                assert any(f"head.{name}".startswith(prefix) for name, _ in head.named_parameters())
-        return [plan.reset if plan.refresh else None for plan in found]
+        resets = [None if plan.refresh is None else plan.refresh.reset for plan in found]
+        assert {name for reset in resets for name in reset or ()} <= {name for name, _ in head.named_children()}
+        return resets
 
-    both, sub = ("head.sub_classifiers", "head.classifier"), ("head.sub_classifiers",)
+    both, sub = ("classifier", "sub_classifiers"), ("sub_classifiers",)
     assert plans(num_super=2) == [both, None, None, both]
     assert plans(num_super=2, refresh_interval=2) == [both, None, both, None]
     assert plans(num_super=1, refresh_interval=1) == [sub] * 4
@@ -227,14 +237,14 @@ def test_classifiers_of_new_classes_are_drawn_anew(num_super: int, classes: str,
     assert head.classifier is not None
     assert head.sub_classifiers is not None
     before = head.classifier.weight.clone()
-    head.refresh(table(groups()), make_generator(1), COMM)
+    refresh(head, 1)
     assert torch.equal(head.classifier.weight, before) != anew
     first = head.sub_classifiers.weight.clone()
     assert 0.005 < float(first.detach().std()) < 0.02
     assert not head.sub_classifiers.bias.any()
-    head.refresh(table(groups()), make_generator(1), COMM)
+    refresh(head, 1)
     assert torch.equal(head.sub_classifiers.weight, first), "not a function of the generator alone"
-    head.refresh(table(groups()), make_generator(2), COMM)
+    refresh(head, 2)
     assert not torch.equal(head.sub_classifiers.weight, first)
 
 

@@ -16,7 +16,7 @@ from odc.apis import build_runner
 from odc.errors import InputError
 from odc.heads import ODCHead
 from odc.memory.labels import LabelStore
-from odc.structures import Batch, FeatureTable, LocalComm, PseudoLabels
+from odc.structures import Batch, FeatureTable, LocalComm, PseudoLabels, Refresh
 
 COMM = LocalComm()
 K, EACH, D = 3, 10, 5
@@ -74,7 +74,7 @@ def test_loss_by_hand() -> None:
         loss = math.log(sum(math.exp(s) for s in scores)) - scores[y]
         weight = {0: 4, 1: 5, 2: 1}[y] ** -0.5
         numerator, denominator = numerator + weight * loss, denominator + weight
-    got = head.loss(batch(store, index, z), store.view(), COMM)
+    got = head.loss(batch(store, index, z), store.view(), torch.Generator(), COMM).train
     assert set(got) == {"loss"}
     assert float(got["loss"].detach()) == pytest.approx(numerator / denominator, rel=1e-5)
 
@@ -152,10 +152,8 @@ def test_predict_is_the_nearest_centroid_of_the_normalised_feature() -> None:
 
 def test_plans() -> None:
     head = ODCHead(D, K, batch_size=32, replace=False)
-    assert head.plan(0).refresh
-    assert head.plan(0).reset == ("head.classifier",)
-    assert not head.plan(1).refresh
-    assert head.plan(1).reset == ()
+    assert head.plan(0).refresh == Refresh(reset=("classifier",))
+    assert head.plan(1).refresh is None
     for epoch in (0, 1):
         (stream,) = head.plan(epoch).streams
         assert (stream.size, stream.replace, stream.balance) == (32, False, ())
@@ -184,15 +182,15 @@ class Watch(Hook):
         self.loss, self.update = model.head.loss, model.head.update
         model.head.loss, model.head.update = self.on_loss, self.on_update
 
-    def on_loss(self, batches: dict[str, Batch], labels: Any, comm: Any) -> Any:
+    def on_loss(self, batches: dict[str, Batch], labels: Any, *args: Any) -> Any:
         self.before = labels.target.clone()
         assert torch.equal(batches["train"].target, self.before[batches["train"].row])
         assert torch.equal(labels.index[batches["train"].row], batches["train"].index)
-        return self.loss(batches, labels, comm)
+        return self.loss(batches, labels, *args)
 
-    def on_update(self, batches: dict[str, Batch], labels: Any, rng: Any, comm: Any) -> Any:
+    def on_update(self, batches: dict[str, Batch], labels: Any, *args: Any) -> Any:
         assert torch.equal(labels.target, self.before), "labels changed between the loss and the update"
-        return self.update(batches, labels, rng, comm)
+        return self.update(batches, labels, *args)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         store, memory = self.model.labels, self.model.head.memory

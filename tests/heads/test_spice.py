@@ -25,7 +25,7 @@ from odc.heads.spice import (
     label_around_prototypes,
     mean_pairwise_nmi,
 )
-from odc.structures import Batch, FeatureTable, LocalComm, PseudoLabels
+from odc.structures import Batch, FeatureTable, LocalComm, PseudoLabels, Refresh
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -255,13 +255,14 @@ def batch(h: SpiceSelfHead, counts: list[int]) -> tuple[Batch, Tensor, Tensor]:
 def test_the_loss_is_the_mean_over_heads_of_the_mean_over_rows(counts: list[int]) -> None:
     h = head()
     rows, number, cluster = batch(h, counts)
-    out = h.loss({"train": rows}, labels=None, comm=LocalComm())  # type: ignore[arg-type]
+    losses = h.loss({"train": rows}, labels=None, generator=rng(0), comm=LocalComm())  # type: ignore[arg-type]
+    out = {**losses.train, **losses.log}
     logits = h.logits(rows.z["strong"][:, 0])
     means = [double_softmax_loss(logits[number == i, i], cluster[number == i]).mean() for i in range(4) if counts[i]]
     wanted = torch.stack(means).mean()
     assert torch.allclose(out["loss"], wanted, atol=1e-6)
     assert float(out["above_floor"]) == pytest.approx(float(wanted.detach()) - double_softmax_floor(3), abs=1e-6)
-    assert [name for name in out if "loss" in name] == ["loss"], "only the loss is trained on"
+    assert list(losses.train) == ["loss"], "only the loss is trained on"
     parameters = list(h.mlps.parameters())
     for a, b in zip(torch.autograd.grad(out["loss"], parameters), torch.autograd.grad(wanted, parameters), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
@@ -334,9 +335,11 @@ def test_wrong_options_are_told_in_one_line(options: dict[str, Any], words: list
 
 
 def test_how_many_images_a_refresh_takes() -> None:
-    assert [head(num_clusters=K).plan(3).chunk for K in (3, 10, 20, 100)] == [5000, 5000, 10000, 50000]
+    plans = [head(num_clusters=K).plan(3).refresh for K in (3, 10, 20, 100)]
+    assert [plan and plan.chunk for plan in plans] == [5000, 5000, 10000, 50000]
     plan = head(chunk=1000, repeats=5, batch_size=32).plan(0)
-    assert (plan.chunk, plan.repeats, plan.streams[0].size, plan.streams[0].balance) == (1000, 5, 4 * 32, (0,))
+    assert plan.refresh == Refresh(chunk=1000, repeats=5, logits="weak")
+    assert (plan.streams[0].size, plan.streams[0].balance) == (4 * 32, (0,))
 
 
 # -- in the loop ---------------------------------------------------------------------------------------------------

@@ -64,7 +64,9 @@ def losses(head: SpiceSemiHead, num_classes: int = 3) -> tuple[dict[str, torch.T
         "labelled": batch(torch.tensor([2, 0]), ("weak",), 1),
         "all": batch(torch.arange(8), ("weak", "strong"), 3),
     }
-    return head.loss(batches, store.view(), LocalComm()), batches
+    found = head.loss(batches, store.view(), rng(0), LocalComm())
+    assert not any("loss" in name for name in found.log)
+    return {**found.train, **found.log}, batches
 
 
 def test_both_losses() -> None:
@@ -88,7 +90,7 @@ def test_the_plan_is_fixmatch_s() -> None:
     labelled, every = plan.streams
     assert (labelled.rows, labelled.size, labelled.views) == ("labelled", 64, ("weak",))
     assert (every.rows, every.size, every.views) == ("all", 448, ("weak", "strong"))
-    assert (plan.refresh, plan.steps, plan.select) == (False, 1024, False)
+    assert (plan.refresh, plan.steps, plan.select) == (None, 1024, False)
 
 
 def test_wrong_options_and_labels() -> None:

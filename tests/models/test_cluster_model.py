@@ -11,7 +11,7 @@ from odc.errors import InputError
 from odc.heads import ClusterHead
 from odc.models import ClusterModel
 from odc.registry import HEADS
-from odc.structures import Batch, Comm, Labels, LocalComm, Plan, Stream
+from odc.structures import Batch, Comm, Labels, LocalComm, Losses, Plan, Stream, make_generator
 
 
 @HEADS.register_module(force=True)
@@ -27,10 +27,12 @@ class Spy(ClusterHead):
     def plan(self, epoch: int) -> Plan:
         return Plan((Stream("train", 4),))
 
-    def loss(self, batches: dict[str, Batch], labels: Labels, comm: Comm) -> dict[str, Tensor]:
+    def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         self.seen = batches
         self.autocast = torch.is_autocast_enabled("cpu")
-        return {"loss": torch.stack([(z * self.scale).sum() for b in batches.values() for z in b.z.values()]).sum()}
+        return Losses(
+            {"loss": torch.stack([(z * self.scale).sum() for b in batches.values() for z in b.z.values()]).sum()}
+        )
 
     def predict(self, z: Tensor) -> Tensor:
         return z
@@ -59,7 +61,7 @@ def test_all_views_of_all_streams_pass_the_backbone_once() -> None:
     m = model()
     sizes = count_forwards(m)
     x = images({("a", "weak"): (4, 2, 8), ("a", "strong"): (4, 2, 8), ("b", "weak"): (6, 1, 8)})
-    _, batches = m(x, {"a": rows(4, 2), "b": rows(6)}, LocalComm())
+    _, batches = m(x, {"a": rows(4, 2), "b": rows(6)}, make_generator(0), LocalComm())
     assert sizes == [4 * 2 + 4 * 2 + 6]
     assert {k: tuple(z.shape) for k, z in batches["a"].z.items()} == {"weak": (4, 2, 6), "strong": (4, 2, 6)}
     assert {k: tuple(z.shape) for k, z in batches["b"].z.items()} == {"weak": (6, 1, 6)}
@@ -69,14 +71,14 @@ def test_one_forward_for_each_size_of_image() -> None:
     m = model()
     sizes = count_forwards(m)
     x = images({("a", "small"): (4, 1, 8), ("a", "large"): (4, 1, 16), ("b", "small"): (3, 1, 8)})
-    m(x, {"a": rows(4), "b": rows(3)}, LocalComm())
+    m(x, {"a": rows(4), "b": rows(3)}, make_generator(0), LocalComm())
     assert sorted(sizes) == [4, 7]
 
 
 def test_every_image_gets_its_own_features() -> None:
     m = model().eval()
     x = images({("a", "v"): (3, 2, 8), ("a", "w"): (3, 2, 8), ("b", "v"): (5, 1, 8), ("a", "large"): (3, 2, 12)})
-    _, batches = m(x, {"a": rows(3, 2), "b": rows(5)}, LocalComm())
+    _, batches = m(x, {"a": rows(3, 2), "b": rows(5)}, make_generator(0), LocalComm())
     for (stream, view), value in x.items():
         for b in range(value.shape[0]):
             for p in range(value.shape[1]):
@@ -88,11 +90,11 @@ def test_the_loss_sees_gradients_and_the_update_does_not() -> None:
     m = model()
     head = m.head
     assert isinstance(head, Spy)
-    losses, batches = m(images({("a", "v"): (4, 1, 8)}), {"a": rows(4)}, LocalComm())
+    losses, batches = m(images({("a", "v"): (4, 1, 8)}), {"a": rows(4)}, make_generator(0), LocalComm())
     assert head.seen["a"].z["v"].requires_grad
     assert not batches["a"].z["v"].requires_grad
     assert torch.equal(head.seen["a"].z["v"], batches["a"].z["v"])
-    losses["loss"].backward()
+    losses.train["loss"].backward()
     assert all(p.grad is not None for p in m.parameters())
 
 
@@ -103,9 +105,9 @@ def test_heads_compute_in_float32_under_autocast() -> None:
     kinds: list[torch.dtype] = []
     m.backbone.layers[0].register_forward_hook(lambda _, __, out: kinds.append(out.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses, batches = m(images({("a", "v"): (4, 1, 8)}), {"a": rows(4)}, LocalComm())
+        losses, batches = m(images({("a", "v"): (4, 1, 8)}), {"a": rows(4)}, make_generator(0), LocalComm())
     assert kinds == [torch.bfloat16], "the backbone did not compute in bfloat16"
-    assert head.seen["a"].z["v"].dtype == batches["a"].z["v"].dtype == losses["loss"].dtype == torch.float32
+    assert head.seen["a"].z["v"].dtype == batches["a"].z["v"].dtype == losses.train["loss"].dtype == torch.float32
     assert not head.autocast
 
 

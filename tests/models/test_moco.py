@@ -81,13 +81,13 @@ def test_key_follows_before_the_keys_and_the_queue_takes_them_after_the_loss() -
     query = dict(torch.nn.ModuleList(moco._query_encoder()).named_parameters())
     queue = moco.head.queue.keys.clone()
     moco.after_move()
-    losses, batches = moco(images(8), batch(8), LocalComm())
+    losses, batches = moco(images(8), batch(8), make_generator(0), LocalComm())
     for name, p in moco.key_encoder.named_parameters():
         assert torch.allclose(p, 0.9 * before[name] + 0.1 * query[name], atol=1e-6), name
     assert torch.equal(moco.head.queue.keys, queue)
     z = batches["train"].z
     expected = info_nce(z["query"][:, 0], z["key"][:, 0], queue, 0.2).mean()
-    assert losses["loss"].item() == pytest.approx(float(expected), abs=1e-6)
+    assert losses.train["loss"].item() == pytest.approx(float(expected), abs=1e-6)
     # The keys are those of the key encoder as it is now.
     again = torch.nn.Sequential(*moco.key_encoder)(images(8)["train", "key"][:, 0])
     assert torch.allclose(F.normalize(again, dim=1), z["key"][:, 0], atol=1e-5)
@@ -98,8 +98,8 @@ def test_key_follows_before_the_keys_and_the_queue_takes_them_after_the_loss() -
 
 def test_only_queries_have_gradients() -> None:
     moco = model()
-    losses, _ = moco(images(8), batch(8), LocalComm())
-    losses["loss"].backward()
+    losses, _ = moco(images(8), batch(8), make_generator(0), LocalComm())
+    losses.train["loss"].backward()
     assert all(p.grad is None for p in moco.key_encoder.parameters())
     assert all(p.grad is not None for part in moco._query_encoder() for p in part.parameters())
 
@@ -109,14 +109,19 @@ def test_the_symmetric_loss_takes_each_view_as_query_once() -> None:
     one, both = model(momentum=0.9).eval(), model(momentum=0.9, symmetric=True).eval()
     swapped = {("train", "query"): images(8)["train", "key"], ("train", "key"): images(8)["train", "query"]}
     queue = both.head.queue.keys.clone()
-    losses, batches = both(images(8), batch(8), LocalComm())
-    there, back = one(images(8), batch(8), LocalComm()), model(momentum=0.9).eval()(swapped, batch(8), LocalComm())
-    assert losses["loss"].item() == pytest.approx((there[0]["loss"].item() + back[0]["loss"].item()) / 2, abs=1e-6)
+    losses, batches = both(images(8), batch(8), make_generator(0), LocalComm())
+    there, back = (
+        one(images(8), batch(8), make_generator(0), LocalComm()),
+        model(momentum=0.9).eval()(swapped, batch(8), make_generator(0), LocalComm()),
+    )
+    assert losses.train["loss"].item() == pytest.approx(
+        (there[0].train["loss"].item() + back[0].train["loss"].item()) / 2, abs=1e-6
+    )
     z = batches["train"].z
     assert z["query"].shape == z["key"].shape == (8, 2, 4)
     assert torch.allclose(z["key"][:, :1], there[1]["train"].z["key"], atol=1e-6)
     assert torch.allclose(z["key"][:, 1:], back[1]["train"].z["key"], atol=1e-6)
-    losses["loss"].backward()
+    losses.train["loss"].backward()
     assert all(p.grad is None for p in both.key_encoder.parameters())
     assert torch.equal(both.head.queue.keys, queue)
     both.head.update(batches, both.labels.view(), make_generator(0), LocalComm())
