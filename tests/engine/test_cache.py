@@ -129,9 +129,9 @@ def test_a_step_gets_the_features_of_its_images(tmp_path: Path) -> None:
         for row, features in zip(chosen[name].tolist(), z, strict=True):
             for i, got in zip(index[row].tolist(), features, strict=True):
                 turns = int(variant[row]) if view == "strong" else 0
-                image = finish(loop.data.dataset.image(i).rot90(turns, (1, 2)))
+                image = finish(loop.data.dataset.image(i).rot90(turns, (1, 2))[None], torch.tensor([0]))
                 with torch.no_grad():
-                    assert torch.allclose(got, model.features(image[None])[0], atol=1e-5)
+                    assert torch.allclose(got, model.features(image)[0], atol=1e-5)
 
 
 def test_the_optimiser_holds_the_head_alone_and_the_rest_stays(tmp_path: Path) -> None:
