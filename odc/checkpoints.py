@@ -22,12 +22,10 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
-import torch.distributed as torch_dist
-from mmengine.dist import get_dist_info
+from mmengine.dist import barrier, get_rank
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.model.weight_init import PretrainedInit, update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner.checkpoint import CheckpointLoader, get_torchvision_models
 from safetensors import safe_open
@@ -37,7 +35,7 @@ from torch import Tensor, nn
 from odc import logs
 from odc.errors import DamagedError, InputError, one_line
 from odc.files import write_text, written_whole
-from odc.reading import DEEPEST, anything, fields, flag, listing, mapping, optional, read_text, real, text, whole
+from odc.reading import DEEPEST, anything, fields, read_text, whole
 
 _CODE = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, type)
 
@@ -67,15 +65,14 @@ def _reading(source: str) -> Iterator[None]:
         raise DamagedError(f"checkpoint '{source}' is damaged ({one_line(error)[:200]}); use another file") from error
 
 
-def load_plain(filename: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint of tensors and plain Python values from a local file; code in it is never run.
+def load_plain(filename: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of tensors and plain Python values from a local file to the CPU; code in it is never run.
 
     The checksums that the file has are verified: those of its archive, or the one that :func:`write_tensors` puts
     into a ``.safetensors`` file. Files of torch before 1.6 have none.
 
     Args:
         filename: local path; one that ends in ``.safetensors`` is read as such.
-        map_location: as for :func:`torch.load`; safetensors are read to the CPU.
 
     Returns:
         What the file holds, less ``meta['config']``, which mmengine would execute on resume.
@@ -94,8 +91,8 @@ def load_plain(filename: str | Path, map_location: Any = "cpu") -> dict[str, Any
         else:
             if zipfile.is_zipfile(path):
                 _verify_archive(path)
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-        return _without_config(_content(checkpoint), str(filename))
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return _checked(checkpoint, str(filename))
 
 
 def _verify_archive(path: Path) -> None:
@@ -160,10 +157,8 @@ def _content(value: Any, depth: int = 0, known: dict[int, Any] | None = None) ->
 
 def _check_tensor(value: Tensor) -> None:
     if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested or value.is_complex():
-        kind = f"{'quantized ' * value.is_quantized}{value.layout} {value.dtype} on {value.device}".replace(
-            "torch.", ""
-        )
-        raise ValueError(f"it holds a tensor that is no plain array of real numbers ({kind})")
+        kind = f"{'quantized ' * value.is_quantized}{value.layout} {value.dtype} on {value.device}"
+        raise ValueError(f"it holds a tensor that is no plain array of real numbers ({kind.replace('torch.', '')})")
     size = value.numel() * value.element_size()
     if size > max(value.untyped_storage().nbytes(), _EXPANDED):
         raise ValueError(f"a tensor of shape {tuple(value.shape)} has only {value.untyped_storage().nbytes():,} bytes")
@@ -172,64 +167,51 @@ def _check_tensor(value: Tensor) -> None:
 _EXPANDED = 2**20  # bytes that a tensor may have beyond its storage, as views that repeat values have
 
 
-def _without_config(checkpoint: Any, source: str) -> dict[str, Any]:
-    if not isinstance(checkpoint, dict):
-        raise DamagedError(f"checkpoint '{source}' holds a {type(checkpoint).__name__}, not a dictionary of tensors")
-    meta = checkpoint.get("meta")
-    if isinstance(meta, dict):
-        meta.pop("config", None)
-    return checkpoint
-
-
-# mmengine names a loader in its log by what follows "load_from_".
-def _load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
-    return load_plain(filename, map_location)
-
-
-def _load_from_http(filename: str, map_location: Any = None) -> dict[str, Any]:
-    rank, world = get_dist_info()
-    if world > 1 and rank > 0:  # rank 0 downloads, the others find the file in the cache
-        torch_dist.barrier()
-    with _reading(filename):
-        checkpoint = torch.hub.load_state_dict_from_url(
-            filename, map_location=map_location, progress=False, weights_only=True
-        )
-        checkpoint = _content(checkpoint)
-    if world > 1 and rank == 0:
-        torch_dist.barrier()
-    return _without_config(checkpoint, filename)
-
-
-def _load_from_torchvision(filename: str, map_location: Any = None) -> dict[str, Any]:
-    urls = get_torchvision_models()
-    name = filename.partition("://")[2]
-    if name not in urls:
-        close = difflib.get_close_matches(name, urls, n=1)
-        raise InputError(f"torchvision has no weights '{name}'" + (f"; did you mean '{close[0]}'?" if close else ""))
-    return _load_from_http(urls[name], map_location)
-
-
-def _load_from_unsupported(filename: str, map_location: Any = None) -> dict[str, Any]:
-    raise InputError(
-        f"checkpoint '{filename}': only local files, http(s):// and torchvision:// are read; download it first"
-    )
-
-
-# mmengine's own loaders fall back to unsafe unpickling, so none of them stays.
-CheckpointLoader.register_scheme(list(CheckpointLoader._schemes), _load_from_unsupported, force=True)
-CheckpointLoader.register_scheme("", _load_from_local, force=True)
-CheckpointLoader.register_scheme(["http://", "https://"], _load_from_http, force=True)
-CheckpointLoader.register_scheme("torchvision://", _load_from_torchvision, force=True)
+def _checked(checkpoint: Any, source: str) -> dict[str, Any]:
+    content = _content(checkpoint)
+    if not isinstance(content, dict):
+        raise DamagedError(f"checkpoint '{source}' holds a {type(content).__name__}, not a dictionary of tensors")
+    if isinstance(content.get("meta"), dict):
+        content["meta"].pop("config", None)
+    return content
 
 
 def read_checkpoint(source: str) -> dict[str, Any]:
-    """Read a checkpoint to the CPU as :func:`load_plain` does; ``http(s)://`` and ``torchvision://`` addresses too.
+    """Read a checkpoint as :func:`load_plain` does; ``http(s)://`` and ``torchvision://`` addresses too.
 
     Raises:
-        InputError: as :func:`load_plain`, and for an address that cannot be reached.
+        InputError: as :func:`load_plain`, and for an address that is of another kind or cannot be reached.
     """
-    checkpoint: dict[str, Any] = CheckpointLoader.load_checkpoint(source, map_location="cpu")
+    scheme, separator, name = source.partition("://")
+    if not separator:
+        return load_plain(source)
+    if scheme == "torchvision":
+        urls = get_torchvision_models()
+        if name not in urls:
+            close = difflib.get_close_matches(name, urls, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            raise InputError(f"torchvision has no weights '{name}'{hint}")
+        source = urls[name]
+    elif scheme not in ("http", "https"):
+        raise InputError(
+            f"checkpoint '{source}': only local files, http(s):// and torchvision:// are read; download it first"
+        )
+    if get_rank() > 0:  # rank 0 downloads, the others find the file in the cache
+        barrier()
+    with _reading(source):
+        loaded = torch.hub.load_state_dict_from_url(source, map_location="cpu", progress=False, weights_only=True)
+        checkpoint = _checked(loaded, source)
+    if get_rank() == 0:
+        barrier()
     return checkpoint
+
+
+def _load_from_anywhere(filename: str, map_location: Any = None) -> dict[str, Any]:
+    return read_checkpoint(filename)
+
+
+# mmengine's own loaders, which its initialisers call, fall back to unsafe unpickling, so none of them stays.
+CheckpointLoader.register_scheme(["", *CheckpointLoader._schemes], _load_from_anywhere, force=True)
 
 
 @dataclass(frozen=True)
@@ -247,6 +229,31 @@ class LoadReport:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mismatched: tuple[str, ...]
+
+    @classmethod
+    def between(
+        cls, given: Mapping[str, Any], wanted: Mapping[str, Tensor], resizing: tuple[str, ...] = ()
+    ) -> LoadReport:
+        """Return what loading ``given`` into a model with the state ``wanted`` would do.
+
+        Args:
+            given: names to what should be tensors.
+            wanted: names to tensors.
+            resizing: prefixes of the names under which shapes may differ.
+        """
+
+        def differs(name: str) -> bool:
+            bound = not (name.startswith(resizing) and isinstance(given[name], Tensor))
+            return bound and _shape(given[name]) != _shape(wanted[name])
+
+        common = [name for name in wanted if name in given]
+        mismatched = [name for name in common if differs(name)]
+        return cls(
+            loaded=tuple(name for name in common if name not in mismatched),
+            missing=tuple(name for name in wanted if name not in given),
+            unexpected=tuple(name for name in given if name not in wanted),
+            mismatched=tuple(f"{k}: file {_shape(given[k])}, model {_shape(wanted[k])}" for k in mismatched),
+        )
 
     @property
     def complete(self) -> bool:
@@ -303,18 +310,7 @@ def load_state(
         metadata = {k.removeprefix("module").removeprefix("."): v for k, v in (metadata or {}).items()}
 
     resizing = tuple(f"{n}." if n else "" for n, m in model.named_modules() if getattr(m, "resizes_on_load", False))
-    common = [k for k in wanted if k in given]
-    mismatched = {
-        k: f"{k}: file {_shape(given[k])}, model {_shape(wanted[k])}"
-        for k in common
-        if _shape(given[k]) != _shape(wanted[k]) and not (k.startswith(resizing) and isinstance(given[k], Tensor))
-    }
-    report = LoadReport(
-        loaded=tuple(k for k in common if k not in mismatched),
-        missing=tuple(k for k in wanted if k not in given),
-        unexpected=tuple(k for k in given if k not in wanted),
-        mismatched=tuple(mismatched.values()),
-    )
+    report = LoadReport.between(given, wanted, resizing)
     if not report.loaded and wanted:
         raise InputError(f"{source}: nothing in it fits the model: {report}; use the checkpoint of such a model")
     if not (partial or report.complete):
@@ -359,38 +355,32 @@ def model_state(checkpoint: Mapping[str, Any], source: str) -> Mapping[str, Any]
 
 
 @WEIGHT_INITIALIZERS.register_module(name="Pretrained", force=True)
-class Pretrained(PretrainedInit):
+class Pretrained:
     """``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=..., partial=...)`` that checks names and shapes.
 
     Args:
         checkpoint: local path, ``http(s)://`` or ``torchvision://`` address.
         prefix: take only the names under it, without it (``'backbone.'``).
-        map_location: as for :func:`torch.load`.
         partial: take what fits, for example a backbone from a classifier with its last layer.
 
     Raises:
         InputError: as :func:`load_state`, and for a prefix that no name starts with.
     """
 
-    def __init__(
-        self, checkpoint: str, prefix: str | None = None, map_location: str = "cpu", partial: bool = False
-    ) -> None:
-        super().__init__(checkpoint, prefix, map_location)
-        self.partial = partial
+    def __init__(self, checkpoint: str, prefix: str | None = None, partial: bool = False) -> None:
+        self.checkpoint, self.prefix, self.partial = checkpoint, prefix, partial
 
     def __call__(self, module: nn.Module) -> None:
         """Load the weights into ``module``."""
         source = f"checkpoint '{self.checkpoint}'"
-        state = model_state(CheckpointLoader.load_checkpoint(self.checkpoint, map_location=self.map_location), source)
+        state = model_state(read_checkpoint(self.checkpoint), source)
         if self.prefix is not None:
             prefix = self.prefix.rstrip(".") + "."
             state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             if not state:
-                raise InputError(f"checkpoint '{self.checkpoint}' has no names under prefix '{prefix}'; check prefix")
+                raise InputError(f"{source} has no names under prefix '{prefix}'; check prefix")
         report = load_state(module, state, partial=self.partial, source=source)
         print_log(f"{self.checkpoint}: {report}", logger="current")
-        if hasattr(module, "_params_init_info"):  # mmengine's record of who initialised what, while it initialises
-            update_init_info(module, init_info=self._get_init_info())
 
 
 # ---------------------------------------------------------------------------------------------- writing checkpoints
@@ -474,6 +464,9 @@ def mark_last(work_dir: str | Path, checkpoint: str | Path) -> None:
     write_text(Path(work_dir) / "last_checkpoint", Path(checkpoint).name)
 
 
+_ITER = fields({"iter": whole()}, anything)
+
+
 def find_resume(work_dir: str | Path) -> Iterator[str]:
     """Yield the checkpoints in ``work_dir``, the newest first.
 
@@ -487,7 +480,7 @@ def find_resume(work_dir: str | Path) -> Iterator[str]:
 
     def iterations(path: Path) -> int:
         try:
-            return int(META(load_plain(path).get("meta"))["iter"])
+            return int(_ITER(load_plain(path).get("meta"))["iter"])
         except ValueError:
             return -1
 
@@ -510,18 +503,3 @@ def _last_checkpoint(directory: Path) -> Path | None:
         logs.warn(f"'{marker}' does not name a checkpoint ({one_line(error)}); looking for the newest")
         return None
     return directory / name if (directory / name).is_file() else None
-
-
-# ----------------------------------------------------------------------------------------- what a checkpoint may hold
-
-
-def _note(value: Any) -> Any:
-    """Kind: what the message hub keeps; hooks of mmengine and of this package go by some entries, and delete by one."""
-    known = {"keep_ckpt_ids": listing(whole()), "last_ckpt": text, "preflight": mapping(real())}
-    best = {"best_ckpt": optional(text), "best_score": real()}
-    of_best = {name: kind for name in value for start, kind in best.items() if str(name).startswith(start)}
-    return fields({}, anything, **known, **of_best)(value)
-
-
-META = fields({"epoch": whole(), "iter": whole()}, anything, seed=optional(whole(high=2**32 - 1)))
-HUB = fields({"log_scalars": mapping(anything), "runtime_info": _note, "resumed_keys": mapping(flag)})

@@ -177,7 +177,7 @@ def _extract(args: argparse.Namespace) -> None:
 
 
 def _probe(args: argparse.Namespace) -> None:
-    from odc.apis import probe
+    from odc.probe import probe
 
     report = probe(
         _prepare(args),
@@ -347,8 +347,8 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _print_config(args: argparse.Namespace) -> None:
-    from odc.apis import check_config
     from odc.config import load_config
+    from odc.config.checking import check_config
 
     cfg = load_config(args.config, args.cfg_options)
     check_config(cfg)
@@ -363,7 +363,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from odc.apis import convert
+    from odc.models.convert import convert
 
     _show(convert(args.src, args.dst, layout=args.layout, to=args.to))
 

@@ -141,6 +141,35 @@ def _clear(folder: Path) -> None:
                 os.close(number)
 
 
+def writable(folder: str | Path) -> Path:
+    """Return the folder, made where there is none.
+
+    Raises:
+        InputError: it cannot be made or written to.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {error.strerror}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to the folder {path}: permission denied")
+    return path
+
+
+def writable_file(file: str | Path) -> Path:
+    """Return the path of a file to write, its folder made where there is none.
+
+    Raises:
+        InputError: it is a folder, or its folder cannot be made or written to.
+    """
+    path = Path(file)
+    if path.is_dir():
+        raise InputError(f"'{file}' is a folder: give a file to write")
+    writable(path.parent)
+    return path
+
+
 @contextlib.contextmanager
 def alone(folder: str | Path) -> Iterator[str | None]:
     """Keep other commands out of ``folder``, which is made where there is none, until the block ends.

@@ -22,20 +22,11 @@ from mmengine import Config
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 
-from odc.apis import (
-    check_parts,
-    convert,
-    extract_features,
-    load_runner,
-    prepare_config,
-    train,
-    working,
-    writable,
-    writable_file,
-)
+from odc.apis import extract_features, load_runner, prepare_config, train
 from odc.checkpoints import find_resume
 from odc.clustering.consistency import beta_histogram, local_consistency, reliable_samples
 from odc.config import load_config
+from odc.config.checking import check_parts
 from odc.data.datasets import ImageDataset
 from odc.data.embeddings import Embeddings
 from odc.data.label_file import LabelFile
@@ -50,11 +41,13 @@ from odc.evaluation.gallery import listed, write_skipped
 from odc.evaluation.markdown import markdown_table
 from odc.evaluation.metrics import clustering_accuracy
 from odc.evaluation.results import read_results
-from odc.files import write_text, written_whole
+from odc.files import writable, writable_file, write_text, written_whole
+from odc.models.convert import convert
 from odc.options import read_arguments
 from odc.reading import fields, listing, optional, read_json, real, text, whole
 from odc.registry import DATASETS, MODELS, build, check_arguments
 from odc.structures import UNLABELLED
+from odc.work_dir import working
 
 TRAINED = ("moco", "self", "semi")
 STAGES = ("moco", "embeddings", "self", "reliable", "semi")

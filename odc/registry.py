@@ -75,7 +75,12 @@ _KINDS: dict[str, Any] = {
 }
 
 
-def _check_kind(value: Any, annotation: Any, where: str) -> None:
+def check_kind(value: Any, annotation: Any, where: str) -> None:
+    """Check that a value is of the kinds that an annotation allows, as far as these are simple ones.
+
+    Raises:
+        InputError: it is not.
+    """
     names = [name.partition("[")[0] for name in alternatives(annotation)]
     if not all(name in _KINDS for name in names):
         return
@@ -102,7 +107,7 @@ def check_arguments(target: Any, arguments: Mapping[str, Any], where: str, given
         if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in arguments:
             raise InputError(f"{where} needs the option '{name}'")
         if name in arguments:
-            _check_kind(arguments[name], p.annotation, f"{where}: '{name}'")
+            check_kind(arguments[name], p.annotation, f"{where}: '{name}'")
 
 
 def resolve(registry: Registry, cfg: Any, **given: Any) -> tuple[Any, dict[str, Any]]:

@@ -17,16 +17,15 @@ from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list, is_distributed, is_main_process
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import is_model_wrapper
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from odc import logs
-from odc.checkpoints import HUB, META, TAKE_PART, find_resume, load_state, model_state, to_plain
+from odc.checkpoints import TAKE_PART, find_resume, load_state, model_state, read_checkpoint, to_plain
 from odc.engine.checkpointing import CheckpointHook
 from odc.engine.finite import diverged, non_finite
 from odc.engine.precision import PRECISIONS, lacks_bfloat16_anywhere, settle_precision
 from odc.engine.ranks import ONE_BUCKET, average_in_order, init_gloo
-from odc.engine.resumed import change_options, check_state, flat, like, options_of
+from odc.engine.resumed import HUB, META, change_options, check_state, flat, like, options_of
 from odc.errors import DamagedError, InputError, one_line
 from odc.files import write_text
 from odc.processes import end_with_parent
@@ -236,19 +235,18 @@ class Runner(mmengine.runner.Runner):
 
     # -- loading
 
-    def load_checkpoint(self, filename: str, map_location: Any = "cpu", strict: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(self, filename: str, strict: bool | None = None) -> dict[str, Any]:
         """Load the model's state from ``filename`` and return the whole checkpoint.
 
         Args:
             filename: local path, ``http(s)://`` or ``torchvision://`` address.
-            map_location: as for :func:`torch.load`.
             strict: whether names and shapes must all fit; ``None``: unless the config has ``load_partial = True``.
 
         Raises:
             InputError: the file cannot be read safely, or does not fit (see :func:`load_state`).
         """
         partial = self.cfg.get("load_partial", False) if strict is None else not strict
-        checkpoint: dict[str, Any] = CheckpointLoader.load_checkpoint(filename, map_location=map_location)
+        checkpoint = read_checkpoint(filename)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         otherwise = TAKE_PART
         if self._resume:  # which takes all or nothing
@@ -296,22 +294,15 @@ class Runner(mmengine.runner.Runner):
             )
         self.logger.info(f"no checkpoint to resume from in {self.work_dir}; starting from the beginning")
 
-    def resume(
-        self,
-        filename: str,
-        resume_optimizer: bool = True,
-        resume_param_scheduler: bool = True,
-        map_location: Any = "cpu",
-    ) -> None:
+    def resume(self, filename: str) -> None:
         """Continue the run that wrote ``filename``: model, position, seed, optimiser, schedules, the loop's own state.
+
+        Options of the optimiser that the config has changed since, the learning rate say, are applied, with a warning
+        that has both numbers. mmengine's parameter schedulers keep the schedule they were saved with, so a changed one
+        (a grown ``max_epochs``) is reported with both numbers.
 
         Args:
             filename: local path or ``http(s)://`` address.
-            resume_optimizer: restore the optimiser; options that the config has changed since, of the learning rate
-                say, are applied, with a warning that has both numbers.
-            resume_param_scheduler: restore mmengine's parameter schedulers. They keep the schedule they were saved
-                with, so a changed one (a grown ``max_epochs``) is reported with both numbers.
-            map_location: as for :func:`torch.load`.
 
         Raises:
             InputError: the checkpoint does not fit, or lacks what resuming needs.
@@ -320,10 +311,8 @@ class Runner(mmengine.runner.Runner):
         loop = self.train_loop
         if loop is None:
             raise InputError(f"resuming '{filename}' needs a training config; to evaluate it, set load_from only")
-        checkpoint = self.load_checkpoint(filename, map_location, strict=True)
-        needed = {"meta", "message_hub"}
-        needed |= {"optimizer"} if resume_optimizer else set()
-        needed |= {"loop"} if isinstance(loop, StatefulLoop) else set()
+        checkpoint = self.load_checkpoint(filename, strict=True)
+        needed = {"meta", "message_hub", "optimizer"} | ({"loop"} if isinstance(loop, StatefulLoop) else set())
         if lacking := sorted(needed - checkpoint.keys()):
             raise InputError(
                 f"checkpoint '{filename}' lacks {', '.join(lacking)}, so training cannot continue from it; "
@@ -335,9 +324,8 @@ class Runner(mmengine.runner.Runner):
             self._resume_seed(meta.get("seed"), filename)
             self._resumed_precision = self.precision
             self.message_hub.load_state_dict(hub)
-            if resume_optimizer:
-                self._resume_optimizer(checkpoint["optimizer"], filename)
-            if resume_param_scheduler and self.param_schedulers is not None and "param_schedulers" in checkpoint:
+            self._resume_optimizer(checkpoint["optimizer"], filename)
+            if self.param_schedulers is not None and "param_schedulers" in checkpoint:
                 self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
                 self._resume_schedulers(checkpoint["param_schedulers"])
             if isinstance(loop, StatefulLoop):

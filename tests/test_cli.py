@@ -21,9 +21,10 @@ from small_heads import config
 from test_conformance import differences
 
 import odc
-from odc import apis, cli
+from odc import cli
 from odc.checkpoints import load_plain
 from odc.cli import main
+from odc.config.checking import PACKAGES
 
 ROOT = Path(__file__).parent.parent
 Write = Callable[..., str]
@@ -463,7 +464,7 @@ def test_a_reader_may_stop_reading(write: Write) -> None:
 def test_curves_are_shown_where_one_asks_for_them(
     write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(apis.PACKAGES, "WandbVisBackend", "no_such_package")
+    monkeypatch.setitem(PACKAGES, "WandbVisBackend", "no_such_package")
     assert main(["train", write(), "--log", "wandb"]) == 2
     assert "WandbVisBackend needs the package no_such_package: pip install no_such_package" in capsys.readouterr().err
     # Another writer in the place of TensorBoard's, which need not be installed here.

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from odc.apis import check_parts, prepare_config
+from odc.apis import prepare_config
+from odc.config.checking import check_parts
 from odc.data.pipeline import Pipeline
 from odc.registry import MODELS, build
 

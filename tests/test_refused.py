@@ -21,7 +21,8 @@ from mmengine import Config
 from mmengine.registry import HOOKS, LOOPS, MODEL_WRAPPERS, OPTIM_WRAPPERS, OPTIMIZERS, VISBACKENDS, Registry
 from small_heads import config
 
-from odc.apis import PACKAGES, build_runner, check_config, check_parts, check_seed, prepare_config, train
+from odc.apis import build_runner, prepare_config, train
+from odc.config.checking import PACKAGES, check_config, check_parts, check_seed
 from odc.errors import InputError
 from odc.refused import REFUSED_KEYS, REFUSED_TYPES
 from odc.registry import HOOKS as OUR_HOOKS

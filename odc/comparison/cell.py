@@ -21,7 +21,7 @@ from mmengine.logging import print_log
 from mmengine.runner import set_random_seed
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from odc.apis import build_runner, convert, finish, load_runner
+from odc.apis import build_runner, finish, load_runner
 from odc.checkpoints import find_resume
 from odc.clustering import l2_normalize
 from odc.clustering.kmeans import load_faiss
@@ -35,6 +35,7 @@ from odc.errors import InputError
 from odc.evaluation.evaluator import ClusterMetrics, Evaluation, KNNMetric
 from odc.files import explain
 from odc.models import AvgPool, ClusterModel, MoCo
+from odc.models.convert import convert
 from odc.pipeline import Pipeline, fit_queue
 from odc.processes import end_with_parent
 from odc.registry import DATASETS, MODELS, build

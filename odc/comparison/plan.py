@@ -12,10 +12,11 @@ from typing import Any
 
 from mmengine import Config
 
-from odc.apis import check_parts, check_seed, prepare_config
+from odc.apis import prepare_config
 from odc.comparison.estimators import ESTIMATORS, FEATURES, Estimator
 from odc.comparison.provenance import ROOT
 from odc.config import load_config
+from odc.config.checking import check_parts, check_seed
 from odc.engine.precision import settle_precision
 from odc.errors import InputError, nearest
 from odc.pipeline import STAGES, stage_options

@@ -16,7 +16,6 @@ from typing import Any, TextIO
 
 import torch
 
-from odc.apis import working
 from odc.comparison.cell import LOG, num_clusters, run_cell
 from odc.comparison.plan import PRETRAINING, Cell, Request, plan, stage_configs
 from odc.comparison.provenance import command, provenance, relative
@@ -40,6 +39,7 @@ from odc.evaluation.gallery import write_skipped
 from odc.files import write_text
 from odc.reading import reading
 from odc.registry import DATASETS, build
+from odc.work_dir import working
 
 
 def compare(request: Request, stream: TextIO) -> list[Record]:

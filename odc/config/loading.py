@@ -23,8 +23,18 @@ from odc.options import Written, annotation_of, parse, read, unquoted
 from odc.reading import mapping, plain, read_json
 from odc.registry import REGISTRIES
 
-# What the annotations of top-level keys would be; every other of them is a dict, a list, a number or a truth value.
-_TOP = {"work_dir": "str | None", "load_from": "str | None", "experiment_name": "str | None"}
+# Top-level keys of a config that are one value, by what they would be annotated with.
+KINDS = {
+    "custom_imports": "dict",
+    "default_scope": "str",
+    "experiment_name": "str",
+    "find_unused_parameters": "bool",
+    "launcher": "str",
+    "load_from": "str | Path",
+    "load_partial": "bool",
+    "resume": "bool",
+    "work_dir": "str | Path",
+}
 _UNTYPED = {"train_cfg": "ClusterTrainLoop"}  # dicts of a config that need no ``type``
 
 
@@ -210,7 +220,7 @@ def read_option(text: str, config: Any, key: str, replaced: Any) -> Any:
         return unquoted(text)
     node = at(config, key.rpartition(".")[0])
     if not above:
-        return read(text, _TOP.get(name))
+        return read(text, f"{KINDS[name]} | None" if name in KINDS else None)
     kind = node.get("type", _UNTYPED.get(".".join(above))) if isinstance(node, Mapping) else None
     annotations = [annotation_of(target, name) for target in _targets(kind)]
     annotation = next((a for a in annotations if a is not None), None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from typing import Any
 
 import torch
 from mmengine.device import get_device
@@ -16,18 +15,6 @@ from odc.errors import InputError
 
 PRECISIONS = ("float32", "bfloat16", "auto")
 FORBID_BFLOAT16 = "ODC_BFLOAT16"
-
-
-def check_precision(asked: Any) -> str:
-    """Return what the ``precision`` of a config asks for, of :data:`PRECISIONS`; ``None`` is the first of them.
-
-    Raises:
-        InputError: for anything else.
-    """
-    asked = PRECISIONS[0] if asked is None else asked
-    if asked not in PRECISIONS:
-        raise InputError(f"precision is {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, not {asked!r}")
-    return str(asked)
 
 
 def lacks_bfloat16() -> str | None:
@@ -64,16 +51,15 @@ def _cpu_has_bfloat16() -> bool:
     return through_onednn and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 
-def settle_precision(asked: Any) -> str:
+def settle_precision(asked: str | None) -> str:
     """Return what to train in, ``"float32"`` or ``"bfloat16"``: the latter where it is asked for and all ranks have it.
 
     It is said once in a process; where ``"bfloat16"`` cannot be, unlike ``"auto"``, as a warning.
 
     Args:
-        asked: see :func:`check_precision`.
+        asked: ``precision`` of a config, one of :data:`PRECISIONS`, or ``None`` for the first of them.
     """
-    asked = check_precision(asked)
-    if asked == "float32":
+    if asked in (None, "float32"):
         return "float32"
     reason = lacks_bfloat16_anywhere()
     told = f"training in {'bfloat16' if reason is None else f'float32, not bfloat16: {reason}'}"

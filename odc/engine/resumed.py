@@ -1,4 +1,4 @@
-"""A resumed optimiser and its schedules: what their states may hold, and options that the config has changed."""
+"""What a run goes on with: what it may be, and the optimiser's options that the config has changed since."""
 
 from __future__ import annotations
 
@@ -12,8 +12,19 @@ from torch import Tensor, nn
 from odc import logs
 from odc.checkpoints import to_plain
 from odc.errors import InputError, one_line
-from odc.reading import anything, fields, flag, listing, mapping, real, scalar, text, whole
+from odc.reading import anything, fields, flag, listing, mapping, optional, real, scalar, text, whole
 
+
+def _note(value: Any) -> Any:
+    """Kind: what the message hub keeps; hooks of mmengine and of this package go by some entries, and delete by one."""
+    known = {"keep_ckpt_ids": listing(whole()), "last_ckpt": text, "preflight": mapping(real())}
+    best = {"best_ckpt": optional(text), "best_score": real()}
+    of_best = {name: kind for name in value for start, kind in best.items() if str(name).startswith(start)}
+    return fields({}, anything, **known, **of_best)(value)
+
+
+META = fields({"epoch": whole(), "iter": whole()}, anything, seed=optional(whole(high=2**32 - 1)))
+HUB = fields({"log_scalars": mapping(anything), "runtime_info": _note, "resumed_keys": mapping(flag)})
 _OPTIMIZER = fields(
     {
         "state": mapping(mapping(anything), keys=whole()),

@@ -1,8 +1,8 @@
-"""Backbones in other projects' checkpoints: their names to ours and back. Dictionaries in, dictionaries out.
+"""Backbones in other projects' checkpoints: their names to ours and back.
 
-A checkpoint of any layout in :data:`LAYOUTS` is brought to one set of names (:func:`extract`): those of torchvision for
-ResNets and VGGs, those of timm for vision transformers, without any wrapper's prefix. From these it goes into a
-backbone of this package (:func:`load_backbone`) or into a file for another one (:func:`rename`).
+A checkpoint of any layout in :data:`LAYOUTS` is brought to one set of names (:func:`take_backbone`): those of
+torchvision for ResNets and VGGs, those of timm for vision transformers, without any wrapper's prefix. From these it
+goes into a backbone of this package (:func:`load_backbone`) or into a file for another one (:func:`convert`).
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from odc.checkpoints import LoadReport, load_state
+from odc.checkpoints import LoadReport, load_plain, load_state, write_tensors
 from odc.errors import InputError, nearest
+from odc.files import writable
 
 TARGETS = ("odc", "torchvision", "timm")
 MARK = "odc_backbone"  # in the meta of a file that holds our backbone and nothing else
@@ -161,7 +163,7 @@ class BackboneState:
     def __str__(self) -> str:
         added = len(self.tensors) - self.taken
         return (
-            f"layout {self.layout} ({self.prefix}*): {self.taken} tensors taken, {describe(self.tensors)}"
+            f"layout {self.layout} ({self.prefix}*): {self.taken} tensors taken, {network_of(self.tensors)}"
             + (f", {added} counters of batch norm added" if added > 0 else "")
             + f"; left: {listed(self.left)}"
         )
@@ -225,7 +227,9 @@ def recognise(checkpoint: Mapping[str, Any], source: str = "the checkpoint") -> 
     raise InputError(f"{source} has no known layout: {seen}; known: {', '.join(LAYOUTS)}, chosen by --layout")
 
 
-def extract(checkpoint: Mapping[str, Any], layout: str | None = None, source: str = "the checkpoint") -> BackboneState:
+def take_backbone(
+    checkpoint: Mapping[str, Any], layout: str | None = None, source: str = "the checkpoint"
+) -> BackboneState:
     """Take the backbone out of a checkpoint.
 
     Args:
@@ -330,7 +334,7 @@ def _resnet(tensors: Mapping[str, Tensor]) -> tuple[int | None, int, int, int] |
     return depth, stem.shape[2], stem.shape[1], stem.shape[0]
 
 
-def describe(tensors: Mapping[str, Tensor]) -> str:
+def network_of(tensors: Mapping[str, Tensor]) -> str:
     """Return in words which network a backbone's tensors are of: kind, depth, stem, channels."""
     if found := _resnet(tensors):
         depth, kernel, channels, width = found
@@ -367,7 +371,7 @@ def suggest(tensors: Mapping[str, Tensor]) -> str | None:
         stem = "'imagenet'" if kernel == 7 else "'cifar' (or 'stl')"
         more = (f", in_channels={channels}" if channels != 3 else "") + (f", width={width}" if width != 64 else "")
         return f"dict(type='ResNet', depth={depth}, stem={stem}{more})"
-    if describe(tensors).startswith("a VGG-16") and "classifier.3.weight" in tensors:
+    if network_of(tensors).startswith("a VGG-16") and "classifier.3.weight" in tensors:
         name = "vgg16_bn" if "features.1.running_mean" in tensors else "vgg16"
         return f"dict(type='TimmBackbone', name='{name}', in_channels={tensors['features.0.weight'].shape[1]})"
     return None
@@ -394,7 +398,7 @@ def rename(state: BackboneState, to: str = "odc", source: str = "the checkpoint"
     """Return a backbone's tensors by the names of a project.
 
     Args:
-        state: of :func:`extract`.
+        state: of :func:`take_backbone`.
         to: ``"odc"``: ``backbone.*`` for networks of our ``ResNet``'s and ``ConvNet``'s names, ``backbone.model.*``
             for all others, as ``TorchvisionBackbone`` and ``TimmBackbone`` have it; ``"torchvision"`` or ``"timm"``:
             plain names without a classifier.
@@ -410,7 +414,7 @@ def rename(state: BackboneState, to: str = "odc", source: str = "the checkpoint"
         raise InputError(f"a checkpoint is written for {', '.join(TARGETS)}, not for '{to}'{nearest(to, TARGETS)}")
     tensors = state.tensors
     resnet = "layer1.0.conv1.weight" in tensors
-    vgg = describe(tensors).startswith("a VGG")
+    vgg = network_of(tensors).startswith("a VGG")
     # DeepCluster's AlexNet has torchvision's names, but is wider and has batch norm.
     fits = LAYOUTS[to].fits(set(tensors)) and not state.layout.startswith("deep")
     if to == "odc":
@@ -421,8 +425,41 @@ def rename(state: BackboneState, to: str = "odc", source: str = "the checkpoint"
     elif resnet or vgg or fits or state.layout == to:
         named = dict(tensors)
     else:
-        raise InputError(f"{source} is {describe(tensors)}: {to} has no such names; write it with --to odc")
+        raise InputError(f"{source} is {network_of(tensors)}: {to} has no such names; write it with --to odc")
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in named.items()}
+
+
+def convert(src: str | Path, dst: str | Path, *, layout: str | None = None, to: str = "odc") -> str:
+    """Write the backbone of a checkpoint by other names.
+
+    Args:
+        src: checkpoint of a layout in :data:`LAYOUTS`, read without running code from it.
+        dst: file to write, ``.pth`` or ``.safetensors``.
+        layout: of ``src``; by default the one that its names show.
+        to: ``"odc"``, for ``model.pretrained`` of a config, ``"torchvision"`` or ``"timm"``.
+
+    Returns:
+        What was recognised, taken, left and written, in two lines.
+
+    Raises:
+        InputError: ``src`` cannot be read safely or is of no known layout, ``to`` has no names for its network, or
+            ``dst`` has another ending, is ``src``, or cannot be written.
+    """
+    path = Path(dst)
+    if path.suffix not in (".pth", ".safetensors"):
+        raise InputError(f"'{dst}' ends in neither .pth nor .safetensors: the ending says which of the two to write")
+    if path.is_dir() or (path.exists() and Path(src).exists() and path.samefile(src)):
+        what = "a folder" if path.is_dir() else "the checkpoint itself"
+        raise InputError(f"'{dst}' is {what}: write to another file")
+    source = f"checkpoint '{src}'"
+    state = take_backbone(load_plain(src), layout, source)
+    tensors = rename(state, to, source)
+    writable(path.parent)
+    nested = to == "odc" and path.suffix == ".pth"
+    write_tensors(path, {"state_dict": tensors, "meta": {MARK: network_of(state.tensors)}} if nested else tensors)
+    backbone = suggest(state.tensors)
+    use = f"; use it with model.pretrained='{dst}'" + (f", model.backbone={backbone}" if backbone else "")
+    return f"{src}: {state}\n{dst}: {len(tensors)} tensors by the names of {to}{use if to == 'odc' else ''}"
 
 
 # ------------------------------------------------------------------------------------------------------------- loading
@@ -436,7 +473,7 @@ def load_backbone(backbone: nn.Module, checkpoint: Mapping[str, Any], source: st
 
     Args:
         backbone: receives the tensors.
-        checkpoint: as for :func:`extract`.
+        checkpoint: as for :func:`take_backbone`.
         source: what to call the checkpoint in messages.
 
     Returns:
@@ -445,7 +482,7 @@ def load_backbone(backbone: nn.Module, checkpoint: Mapping[str, Any], source: st
     Raises:
         InputError: the layout is unknown, or names or shapes differ; the message has both shapes.
     """
-    state = extract(checkpoint, source=source)
+    state = take_backbone(checkpoint, source=source)
     wanted = backbone.state_dict()
     plain = (state.tensors, _timm_names(state.tensors))
     forms = [*plain, *({f"model.{name}": t for name, t in form.items()} for form in plain)]
@@ -456,21 +493,12 @@ def load_backbone(backbone: nn.Module, checkpoint: Mapping[str, Any], source: st
     left = Counter(state.left)
     left.update(".".join(name.split(".")[:-1]) for name in extra)
 
-    def shapes(name: str) -> str:
-        return f"{name}: file {tuple(given[name].shape)}, model {tuple(wanted[name].shape)}"
-
-    common = [name for name in wanted if name in given]
-    report = LoadReport(
-        loaded=tuple(name for name in common if given[name].shape == wanted[name].shape),
-        missing=tuple(name for name in wanted if name not in given),
-        unexpected=tuple(name for name in given if name not in wanted),
-        mismatched=tuple(shapes(name) for name in common if given[name].shape != wanted[name].shape),
-    )
+    report = LoadReport.between(given, wanted)
     if not report.complete:
         advice = suggest(state.tensors)
         raise InputError(
-            f"{source} holds {describe(state.tensors)} (layout {state.layout}), which does not fit the model's "
+            f"{source} holds {network_of(state.tensors)} (layout {state.layout}), which does not fit the model's "
             f"{type(backbone).__name__}: {report}; " + (f"set model.backbone={advice}" if advice else "use such a one")
         )
     load_state(backbone, given, source=source)
-    return f"{len(given)} tensors loaded of layout {state.layout}, {describe(state.tensors)}; left: {listed(left)}"
+    return f"{len(given)} tensors loaded of layout {state.layout}, {network_of(state.tensors)}; left: {listed(left)}"

@@ -9,8 +9,8 @@ import torch
 from small_heads import config
 from test_conformance import differences, train
 
-from odc.apis import build_runner, check_parts
-from odc.engine.compiled import check_compile
+from odc.apis import build_runner
+from odc.config.checking import check_compile, check_parts
 from odc.errors import InputError
 
 EAGER = {"compile": dict(backend="eager")}

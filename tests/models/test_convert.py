@@ -14,12 +14,22 @@ from safetensors.torch import load_file, save_file
 from small_heads import HEAD_CONFIGS, config
 from torch import Tensor, nn
 
-from odc.apis import build_runner, convert
+from odc.apis import build_runner
 from odc.checkpoints import load_plain
 from odc.cli import main
 from odc.errors import InputError
 from odc.models import ClusterModel, ConvNet, ResNet, TimmBackbone, TorchvisionBackbone
-from odc.models.convert import LAYOUTS, describe, extract, listed, load_backbone, recognise, rename, suggest
+from odc.models.convert import (
+    LAYOUTS,
+    convert,
+    listed,
+    load_backbone,
+    network_of,
+    recognise,
+    rename,
+    suggest,
+    take_backbone,
+)
 
 timm = pytest.importorskip("timm")
 State = dict[str, Tensor]
@@ -249,7 +259,7 @@ def test_deepcluster(facebook: FacebookVGG) -> None:
     state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     state = {k.replace("features.", "features.module."): v for k, v in state.items()}
     state |= linear("top_layer") | linear("sobel.0") | linear("sobel.1")
-    found = extract({"epoch": 500, "arch": "vgg16", "state_dict": state})
+    found = take_backbone({"epoch": 500, "arch": "vgg16", "state_dict": state})
     assert str(found) == (
         "layout deepcluster (*): 82 tensors taken, a VGG-16 with batch norm for two gradients (Sobel), 13 counters of "
         "batch norm added; left: top_layer (2), sobel (4), epoch, arch"
@@ -271,7 +281,7 @@ def test_deepcluster(facebook: FacebookVGG) -> None:
 def test_deepercluster(facebook: FacebookVGG) -> None:
     state = prefixed("module.body.", facebook.state_dict())
     state |= prefixed("module.", linear("pred_layer") | linear("sobel.0") | linear("sobel.1"))
-    found = extract({"epoch": 100, "state_dict": state})
+    found = take_backbone({"epoch": 100, "state_dict": state})
     assert (found.layout, listed(found.left)) == ("deepercluster", "pred_layer (2), sobel (4), epoch")
     assert all(found.tensors[name] is state[f"module.body.{name}"] for name in facebook.state_dict())
 
@@ -284,9 +294,9 @@ def test_alexnet_is_recognised_and_renamed() -> None:
         "classifier.1.weight": torch.randn(4, 5),
         "top_layer.weight": torch.randn(3, 4),
     }
-    found = extract({"state_dict": state, "arch": "alexnet"})
+    found = take_backbone({"state_dict": state, "arch": "alexnet"})
     assert (found.layout, found.left) == ("deepcluster", {"top_layer": 1, "arch": 0})
-    assert describe(found.tensors) == "an AlexNet with batch norm for two gradients (Sobel)"
+    assert network_of(found.tensors) == "an AlexNet with batch norm for two gradients (Sobel)"
     assert set(rename(found)) == {
         "backbone.model.features.0.weight",
         "backbone.model.features.0.bias",
@@ -302,7 +312,7 @@ def test_alexnet_is_recognised_and_renamed() -> None:
 def test_torchvisions_own_alexnet() -> None:
     with torch.device("meta"):
         state = TorchvisionBackbone("alexnet").state_dict()
-    found = extract(prefixed("backbone.", state) | {"labels.index": torch.zeros(1)})
+    found = take_backbone(prefixed("backbone.", state) | {"labels.index": torch.zeros(1)})
     assert rename(found, "torchvision").keys() == {name.removeprefix("model.") for name in state}
 
 
@@ -320,7 +330,7 @@ def test_torchvision_models_of_other_kinds(tmp_path: Path) -> None:
         with torch.no_grad():
             theirs(images(size))
             same(found[0], ours(images(size)))
-        wrapped = extract(prefixed("backbone.", ours.state_dict()) | {"labels.index": torch.zeros(1)})
+        wrapped = take_backbone(prefixed("backbone.", ours.state_dict()) | {"labels.index": torch.zeros(1)})
         assert rename(wrapped, "torchvision").keys() == wrapped.tensors.keys()
         with pytest.raises(InputError, match="timm has no such names"):
             rename(wrapped, "timm")
@@ -427,13 +437,13 @@ def test_ours_to_theirs_and_back(to: str, ending: str, tmp_path: Path) -> None:
 
 def test_vgg_between_torchvision_and_timm() -> None:
     theirs = torchvision.models.vgg11(weights=None, init_weights=False)
-    found = extract(theirs.state_dict())
+    found = take_backbone(theirs.state_dict())
     assert (found.layout, found.left) == ("torchvision", {"classifier.6": 2})
     state = rename(found, "timm")
     with torch.device("meta"):
         model = timm.create_model("vgg11", num_classes=0)
     assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in model.state_dict().items()}
-    back = rename(extract(state), "torchvision")
+    back = rename(take_backbone(state), "torchvision")
     assert all(torch.equal(back.pop(name), t) for name, t in without(theirs.state_dict(), "classifier.6").items())
     assert not back
     told = load_backbone(TorchvisionBackbone("vgg11"), state)
@@ -586,7 +596,7 @@ def test_tensors_may_lie_under_any_key(wrap: Callable[[State], dict[str, Any]]) 
     assert load_backbone(fresh, checkpoint).startswith("120 tensors loaded of layout torchvision")
     with torch.no_grad():
         same(model(images()), fresh(images()))
-    left = extract(checkpoint).left
+    left = take_backbone(checkpoint).left
     assert left["fc"] == 2
     assert set(left) <= {"fc", *checkpoint}
     assert sum(left.values()) + 120 == counted(checkpoint)

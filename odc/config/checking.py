@@ -1,0 +1,314 @@
+"""What a config may say: the one place where that is checked, before anything is built.
+
+A top-level key is either one value, whose kind stands in :data:`odc.config.loading.KINDS`, or a part, whose check
+stands in :data:`PARTS`. Where a part is a dict of options, these are the parameters of what is named beside it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import logging
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from mmengine import Config
+from mmengine.registry import LOG_PROCESSORS
+from mmengine.utils.dl_utils import set_multi_processing
+from torch import nn
+from torch.distributed import init_process_group
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+from odc.config.loading import KINDS, at
+from odc.engine.data import ClusterData
+from odc.engine.loops import ClusterTrainLoop
+from odc.engine.precision import PRECISIONS
+from odc.errors import InputError, nearest
+from odc.models.cluster_model import ClusterModel
+from odc.refused import REFUSED_KEYS
+from odc.registry import (
+    BACKBONES,
+    HEADS,
+    HOOKS,
+    METRICS,
+    MODEL_WRAPPERS,
+    MODELS,
+    NECKS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    VISBACKENDS,
+    VISUALIZERS,
+    check_arguments,
+    check_kind,
+    resolve,
+)
+from odc.runner import Runner
+
+DEFAULT_HOOKS = ("checkpoint", "logger", "param_scheduler", "runtime_info", "sampler_seed", "timer")
+
+# mmengine's visualizer back ends that need a package which this one does not require.
+PACKAGES = {
+    "AimVisBackend": "aim",
+    "ClearMLVisBackend": "clearml",
+    "DVCLiveVisBackend": "dvclive",
+    "MLflowVisBackend": "mlflow",
+    "NeptuneVisBackend": "neptune",
+    "TensorboardVisBackend": "tensorboard",
+    "WandbVisBackend": "wandb",
+}
+
+
+def check_config(cfg: Config) -> None:
+    """Check the top-level keys of a config; helper variables start with an underscore.
+
+    Raises:
+        InputError: for an unknown key, naming the nearest known one, or a key that is missing.
+    """
+    where = cfg.filename or "the config"
+    for key, instead in REFUSED_KEYS.items():
+        if at(cfg, key) not in (None, False, {}, [], ()):
+            raise InputError(f"{where}: '{key}' is not for this training: {instead}")
+    known = KINDS.keys() | PARTS.keys()
+    for key in cfg:
+        if key not in known and key not in REFUSED_KEYS and not key.startswith("_"):
+            raise InputError(f"{where}: unknown key '{key}'{nearest(key, known)}")
+    for key in ("model", "data", "train_cfg", "optim_wrapper"):
+        if key not in cfg:
+            raise InputError(f"{where}: the key '{key}' is missing")
+
+
+def check_parts(cfg: Config) -> None:
+    """Check names, options and simple kinds of all that a runner is built from, before anything is built.
+
+    Raises:
+        InputError: naming the part and, for a misspelt name, the nearest known one.
+    """
+    for key, kind in KINDS.items():
+        check_kind(cfg.get(key), f"{kind} | None", key)
+    for key, check in PARTS.items():
+        if (part := cfg.get(key)) is not None:
+            check(part)
+    check_monitored(cfg, labelled=True)
+
+
+def check_seed(seed: Any, where: str) -> None:
+    """Check a seed, before anything runs.
+
+    Raises:
+        InputError: it is no whole number of 32 bits, which is what NumPy's generator takes.
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise InputError(f"{where} is a whole number from 0 to {2**32 - 1}, not {seed!r}")
+
+
+def check_monitored(cfg: Config, labelled: bool) -> None:
+    """Check that the metrics which hooks wait for are measured, as far as the metrics say what they measure.
+
+    Args:
+        cfg: whose hooks and metrics have been checked.
+        labelled: whether the images have labels.
+
+    Raises:
+        InputError: one is not, naming the nearest that is.
+    """
+    wanted: list[tuple[str, str]] = []
+    for hook in (*(cfg.get("default_hooks") or {}).values(), *(cfg.get("custom_hooks") or ())):
+        for option in ("save_best", "monitor"):
+            names = (hook.get(option) if isinstance(hook, Mapping) else None) or ()
+            wanted += [(f"{hook['type']}'s {option}", name) for name in ([names] if isinstance(names, str) else names)]
+    if not wanted:
+        return
+    kinds = [resolve(METRICS, metric)[0] for metric in cfg.get("val_evaluator") or ()]
+    if not kinds:
+        where, name = wanted[0]
+        raise InputError(f"{where} is '{name}', but nothing is measured: the config has no val_evaluator")
+    if not all(hasattr(kind, "names") for kind in kinds):
+        return
+    known = [name for kind in kinds for name in kind.names(labelled)]
+    for where, name in wanted:
+        if name != "auto" and name not in known:
+            without = "" if labelled else " of images without labels"
+            raise InputError(f"{where}: val_evaluator does not measure '{name}'{without}{nearest(name, known)}")
+
+
+def check_compile(cfg: Any) -> dict[str, Any] | None:
+    """Return the options of ``torch.compile`` that ``compile`` of a config stands for, or ``None`` for none.
+
+    Args:
+        cfg: ``True``, ``False``, ``None``, or a dict of options (``mode``, ``backend``, ``dynamic``, ...).
+
+    Raises:
+        InputError: for an option that ``torch.compile`` does not take, or a backend that needs a C++ compiler where
+            there is none.
+    """
+    if cfg is None or cfg is False:
+        return None
+    if cfg is not True and not isinstance(cfg, Mapping):
+        raise InputError(f"compile is True, False or a dict of torch.compile's options, not {cfg!r}")
+    options = {} if cfg is True else dict(cfg)
+    check_arguments(torch.compile, options, "compile", given=("model",))
+    backend = options.get("backend", "inductor")
+    known = torch.compiler.list_backends(exclude_tags=())
+    if backend not in known:
+        raise InputError(f"compile has no backend '{backend}'; known: {', '.join(known)}")
+    if backend == "inductor":
+        compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+        if shutil.which(compiler) is None:
+            raise InputError(
+                f"compile needs a C++ compiler, but there is no '{compiler}': install it, name one in the environment "
+                "variable CXX, or set compile=False"
+            )
+    try:
+        torch.compile(nn.Identity(), **options)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise InputError(f"compile: torch does not take {options}: {str(error).splitlines()[0]}") from error
+    return options
+
+
+# -------------------------------------------------------------------------------------------------------------- parts
+
+
+def _options(name: str, function: Any, *given: str) -> Callable[[Any], None]:
+    """Return the check of a part whose options are the parameters of a function, less those it is ``given`` anyway."""
+    return functools.partial(check_arguments, function, where=name, given=given)
+
+
+def _checked(name: str, function: Callable[..., None]) -> Callable[[Any], None]:
+    """Return the check of a part that is ``function`` itself: its parameters are the options."""
+
+    def check(part: Any) -> None:
+        check_arguments(function, part, name)
+        function(**part)
+
+    return check
+
+
+def _built(registry: Any, cfg: Any, **given: Any) -> None:
+    """Build what is cheap, to hear what it has to say of its options."""
+    target, arguments = resolve(registry, cfg, **given)
+    try:
+        target(**arguments)
+    except (TypeError, ValueError, AssertionError, KeyError) as error:
+        options = ", ".join(f"{name}={value!r}" for name, value in arguments.items() if name not in given)
+        raise InputError(f"{registry.name} '{target.__name__}' does not take {options}: {error}") from error
+
+
+def _model(cfg: Any) -> None:
+    kind, parts = resolve(MODELS, cfg)
+    if isinstance(kind, type) and issubclass(kind, ClusterModel):
+        resolve(BACKBONES, parts["backbone"])
+        resolve(NECKS, parts.get("neck") or {"type": "AvgPool"}, in_channels=0)
+        resolve(HEADS, parts["head"], in_channels=0)
+
+
+def _optim_wrapper(cfg: Any) -> None:
+    wrapper = dict(_dict("optim_wrapper", cfg))
+    groups = wrapper.pop("paramwise_cfg", None)
+    constructor = wrapper.pop("constructor", "DefaultOptimWrapperConstructor")
+    resolve(OPTIM_WRAPPER_CONSTRUCTORS, {"type": constructor}, optim_wrapper_cfg=cfg, paramwise_cfg=groups)
+    resolve(OPTIM_WRAPPERS, {"type": "OptimWrapper", **wrapper})
+    for options in ({}, *((groups or {}).values() if constructor == "ByName" else ())):
+        _built(OPTIMIZERS, {**wrapper["optimizer"], **options}, params=[nn.Parameter(torch.zeros(1))])
+    if wrapper.get("clip_grad"):
+        clipping = dict(_dict("optim_wrapper.clip_grad", wrapper["clip_grad"]))
+        functions: dict[str, Any] = {"norm": clip_grad_norm_, "value": clip_grad_value_}
+        if (kind := clipping.pop("type", "norm")) not in functions:
+            raise InputError(f"optim_wrapper.clip_grad has no type '{kind}'{nearest(str(kind), functions)}")
+        check_arguments(functions[kind], clipping, "optim_wrapper.clip_grad", given=("parameters",))
+
+
+def _hook(cfg: Any) -> None:
+    resolve(HOOKS, {k: v for k, v in cfg.items() if k != "priority"} if isinstance(cfg, Mapping) else cfg)
+
+
+def _default_hooks(cfg: Any) -> None:
+    for name, hook in _dict("default_hooks", cfg).items():
+        if name not in DEFAULT_HOOKS and "type" not in (hook or {"type": None}):
+            raise InputError(f"default_hooks has no '{name}'{nearest(name, DEFAULT_HOOKS)}")
+        if isinstance(hook, Mapping) and "type" in hook:
+            _hook(hook)
+
+
+def _visualizer(cfg: Any) -> None:
+    resolve(VISUALIZERS, cfg)
+    for backend in cfg.get("vis_backends") or ():
+        kind, _ = resolve(VISBACKENDS, backend, save_dir=".")
+        package = PACKAGES.get(kind.__name__)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise InputError(f"{kind.__name__} needs the package {package}: pip install {package}")
+
+
+def _model_wrapper(cfg: Any) -> None:
+    wrapper = {"type": "MMDistributedDataParallel", **_dict("model_wrapper_cfg", cfg)}
+    kind, options = resolve(MODEL_WRAPPERS, wrapper, module=None)
+    own = inspect.signature(kind).parameters
+    passed_on = {name: value for name, value in options.items() if name not in own}
+    check_arguments(DistributedDataParallel, passed_on, "model_wrapper_cfg", given=("self", "module"))
+
+
+def _environment(
+    cudnn_benchmark: bool = False,
+    mp_cfg: Mapping[str, Any] | None = None,
+    dist_cfg: Mapping[str, Any] | None = None,
+    resource_limit: int = 4096,
+) -> None:
+    check_arguments(set_multi_processing, mp_cfg or {}, "env_cfg.mp_cfg", given=("distributed",))
+    methods = multiprocessing.get_all_start_methods()
+    if (method := (mp_cfg or {}).get("mp_start_method", "fork")) not in methods:
+        raise InputError(f"env_cfg.mp_cfg.mp_start_method is one of {methods}, not '{method}'")
+    check_arguments(init_process_group, dist_cfg or {}, "env_cfg.dist_cfg")
+
+
+def _scaling(enable: bool = False, base_batch_size: int | None = None) -> None:
+    if enable and (base_batch_size is None or base_batch_size < 1):
+        raise InputError(
+            f"auto_scale_lr.base_batch_size is the rows that the learning rate is for, not {base_batch_size}"
+        )
+
+
+def _precision(asked: Any) -> None:
+    if asked not in PRECISIONS:
+        raise InputError(f"precision is {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, not {asked!r}")
+
+
+def _log_level(level: Any) -> None:
+    if not isinstance(level, int) and not isinstance(logging.getLevelName(level), int):
+        raise InputError(f"no log_level '{level}'{nearest(str(level), ('DEBUG', 'INFO', 'WARNING', 'ERROR'))}")
+
+
+def _dict(name: str, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} is configured by a dict, not by {value!r}")
+    return value
+
+
+def _each(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda parts: [check(part) for part in parts]
+
+
+PARTS: dict[str, Callable[[Any], Any]] = {
+    "data": _options("data", ClusterData),
+    "model": _model,
+    "train_cfg": _options("train_cfg", ClusterTrainLoop, "runner", "dataloader", "accumulative_counts"),
+    "optim_wrapper": _optim_wrapper,
+    "default_hooks": _default_hooks,
+    "custom_hooks": _each(_hook),
+    "val_evaluator": _each(functools.partial(resolve, METRICS)),
+    "visualizer": _visualizer,
+    "model_wrapper_cfg": _model_wrapper,
+    "env_cfg": _checked("env_cfg", _environment),
+    "auto_scale_lr": _checked("auto_scale_lr", _scaling),
+    "log_processor": lambda cfg: _built(LOG_PROCESSORS, {"type": "LogProcessor", **cfg}),
+    "compile": check_compile,
+    "precision": _precision,
+    "randomness": _options("randomness", Runner.set_randomness, "self"),
+    "log_level": _log_level,
+}
