@@ -14,6 +14,7 @@ from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Mapping
 from typing import Any, Union, get_args, get_origin
 
+BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _TEXT = {"str", "Path"}
 _TEXTS = re.compile(r"(list|tuple|Sequence|Iterable)\[str\b", re.IGNORECASE)
 _CLOSING = {"[": "]", "(": ")"}
@@ -131,13 +132,24 @@ def read_arguments(arguments: Mapping[str, Any], target: Any) -> dict[str, Any]:
     return {k: read(v, annotation_of(target, k)) if isinstance(v, Written) else v for k, v in arguments.items()}
 
 
+def parameters(target: Any) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a class or function by name.
+
+    Where a class passes ``**options`` on, what its base takes by keyword is among them, so that options that several
+    classes share are stated once.
+    """
+    found = dict(inspect.signature(target).parameters)
+    for base in inspect.getmro(target)[1:] if inspect.isclass(target) else ():
+        rest = [name for name, p in found.items() if p.kind is p.VAR_KEYWORD]
+        if not rest or vars(base).get("__init__", object.__init__) is object.__init__:
+            continue
+        del found[rest[0]]
+        theirs = inspect.signature(base).parameters.items()
+        found = {name: p for name, p in theirs if p.kind in (*BY_KEYWORD, p.VAR_KEYWORD)} | found
+    return found
+
+
 def annotation_of(target: Any, name: str) -> Any:
-    """Return the annotation of a parameter, of a base class where the class passes others on; ``None``: it has none."""
-    for kind in inspect.getmro(target) if inspect.isclass(target) else (target,):
-        parameters = inspect.signature(kind).parameters
-        if name in parameters:
-            found = parameters[name].annotation
-            return None if found is inspect.Parameter.empty else found
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            return None
-    return None
+    """Return the annotation of a parameter; ``None``: it has none, or there is no such parameter."""
+    found = parameters(target).get(name)
+    return None if found is None or found.annotation is found.empty else found.annotation

@@ -11,7 +11,7 @@ import mmengine.registry as root
 from mmengine.registry import Registry
 
 from odc.errors import InputError, nearest
-from odc.options import alternatives
+from odc.options import BY_KEYWORD, alternatives, parameters
 from odc.refused import REFUSED_TYPES
 
 BACKBONES = Registry("backbone", scope="odc", locations=["odc.models.backbones"])
@@ -98,13 +98,14 @@ def check_arguments(target: Any, arguments: Mapping[str, Any], where: str, given
     """
     if not isinstance(arguments, Mapping):
         raise InputError(f"{where} is configured by a dict, not by {arguments!r}")
-    parameters = {name: p for name, p in inspect.signature(target).parameters.items() if name not in given}
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    own = inspect.signature(target).parameters  # what a base needs, the class may give it
+    known = {name: p for name, p in parameters(target).items() if name not in given}
+    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
         for name in arguments:
-            if name not in parameters:
-                raise InputError(f"{where} has no option '{name}'{nearest(name, parameters)}")
-    for name, p in parameters.items():
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in arguments:
+            if name not in known:
+                raise InputError(f"{where} has no option '{name}'{nearest(name, known)}")
+    for name, p in known.items():
+        if name in own and p.default is p.empty and p.kind in BY_KEYWORD and name not in arguments:
             raise InputError(f"{where} needs the option '{name}'")
         if name in arguments:
             check_kind(arguments[name], p.annotation, f"{where}: '{name}'")

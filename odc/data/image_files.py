@@ -66,9 +66,10 @@ class FileDataset(ImageDataset):
         self,
         root: str,
         candidates: Sequence[str],
+        left_out: Mapping[str, str],
+        unreadable: Mapping[str, str],
+        /,
         *,
-        left_out: Mapping[str, str] | None = None,
-        unreadable: Mapping[str, str] | None = None,
         strict: bool = False,
         verify: bool = False,
         max_samples: int | None = None,
@@ -95,7 +96,7 @@ class FileDataset(ImageDataset):
             order = torch.randperm(len(names), generator=make_generator(seed, "max_samples"))
             names = [names[i] for i in order.tolist()]
         kept: list[str] = []
-        bad = dict(unreadable or {})
+        bad = dict(unreadable)
         position = 0
         while len(kept) < wanted and position < len(names):  # a second round only to make up for skipped files
             part = names[position : position + wanted - len(kept)]
@@ -104,7 +105,7 @@ class FileDataset(ImageDataset):
             bad.update(failures)
             kept.extend(path for path in part if path not in failures)
         self.unreadable = frozenset(bad)
-        self.skipped = {**(left_out or {}), **bad}
+        self.skipped = {**left_out, **bad}
         self.paths = sorted(kept)
         if self.skipped:
             line = _summary(self.skipped, position + len(self.skipped) - len(bad), root)
@@ -228,13 +229,7 @@ class ImageFolder(FileDataset):
         root: the folder.
         classes: use the folders of these classes only, in this order; ``None``: everything.
         extensions: only file names that end so are images (case is ignored), whatever else is there.
-        strict: see :class:`FileDataset`, as for the arguments that follow.
-        verify: decode every file at the start.
-        max_samples: keep a random subset of this many images, drawn without regard to classes.
-        seed: seed of that subset.
-        grey: decode to one channel.
-        max_pixels: largest image.
-        value_range: of images of more than 8 bits.
+        options: of all data sets of files, see :class:`FileDataset`.
 
     Raises:
         InputError: the folder or one of ``classes`` is missing, there is no image, or (``strict``) an unreadable one.
@@ -245,13 +240,7 @@ class ImageFolder(FileDataset):
         root: str,
         classes: Sequence[str] | None = None,
         extensions: Sequence[str] | None = None,
-        strict: bool = False,
-        verify: bool = False,
-        max_samples: int | None = None,
-        seed: int = 0,
-        grey: bool = False,
-        max_pixels: int = MAX_PIXELS,
-        value_range: Sequence[float] | None = None,
+        **options: Any,
     ) -> None:
         if not os.path.isdir(root):
             raise InputError(f"image folder {root} does not exist (looked at {os.path.abspath(root)})")
@@ -274,19 +263,7 @@ class ImageFolder(FileDataset):
                     raise InputError(f"no folder '{name}' with images in {root}{nearest(name, folders)}")
             wanted = set(classes)
             images = [path for path in images if self._class(path) in wanted]
-        super().__init__(
-            root,
-            images,
-            left_out=left_out,
-            unreadable=unreadable,
-            strict=strict,
-            verify=verify,
-            max_samples=max_samples,
-            seed=seed,
-            grey=grey,
-            max_pixels=max_pixels,
-            value_range=value_range,
-        )
+        super().__init__(root, images, left_out, unreadable, **options)
         # all readable images decide, not the subset: its draw must not change whether there are labels
         readable = [path for path in images if path not in self.unreadable]
         found = {name for path in readable if (name := self._class(path)) is not None}
@@ -334,9 +311,9 @@ class _Listed(FileDataset):
         options: see :class:`FileDataset`.
     """
 
-    def __init__(self, file: str, root: str, pairs: Sequence[tuple[str, str]], **options: Any) -> None:
+    def __init__(self, file: str, root: str, pairs: Sequence[tuple[str, str]], /, **options: Any) -> None:
         labels = _by_path(file, pairs)
-        super().__init__(root or os.path.dirname(os.path.abspath(file)), list(labels), **options)
+        super().__init__(root or os.path.dirname(os.path.abspath(file)), list(labels), {}, {}, **options)
         self._file = file
         self.targets, self.classes = _encode(labels, self.paths)
 
@@ -357,48 +334,20 @@ class ImageList(_Listed):
     Args:
         file: the text file.
         root: folder that the paths are relative to; ``""``: the folder of ``file``.
-        strict: see :class:`FileDataset`, as for the arguments that follow.
-        verify: decode every file at the start.
-        max_samples: keep a random subset of this many images.
-        seed: seed of that subset.
-        grey: decode to one channel.
-        max_pixels: largest image.
-        value_range: of images of more than 8 bits.
+        options: of all data sets of files, see :class:`FileDataset`.
 
     Raises:
         InputError: the file is missing, not UTF-8 or names no image, a path occurs twice, or (``strict``) an image is
             unreadable.
     """
 
-    def __init__(
-        self,
-        file: str,
-        root: str = "",
-        strict: bool = False,
-        verify: bool = False,
-        max_samples: int | None = None,
-        seed: int = 0,
-        grey: bool = False,
-        max_pixels: int = MAX_PIXELS,
-        value_range: Sequence[float] | None = None,
-    ) -> None:
+    def __init__(self, file: str, root: str = "", **options: Any) -> None:
         pairs = []
         for line in _read_text(file).split("\n"):
             if line.strip():
                 path, _, label = line.partition("\t")
                 pairs.append((path.strip(), label))
-        super().__init__(
-            file,
-            root,
-            pairs,
-            strict=strict,
-            verify=verify,
-            max_samples=max_samples,
-            seed=seed,
-            grey=grey,
-            max_pixels=max_pixels,
-            value_range=value_range,
-        )
+        super().__init__(file, root, pairs, **options)
 
 
 @DATASETS.register_module()
@@ -412,47 +361,17 @@ class ImageCSV(_Listed):
         root: folder that the paths are relative to; ``""``: the folder of ``file``.
         path: name of the column of paths.
         label: name of the column of labels (any text; empty or -1: unknown). The default may be missing: no labels.
-        strict: see :class:`FileDataset`, as for the arguments that follow.
-        verify: decode every file at the start.
-        max_samples: keep a random subset of this many images.
-        seed: seed of that subset.
-        grey: decode to one channel.
-        max_pixels: largest image.
-        value_range: of images of more than 8 bits.
+        options: of all data sets of files, see :class:`FileDataset`.
 
     Raises:
         InputError: the file or a column is missing, the file is not UTF-8 or names no image, a row is shorter or longer
             than the header, a path occurs twice, or (``strict``) an image is unreadable.
     """
 
-    def __init__(
-        self,
-        file: str,
-        root: str = "",
-        path: str = "path",
-        label: str = "label",
-        strict: bool = False,
-        verify: bool = False,
-        max_samples: int | None = None,
-        seed: int = 0,
-        grey: bool = False,
-        max_pixels: int = MAX_PIXELS,
-        value_range: Sequence[float] | None = None,
-    ) -> None:
+    def __init__(self, file: str, root: str = "", path: str = "path", label: str = "label", **options: Any) -> None:
         rows = read_table(file, path, *((label,) if label != "label" else ()), optional=("label",))
         pairs = [(row[path], row.get(label, "")) for row in rows]
-        super().__init__(
-            file,
-            root,
-            pairs,
-            strict=strict,
-            verify=verify,
-            max_samples=max_samples,
-            seed=seed,
-            grey=grey,
-            max_pixels=max_pixels,
-            value_range=value_range,
-        )
+        super().__init__(file, root, pairs, **options)
 
 
 def _walk(root: str) -> tuple[list[str], dict[str, str]]:
