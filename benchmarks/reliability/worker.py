@@ -176,7 +176,7 @@ def _image(path: str) -> dict[str, Any]:
 
     raised, message = None, ""
     try:
-        image = One(os.path.dirname(path), [os.path.basename(path)], strict=True).image(0)
+        image = One(os.path.dirname(path), [os.path.basename(path)], {}, {}, strict=True).image(0)
         if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
             raised = f"decoded to {tuple(image.shape)}"
     except InputError as e:
