@@ -26,7 +26,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix
 from small_records import record
 
-from odc.comparison import charts, report
+from odc.comparison import charts, clusters, maps, ranking, report
 from odc.comparison.pictures import Thumbnails, data_uri
 from odc.comparison.report import write_report
 from odc.comparison.results import Outcome, Record
@@ -188,18 +188,17 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
 def test_the_interval_is_that_of_a_paired_t_test() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 6))
-    difference = report.paired_difference(dict(enumerate(a.tolist())), dict(enumerate(b.tolist())))
+    difference = ranking.paired_difference(dict(enumerate(a.tolist())), dict(enumerate(b.tolist())))
     oracle = stats.ttest_rel(a, b)
     assert difference is not None
     assert difference.interval is not None
-    assert difference.n == 6
     assert difference.mean == pytest.approx(a.mean() - b.mean())
     assert difference.interval == pytest.approx(tuple(oracle.confidence_interval(0.95)))
 
 
 def test_only_shared_seeds_are_paired() -> None:
-    assert report.paired_difference({0: 0.5, 1: 0.75}, {1: 0.5, 2: 0.9}) == report.Difference(0.25, None, 1)
-    assert report.paired_difference({0: 0.5}, {1: 0.4}) is None
+    assert ranking.paired_difference({0: 0.5, 1: 0.75}, {1: 0.5, 2: 0.9}) == ranking.Difference(0.25, None)
+    assert ranking.paired_difference({0: 0.5}, {1: 0.4}) is None
 
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
@@ -222,7 +221,8 @@ def test_the_headline_says_whether_the_seeds_tell_them_apart(second: list[float]
 
 
 def test_equal_values_share_a_rank() -> None:
-    ranks = report.mean_ranks({"a": [record("a", 0, acc=0.5)], "b": [record("b", 0, acc=0.5)], "c": [record("c", 0)]})
+    records = [record("a", 0, acc=0.5), record("b", 0, acc=0.5), record("c", 0)]
+    ranks = ranking.mean_ranks(ranking.Comparison.of(records).rows)
     assert ranks == {"a": 1.5, "b": 1.5}
 
 
@@ -333,11 +333,10 @@ def test_without_ground_truth(cells: list[Record], tmp_path: Path) -> None:
 # -- clusters --------------------------------------------------------------------------------------------------------
 
 
-def clusters_of(cell: Record, dataset: ArrayDataset) -> tuple[report.Clusters, Outcome]:
-    folder = Path(cell.folder)
-    outcome = Outcome.load(folder, N)
+def clusters_of(cell: Record, dataset: ArrayDataset) -> tuple[clusters.Clusters, Outcome]:
+    outcome = Outcome.load(Path(cell.folder), N)
     assert outcome is not None
-    found = report.clusters_of(cell.method, cell.seed, 0, outcome, folder, dataset, Thumbnails(dataset))
+    found = clusters.clusters_of(cell.method, outcome, dataset, Thumbnails(dataset))
     return found, outcome
 
 
@@ -356,27 +355,22 @@ def test_confusion_matrix_and_noise(cells: list[Record]) -> None:
     known = outcome.cluster >= 0
     accuracy, _ = clustering_accuracy(outcome.cluster[known], dataset.targets[known])
     assert np.trace(counts) == round(accuracy * known.sum())
-    assert sum(bar.size for bar in found.bars) == N - 7
-    assert [bar.size for bar in found.bars] == sorted((bar.size for bar in found.bars), reverse=True)
+    assert not found.profile
+    assert sum(found.sizes.values()) == N - 7
+    assert list(found.sizes.values()) == sorted(found.sizes.values(), reverse=True)
 
 
 def test_unmatched_clusters_come_last_and_many_become_a_picture(tmp_path: Path) -> None:
     dataset = digits()
     found, outcome = clusters_of(make_cell(tmp_path, "kmeans", 0, clusters=40), dataset)
     assert found.confusion is not None
-    assert found.clusters == 40
-    assert len(found.strips) == report.MOST_CLUSTERS
-    assert not found.bars
+    assert len(found.sizes) == 40
+    assert len(found.strips) == clusters.MOST_CLUSTERS
     assert found.profile.startswith("M0 100L0 0L")
     picture = decode(found.confusion.uri)
     assert picture.size == (40, K)
     sizes = np.bincount(outcome.cluster)[[int(c) for c in found.confusion.clusters[K:]]]
     assert (np.diff(sizes) <= 0).all()
-
-
-def test_the_first_of_equal_classes_is_the_majority() -> None:
-    cluster, targets = np.array([0, 0, 2, 2, 2]), np.array([3, 1, 1, 0, 1])
-    assert report.majorities(cluster, targets) == {2: (1, pytest.approx(2 / 3)), 0: (1, 0.5)}
 
 
 def decode(uri: str) -> Image.Image:
@@ -389,23 +383,24 @@ def test_strips_show_the_right_images(cells: list[Record]) -> None:
     dataset = digits()
     found, outcome = clusters_of(cells[2], dataset)
     assert dataset.targets is not None
-    for strip in found.strips:
-        members = np.flatnonzero(outcome.cluster == strip.cluster)
-        assert strip.size == len(members)
+    for cluster, kinds in found.strips.items():
+        members = np.flatnonzero(outcome.cluster == cluster)
+        assert found.sizes[cluster] == len(members)
         votes = np.bincount(dataset.targets[members])
-        assert strip.purity == pytest.approx(votes.max() / len(members))
-        assert strip.majority == str(votes.argmax())
+        name, share = found.majority[cluster]
+        assert name == str(votes.argmax())
+        assert share == pytest.approx(votes.max() / len(members))
         central = members[np.argsort(-outcome.confidence[members], kind="stable")][:6]
         rest = np.setdiff1d(members, central)
         borderline = rest[np.argsort(outcome.margin[rest], kind="stable")][:6]
-        for (kind, sprite, alt), expected in zip(strip.kinds[:2], (central, borderline), strict=True):
+        for (kind, sprite, alt), expected in zip(kinds[:2], (central, borderline), strict=True):
             pixels = torch.from_numpy(np.array(decode(sprite.uri)))
             tiles = pixels.reshape(8, -1, 8).transpose(0, 1)
             assert (tiles == torch.stack([dataset.image(int(i))[0] for i in expected])).all()
             assert (sprite.columns, sprite.rows, sprite.width, sprite.height) == (6, 1, 288, 48)
             assert kind in alt
             assert dataset.paths[expected[0]] in alt
-        shown = [path for _, _, alt in strip.kinds for path in re.findall(r"digits/\d+", alt)]
+        shown = [path for _, _, alt in kinds for path in re.findall(r"digits/\d+", alt)]
         assert len(shown) == len(set(shown)) == min(18, len(members))
 
 
@@ -472,29 +467,29 @@ def test_maps_are_kept_under_the_checksum_of_the_features(
     shutil.copytree(cells[1].folder, tmp_path / "cell", ignore=shutil.ignore_patterns("embedding-2d.npz"))
     outcome = Outcome.load(tmp_path / "cell", N)
     assert outcome is not None
-    monkeypatch.setattr(report, "MOST_POINTS", 60)
+    monkeypatch.setattr(maps, "MOST_POINTS", 60)
     runs = []
 
     def counted(**options: Any) -> Any:
         runs.append(options)
         return TSNE(**options)
 
-    monkeypatch.setattr(report, "TSNE", counted)
-    first, why = report.embed(outcome.features, tmp_path / "cell")
+    monkeypatch.setattr(maps, "TSNE", counted)
+    first, why = maps.embed(outcome.features, tmp_path / "cell")
     assert first is not None
     assert why == ""
     index, xy = first
     assert len(index) == 60
     assert (np.diff(index) > 0).all()
     assert xy.shape == (60, 2)
-    again, _ = report.embed(outcome.features, tmp_path / "cell")
+    again, _ = maps.embed(outcome.features, tmp_path / "cell")
     assert again is not None
     assert (again[1] == xy).all()
     assert len(runs) == 1
-    report.embed(outcome.features + 1, tmp_path / "cell")
+    maps.embed(outcome.features + 1, tmp_path / "cell")
     assert len(runs) == 2
     (tmp_path / "cell" / "embedding-2d.npz").write_bytes(b"PK")
-    anew, _ = report.embed(outcome.features, tmp_path / "cell")
+    anew, _ = maps.embed(outcome.features, tmp_path / "cell")
     assert len(runs) == 3
     assert anew is not None
     assert (anew[1] == xy).all()
@@ -505,9 +500,9 @@ def test_features_that_have_no_map(cells: list[Record], tmp_path: Path) -> None:
     assert outcome is not None
     features = outcome.features.copy()
     features[3, 0] = np.nan
-    assert report.embed(features, tmp_path) == (None, "1 rows of features are not finite")
-    assert report.embed(outcome.features[:5], tmp_path) == (None, "5 images are too few for a map")
-    assert report.embed(np.full((15, 4), 7, np.float32), tmp_path) == (
+    assert maps.embed(features, tmp_path) == (None, "1 rows of features are not finite")
+    assert maps.embed(outcome.features[:5], tmp_path) == (None, "5 images are too few for a map")
+    assert maps.embed(np.full((15, 4), 7, np.float32), tmp_path) == (
         None,
         "all 15 images have equal features: there is nothing to map",
     )
@@ -515,19 +510,19 @@ def test_features_that_have_no_map(cells: list[Record], tmp_path: Path) -> None:
 
 def test_classes_that_nobody_knows_are_no_map() -> None:
     images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
-    spots = charts.scale(np.array([[0, 0], [0, 1], [1, 1], [1, 0]], np.float32))
+    spots = maps.scale(np.array([[0, 0], [0, 1], [1, 1], [1, 0]], np.float32))
     dataset = ArrayDataset(images, list("abcd"), np.full(4, -1), ["cat", "dog"])
-    assert [name for name, _ in report.maps_of(spots, np.arange(4), np.arange(4), dataset, [0], {})] == ["cluster"]
+    assert [name for name, _ in maps.maps_of(spots, np.arange(4), np.arange(4), dataset, [0], {})] == ["cluster"]
 
 
 def test_matched_clusters_have_their_classes_colours() -> None:
     dataset = ArrayDataset(
         torch.zeros(4, 1, 8, 8, dtype=torch.uint8), list("abcd"), np.array([0, 0, 1, -1]), ["cat", "dog"]
     )
-    spots = charts.scale(np.array([[0, 0], [0, 1], [1, 1], [1, 0]], np.float32))
+    spots = maps.scale(np.array([[0, 0], [0, 1], [1, 1], [1, 0]], np.float32))
     cluster = np.array([5, 5, 3, -1])
-    maps = report.maps_of(spots, np.arange(4), cluster, dataset, [5, 3], {5: 0, 3: 1})
-    by_cluster, by_class = (groups for _, groups in maps)
+    drawn = maps.maps_of(spots, np.arange(4), cluster, dataset, [5, 3], {5: 0, 3: 1})
+    by_cluster, by_class = (groups for _, groups in drawn)
     assert {g.label: g.colour for g in by_cluster} == {"": "none", "5": "few0", "3": "few1"}
     assert {g.label: g.colour for g in by_class} == {"": "none", "cat": "few0", "dog": "few1"}
     assert by_cluster[0].path == "M780 20h0"
@@ -536,10 +531,10 @@ def test_matched_clusters_have_their_classes_colours() -> None:
 
 def test_more_groups_than_shapes_are_dots_with_numbers() -> None:
     ids = np.arange(30)
-    spots = charts.scale(np.stack([ids % 6, ids // 6], 1).astype(np.float32))
-    found = charts.groups(spots, ids, {i: str(i) for i in range(30)}, {i: i for i in range(30)}, range(30), False)
+    spots = maps.scale(np.stack([ids % 6, ids // 6], 1).astype(np.float32))
+    found = maps.groups(spots, ids, {i: str(i) for i in range(30)}, {i: i for i in range(30)}, range(30), False)
     assert all(g.dots for g in found)
-    assert found[0].colour == found[charts.COLOURS].colour == "many0"
+    assert found[0].colour == found[maps.COLOURS].colour == "many0"
     assert {g.label for g in found} == {str(i) for i in range(30)}
     boxes = [(g.x * 3.4, g.y * 3.4) for g in found]
     for i, (x, y) in enumerate(boxes):
@@ -571,12 +566,12 @@ def test_names_in_the_chart_do_not_overlap(given_points: list[tuple[float, float
     for width in (report.WIDE, report.NARROW):
         chart = charts.cost_chart(points, width, 320)
         assert len(chart.marks) == len(points)
-        for i, mark in enumerate(chart.marks):
-            assert chart.left <= mark.label.left <= mark.label.right <= chart.right + 0.1
-            assert chart.top <= mark.label.top <= mark.label.bottom <= chart.bottom + 0.1
+        for i, (mark, label) in enumerate(chart.marks):
+            assert chart.left <= label.box.left <= label.box.right <= chart.right + 0.1
+            assert chart.top <= label.box.top <= label.box.bottom <= chart.bottom + 0.1
             assert chart.left <= mark.x <= chart.right
             assert chart.top <= mark.y <= chart.bottom
-            assert all(mark.label.overlap(other.label) == 0 for other in chart.marks[:i])
+            assert all(label.box.overlap(other.box) == 0 for _, other in chart.marks[:i])
         for position, word in chart.x_ticks:
             assert chart.left <= position <= chart.right
             assert float(word) > 0
@@ -586,7 +581,7 @@ def test_the_chart_by_hand() -> None:
     chart = charts.cost_chart(
         [charts.Point("a", 1.0, 100.0, 50.0, None, 5.0), charts.Point("b", 10.0, None, 90.0, 1.0, None)], 960, 400
     )
-    a, b = chart.marks
+    (a, _), (b, _) = chart.marks
     assert a.total_x is not None
     assert (b.x - a.x) == pytest.approx((a.total_x - a.x) / 2, abs=0.2)  # 1, 10, 100
     assert a.y > b.y
@@ -616,7 +611,7 @@ def test_a_panel_by_hand() -> None:
 def test_curves_share_axes_but_for_the_loss() -> None:
     a = [{"epoch": 1, "loss": 4.0, "entropy": 0.2}, {"epoch": 2, "loss": 2.0, "entropy": 0.3, "acc": 0.5}]
     b = [{"epoch": 1, "loss": 9.0, "entropy": 0.4}, {"epoch": 2, "loss": 8.0, "entropy": 0.8, "knn": math.nan}]
-    first, second = report.curves_of({"a": {0: a, 1: a[::-1]}, "b": {0: b}})
+    first, second = charts.curves_of({"a": {0: a, 1: a[::-1]}, "b": {0: b}})
     # ACC was looked at once, and kNN never: neither is a curve
     assert [(p.name, p.low, p.high) for p in first.panels] == [
         ("loss", "2", "4"),

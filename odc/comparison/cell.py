@@ -25,8 +25,8 @@ from odc.apis import build_runner, finish, load_runner
 from odc.checkpoints import find_resume
 from odc.clustering import l2_normalize
 from odc.clustering.kmeans import load_faiss
+from odc.comparison.maps import embed
 from odc.comparison.plan import PRETRAINING, Cell, measure
-from odc.comparison.report import embed
 from odc.comparison.results import QUALITY, Outcome, write_curves
 from odc.engine.data import ClusterData
 from odc.engine.extract import extract

@@ -19,6 +19,7 @@ import torch
 from odc.comparison.cell import LOG, num_clusters, run_cell
 from odc.comparison.plan import PRETRAINING, Cell, Request, plan, stage_configs
 from odc.comparison.provenance import command, provenance, relative
+from odc.comparison.ranking import EVENNESS
 from odc.comparison.report import write_report
 from odc.comparison.results import (
     ABOUT,
@@ -32,7 +33,7 @@ from odc.comparison.results import (
     append_result,
     read_results,
 )
-from odc.comparison.table import EVENNESS, document
+from odc.comparison.table import document
 from odc.data.datasets import ImageDataset
 from odc.errors import DamagedError, InputError, printable
 from odc.evaluation.gallery import write_skipped

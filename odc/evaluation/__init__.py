@@ -8,6 +8,7 @@ from odc.evaluation.metrics import (
     evaluate_clustering,
     knn_accuracy,
     label_churn,
+    majorities,
     nmi,
 )
 from odc.evaluation.probes import knn_probe, linear_probe, low_shot_probe, run_probes, stratified_split
@@ -23,6 +24,7 @@ __all__ = [
     "label_churn",
     "linear_probe",
     "low_shot_probe",
+    "majorities",
     "nmi",
     "run_probes",
     "stratified_split",

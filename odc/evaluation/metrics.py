@@ -129,6 +129,26 @@ def majority(voted: Tensor, n_classes: int) -> Tensor:
     return (votes * (k + 1) + first).argmax(1)  # first <= k: it decides between equal votes only
 
 
+def majorities(pred: Ids, target: Ids) -> dict[int, tuple[int, float]]:
+    """Return each cluster's largest class, the first of equals, and its share of the cluster's known samples.
+
+    Args:
+        pred: (N,) integer clusters.
+        target: (N,) integer classes, -1 unknown.
+
+    Raises:
+        InputError: lengths differ, or no target is known.
+    """
+    p, t = _known(pred, target)
+    sizes = dict(zip(*(column.tolist() for column in np.unique(p, return_counts=True)), strict=True))
+    pairs, votes = np.unique(np.stack([p, t]), axis=1, return_counts=True)
+    found: dict[int, tuple[int, float]] = {}
+    for i in np.argsort(-votes, kind="stable"):
+        cluster, target_class = pairs[:, i].tolist()
+        found.setdefault(cluster, (target_class, int(votes[i]) / sizes[cluster]))
+    return found
+
+
 def evaluate_clustering(pred: Ids, target: Ids, n_clusters: int) -> dict[str, float]:
     """Return all metrics of a clustering.
 

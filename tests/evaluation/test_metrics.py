@@ -21,6 +21,7 @@ from odc.evaluation.metrics import (
     evaluate_clustering,
     knn_accuracy,
     label_churn,
+    majorities,
     nmi,
 )
 from odc.structures import make_generator
@@ -46,6 +47,11 @@ def test_a_pair_without_common_samples_is_not_mapped() -> None:
     # Clusters 0 and 1 hold class 7 only; class 8 is in cluster 0 too.
     acc, mapping = clustering_accuracy(torch.tensor([0, 0, 1]), torch.tensor([7, 7, 7]))
     assert (acc, mapping) == (2 / 3, {0: 7})
+
+
+def test_the_first_of_equal_classes_is_the_majority() -> None:
+    cluster, targets = np.array([0, 0, 2, 2, 2, 5]), np.array([3, 1, 1, 0, 1, -1])
+    assert majorities(cluster, targets) == {2: (1, pytest.approx(2 / 3)), 0: (1, 0.5)}
 
 
 @settings(max_examples=50, deadline=None)
