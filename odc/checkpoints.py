@@ -189,8 +189,7 @@ def read_checkpoint(source: str) -> dict[str, Any]:
         urls = get_torchvision_models()
         if name not in urls:
             close = difflib.get_close_matches(name, urls, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-            raise InputError(f"torchvision has no weights '{name}'{hint}")
+            raise InputError(f"torchvision has no weights '{name}'" + "".join(f"; did you mean '{c}'?" for c in close))
         source = urls[name]
     elif scheme not in ("http", "https"):
         raise InputError(
@@ -206,12 +205,11 @@ def read_checkpoint(source: str) -> dict[str, Any]:
     return checkpoint
 
 
-def _load_from_anywhere(filename: str, map_location: Any = None) -> dict[str, Any]:
+def _load_checkpoint(filename: str, map_location: Any = None, logger: Any = None) -> dict[str, Any]:
     return read_checkpoint(filename)
 
 
-# mmengine's own loaders, which its initialisers call, fall back to unsafe unpickling, so none of them stays.
-CheckpointLoader.register_scheme(["", *CheckpointLoader._schemes], _load_from_anywhere, force=True)
+CheckpointLoader.load_checkpoint = _load_checkpoint  # mmengine's initialisers would unpickle unsafely
 
 
 @dataclass(frozen=True)
@@ -464,9 +462,6 @@ def mark_last(work_dir: str | Path, checkpoint: str | Path) -> None:
     write_text(Path(work_dir) / "last_checkpoint", Path(checkpoint).name)
 
 
-_ITER = fields({"iter": whole()}, anything)
-
-
 def find_resume(work_dir: str | Path) -> Iterator[str]:
     """Yield the checkpoints in ``work_dir``, the newest first.
 
@@ -480,7 +475,7 @@ def find_resume(work_dir: str | Path) -> Iterator[str]:
 
     def iterations(path: Path) -> int:
         try:
-            return int(_ITER(load_plain(path).get("meta"))["iter"])
+            return int(fields({"iter": whole()}, anything)(load_plain(path).get("meta"))["iter"])
         except ValueError:
             return -1
 

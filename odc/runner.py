@@ -63,6 +63,7 @@ class Runner(mmengine.runner.Runner):
     precision = "float32"  # what the weights are, or were, trained in; evaluation and extraction are in float32
     _resumed_precision: str | None = None
     _timestamps: ClassVar[set[str]] = set()
+    _loaded = False
     _config_written = False
     _configured: list[dict[str, Any]] | None = None  # the optimiser's options, a dict a group
     _timestamp: str
@@ -81,7 +82,7 @@ class Runner(mmengine.runner.Runner):
             if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's ranks; Slurm and MPI see to theirs
                 end_with_parent()
             if get_device() == "cpu" and not is_distributed():
-                init_gloo(self._launcher, env_cfg.get("dist_cfg", {}).get("timeout"))
+                init_gloo(self.launcher, env_cfg.get("dist_cfg", {}).get("timeout"))
         super().setup_env(env_cfg)
         # mmengine shares logger and message hub between runners of one name, and names them by the second.
         stamp, number = self._timestamp, 1
@@ -249,31 +250,36 @@ class Runner(mmengine.runner.Runner):
         checkpoint = read_checkpoint(filename)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         otherwise = TAKE_PART
-        if self._resume:  # which takes all or nothing
+        if self.resumes:  # which takes all or nothing
             otherwise = f"start anew with what fits: load_from='{filename}' and load_partial=True, without --resume"
         source = f"checkpoint '{filename}'"
         report = load_state(
             self.model, model_state(checkpoint, source), partial=partial, source=source, otherwise=otherwise
         )
-        self._has_loaded = True
+        self._loaded = True
         meta = checkpoint.get("meta")
         saved = meta.get("precision") if isinstance(meta, Mapping) else None
         self.precision = saved if saved in PRECISIONS[:2] else "float32"
         self.logger.info(f"model state from {filename}: {report}")
         return checkpoint
 
+    @property
+    def resumes(self) -> bool:
+        """Whether this is to go on with another run."""
+        return bool(self._resume)
+
     def load_or_resume(self) -> None:
         """Load or resume what the config asks for, once, and write the config, which now is that of the run."""
-        if not self._has_loaded:
-            self._load_or_resume()
+        if not self._loaded:
+            if not self.resumes and self._load_from is not None:
+                self.load_checkpoint(self._load_from)
+            elif self.resumes:
+                self._resume_newest() if self._load_from is None else self.resume(self._load_from)
         if not self._config_written:
             self._write_config()
             self._config_written = True
 
-    def _load_or_resume(self) -> None:
-        if not self._resume or self._load_from is not None:
-            super().load_or_resume()
-            return
+    def _resume_newest(self) -> None:
         candidates = find_resume(self.work_dir)
         tried: list[str] = []
         while True:

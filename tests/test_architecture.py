@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reading": {"errors", "files"},
     "structures": {"errors"},
     "refused": set(),
+    "private": set(),
     "registry": {"errors", "options", "refused"},
     "options": set(),
     "logs": {"errors", "files", "registry"},

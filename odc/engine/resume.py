@@ -42,7 +42,7 @@ class SameRunHook(Hook):
             InputError: other images, or other settings.
         """
         meta = checkpoint.get("meta")
-        if not runner._resume or not isinstance(meta, Mapping):
+        if not runner.resumes or not isinstance(meta, Mapping):
             return
         images, settings = meta.get("images"), meta.get("settings")
         if isinstance(images, Mapping):

@@ -269,7 +269,7 @@ def take_backbone(
         else:
             left[prefix + inner.split(".")[0] if full.startswith(prefix) else full.split(".")[0]] += 1
     if name == "torchvision":
-        left.update({f"classifier.{n}": _drop(mine, f"classifier.{n}.") for n in _last_linear(mine)})
+        left.update(_drop_last_linear(mine))
     for entry, value in checkpoint.items():
         others = [k for k in states if k != key and k.split("/")[0] == str(entry)]
         if not isinstance(value, Tensor) and (others or key.split("/")[0] != str(entry)):
@@ -279,18 +279,14 @@ def take_backbone(
     return BackboneState(name, prefix, _common_names(mine), len(mine), dict(left))
 
 
-def _last_linear(tensors: Mapping[str, Tensor]) -> list[int]:
-    """Return the number of the last linear layer of ``classifier``, in a list that is empty where there is none."""
+def _drop_last_linear(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Drop the last linear layer of ``classifier``, where there is one; return its name and number of tensors."""
     found = [re.fullmatch(r"classifier\.(\d+)\.weight", name) for name in tensors]
     numbers = [int(m[1]) for m in found if m and tensors[m[0]].ndim == 2]
-    return [max(numbers)] if numbers else []
-
-
-def _drop(tensors: dict[str, Tensor], prefix: str) -> int:
-    names = [name for name in tensors if name.startswith(prefix)]
-    for name in names:
-        del tensors[name]
-    return len(names)
+    last = [f"classifier.{number}" for number in sorted(numbers)[-1:]]
+    return {
+        layer: sum(tensors.pop(f"{layer}.{name}", None) is not None for name in ("weight", "bias")) for layer in last
+    }
 
 
 def _common_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
