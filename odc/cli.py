@@ -208,7 +208,7 @@ def _add_reliable(parser: argparse.ArgumentParser) -> None:
 
 
 def _reliable(args: argparse.Namespace) -> None:
-    from odc.pipeline import reliable
+    from odc.recipes.reliable import reliable
 
     reliable(
         _prepare(args),
@@ -238,7 +238,7 @@ def _add_align(parser: argparse.ArgumentParser) -> None:
 
 
 def _align(args: argparse.Namespace) -> None:
-    from odc.pipeline import align_clusters
+    from odc.evaluation.align import align_clusters
 
     _show(
         align_clusters(
@@ -247,29 +247,27 @@ def _align(args: argparse.Namespace) -> None:
     )
 
 
-def _add_spice(parser: argparse.ArgumentParser) -> None:
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
     _add_work(parser)
     parser.add_argument("--clusters", type=int, help="number of clusters (default: the configs')")
-    parser.add_argument("--pretrained", metavar="FILE", help="start from this backbone instead of training MoCo")
+    parser.add_argument("--pretrained", metavar="FILE", help="start from this backbone instead of pre-training one")
     parser.add_argument("--amp", action="store_true", help="train in bfloat16 where it is safe and the machine has it")
     parser.add_argument("--seed", type=int, help="of all stages (default: the configs')")
     _add_log(parser)
 
 
-def _spice(args: argparse.Namespace) -> None:
-    from odc.pipeline import Pipeline, summary
+def _recipe(args: argparse.Namespace) -> None:
+    from odc.recipes import Pipeline, Recipe
+    from odc.recipes.pipeline import summary
 
-    pipeline = Pipeline(
-        args.config,
-        work_dir=args.work_dir,
-        cfg_options=_options(args),
-        clusters=args.clusters,
-        pretrained=args.pretrained,
-        seed=args.seed,
-        amp=args.amp,
-        strict=args.strict,
-    )
-    _show(f"\n{summary(pipeline.run())}\n\n{pipeline.folder / 'semi' / 'clusters.csv'}")
+    recipe = Recipe.load(args.config)
+    if args.pretrained is not None:
+        recipe = recipe.with_backbone(args.pretrained)
+    options = {"seed": args.seed, "amp": args.amp, "strict": args.strict, "clusters": args.clusters}
+    recipe = recipe.configured(_options(args), **options)
+    pipeline = Pipeline(recipe, args.work_dir or f"work_dirs/{recipe.name}")
+    results = pipeline.run()
+    _show(f"\n{summary(results)}\n\n{pipeline.places[recipe.stages[-1].name] / 'clusters.csv'}")
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
@@ -375,7 +373,8 @@ _COMMANDS: list[tuple[str, str, Callable[[argparse.ArgumentParser], None], _Run]
     ("test", "Evaluate a checkpoint; --out writes its clusters.", _add_test, _test),
     ("extract", "Write the features of all images to a file.", _add_extract, _extract),
     ("probe", "Measure features by nearest neighbours and linear classifiers.", _add_probe, _probe),
-    ("spice", "Cluster images from scratch: MoCo, SPICE-Self, reliable labels, SPICE-Semi.", _add_spice, _spice),
+    ("run", "Run the stages of a recipe, such as spice_digits, one after the other.", _add_recipe, _recipe),
+    ("spice", "The same, by the name of the best known recipe.", _add_recipe, _recipe),
     ("compare", "Compare methods: table, results, and a report with pictures.", _add_compare, _compare),
     ("reliable", "Keep the labels that an image's neighbours share.", _add_reliable, _reliable),
     ("align", "Find out which cluster is which class, from a few labelled images.", _add_align, _align),

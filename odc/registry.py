@@ -26,6 +26,7 @@ VISUALIZERS = Registry("visualizer", parent=root.VISUALIZERS, scope="odc", locat
 VISBACKENDS = Registry("vis_backend", parent=root.VISBACKENDS, scope="odc", locations=["odc.engine.hooks"])
 OPTIMIZERS = Registry("optimizer", parent=root.OPTIMIZERS, scope="odc", locations=["odc.engine.optim"])
 METRICS = Registry("metric", scope="odc", locations=["odc.evaluation.evaluator"])
+STAGES = Registry("stage", scope="odc", locations=["odc.recipes"])
 SCHEDULES = Registry("schedule", scope="odc", locations=["odc.engine.schedules"])
 OPTIM_WRAPPERS = Registry("optim wrapper", parent=root.OPTIM_WRAPPERS, scope="odc", locations=["odc.engine.optim"])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(

@@ -37,15 +37,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": METHODS | {"checkpoints", "heads"},
     "engine": METHODS | {"checkpoints", "logs", "data", "evaluation", "heads", "models"},
     "runner": METHODS | {"checkpoints", "logs", "processes", "engine"},
-    "config": METHODS | {"options", "logs", "models", "engine", "runner"},
+    "config": METHODS | {"options", "logs", "data", "models", "engine", "runner"},
     "work_dir": {"errors", "files", "logs"},
     "apis": METHODS | {"config", "data", "evaluation", "models", "engine", "runner", "work_dir"},
     "probe": METHODS | {"data", "evaluation", "engine", "apis"},
-    "pipeline": METHODS
+    "recipes": METHODS
     | {"checkpoints", "config", "options", "data", "evaluation", "models", "engine", "apis", "work_dir"},
     "comparison": METHODS
-    | {"checkpoints", "config", "data", "evaluation", "models", "engine", "apis", "pipeline", "processes", "work_dir"},
-    "cli": {"errors", "files", "options", "config", "models", "apis", "probe", "pipeline", "comparison"},
+    | {"checkpoints", "config", "data", "evaluation", "models", "engine", "apis", "recipes", "processes", "work_dir"},
+    "cli": {"errors", "files", "options", "config", "models", "apis", "probe", "recipes", "evaluation", "comparison"},
     "__init__": set(),
 }
 

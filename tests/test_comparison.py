@@ -19,19 +19,22 @@ import numpy as np
 import pytest
 import small_records
 import torch
+from mmengine import Config
 from PIL import Image
 
 from odc.cli import main
-from odc.comparison.cell import _Watch, run_method
+from odc.comparison.cell import _Watch, run
 from odc.comparison.estimators import ESTIMATORS, Estimator
-from odc.comparison.plan import Cell, Request, plan, stage_configs
+from odc.comparison.executor import Processes, Running
+from odc.comparison.plan import Cell, Request, plan
+from odc.comparison.progress import Progress
 from odc.comparison.results import Outcome, Record, read_curves, read_results, write_curves
-from odc.comparison.run import Progress, Running, _room, default_threads, next_cell
+from odc.comparison.run import default_threads, next_cell
 from odc.comparison.table import document, table
 from odc.engine import precision
 from odc.errors import InputError
-from odc.options import Written, read_arguments
-from odc.pipeline import reliable, stage_options
+from odc.options import Written
+from odc.recipes import Reliable
 
 ROOT = Path(__file__).parent.parent
 ODC = f"{ROOT}/configs/odc/odc_convnet_1xb64-30e_digits.py"
@@ -39,6 +42,19 @@ ODC = f"{ROOT}/configs/odc/odc_convnet_1xb64-30e_digits.py"
 
 def cells_of(out: Path, *methods: str, **changed: Any) -> list[Cell]:
     return plan(Request(**{"methods": methods, "out": out, "seeds": [0, 1], "jobs": 2, **changed}))
+
+
+def configs(cell: Cell) -> dict[str, Any]:
+    return {stage.name: stage.config for stage in cell.recipe.stages if stage.config is not None}
+
+
+def start(cell: Cell) -> Path | None:
+    """Return the backbone that a cell's last stage starts from."""
+    last = cell.recipe.stages[-1]
+    given = last.needs.get("backbone")
+    if given is not None:
+        return cell.places[given] / "backbone.pth"
+    return None if last.pretrained is None else Path(last.pretrained)
 
 
 def titles(cells: list[Cell]) -> list[tuple[str, int]]:
@@ -51,8 +67,8 @@ def titles(cells: list[Cell]) -> list[tuple[str, int]]:
 def test_one_pretraining_a_seed_comes_first_and_all_start_from_it(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, "kmeans-pixels", "kmeans-moco", "odc-moco", "dc")
     assert titles(cells)[:4] == [("moco", 0), ("moco", 1), ("kmeans-pixels", 0), ("kmeans-pixels", 1)]
-    starts = {(cell.method, cell.seed): cell.pretrained for cell in cells}
-    assert starts["odc-moco", 1] == starts["kmeans-moco", 1] == str(tmp_path / "moco-1" / "backbone.pth")
+    starts = {(cell.method, cell.seed): start(cell) for cell in cells}
+    assert starts["odc-moco", 1] == starts["kmeans-moco", 1] == tmp_path / "moco-1" / "backbone.pth"
     assert starts["odc-moco", 0] != starts["odc-moco", 1]
     assert starts["dc", 0] is starts["kmeans-pixels", 0] is starts["moco", 0] is None
 
@@ -92,12 +108,13 @@ def test_what_most_others_wait_for_begins_first(tmp_path: Path) -> None:
 
 def test_a_cell_that_draws_its_map_leaves_room_for_another_but_not_for_any_number() -> None:
     trains, draws = (cast(Running, SimpleNamespace(told=told)) for told in (False, True))
-    assert _room([], 1)
-    assert not _room([trains], 1)
-    assert _room([draws], 1)
-    assert not _room([draws, draws], 1)
-    assert _room([trains, draws, draws], 2)
-    assert not _room([trains, trains, draws], 2)
+    one, two = Processes(1), Processes(2)
+    assert one.room([])
+    assert not one.room([trains])
+    assert one.room([draws])
+    assert not one.room([draws, draws])
+    assert two.room([trains, draws, draws])
+    assert not two.room([trains, trains, draws])
 
 
 def test_without_such_methods_nothing_is_pretrained(tmp_path: Path) -> None:
@@ -109,7 +126,7 @@ def test_a_given_backbone_takes_the_place_of_the_pretraining(tmp_path: Path) -> 
     file.write_bytes(b"one")
     cells = cells_of(tmp_path, "odc-moco", pretrained=str(file))
     assert titles(cells) == [("odc-moco", 0), ("odc-moco", 1)]
-    assert {cell.pretrained for cell in cells} == {str(file)}
+    assert {start(cell) for cell in cells} == {file}
     file.write_bytes(b"another")
     assert cells_of(tmp_path, "odc-moco", pretrained=str(file))[0].key != cells[0].key
 
@@ -119,7 +136,7 @@ def test_any_method_can_start_from_moco(tmp_path: Path) -> None:
     config.write_text(f"_base_ = '{ODC}'\n")
     cells = cells_of(tmp_path, "deepercluster-moco", f"{config}-moco", str(config), seeds=[0])
     assert titles(cells) == [("moco", 0), ("deepercluster-moco", 0), ("mine-moco", 0), ("mine", 0)]
-    assert [cell.pretrained is None for cell in cells] == [True, False, False, True]
+    assert [start(cell) is None for cell in cells] == [True, False, False, True]
 
 
 def test_a_key_changes_with_what_decides_the_result_and_with_nothing_else(tmp_path: Path) -> None:
@@ -142,27 +159,26 @@ def test_an_estimator_is_the_same_whatever_stands_beside_it(tmp_path: Path) -> N
 
 def test_the_number_of_clusters_reaches_every_head(tmp_path: Path) -> None:
     for cell in cells_of(tmp_path, "dc", "kmeans-moco", "spice", clusters=7, seeds=[0]):
-        if cell.stage is not None:
-            assert cell.options == {"self.model.head.num_clusters": 7, "semi.model.head.num_clusters": 7}
-        elif cell.method != "moco":
-            assert cell.prepare().model.head.num_clusters == 7
+        found = {name: config.model.head.get("num_clusters") for name, config in configs(cell).items()}
+        assert found.pop("moco", None) is None
+        assert set(found.values()) == (set() if cell.method == "moco" else {7})
 
 
 def test_options_of_the_comparison_reach_every_stage_and_those_of_the_command_win(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, "odc", "kmeans-moco", "spice", dataset="digits-longtail", seeds=[0])
     expected = {"type": "LongTail", "ratio": 0.7, "dataset": {"type": "Digits", "size": 16}}
-    assert all(cell.prepare().data.dataset == expected for cell in cells if cell.stage is None)
-    assert cells[-1].options["data.dataset"]["type"] == "LongTail"
+    assert all(config.data.dataset == expected for cell in cells for config in configs(cell).values())
+    assert len(configs(cells[-1])) == 3
     changed = {"data.dataset": {"_delete_": True, "type": "Digits", "size": 12}}
     cells = cells_of(tmp_path, "odc", dataset="digits-longtail", seeds=[0], options=changed)
-    assert cells[0].prepare().data.dataset == {"type": "Digits", "size": 12}
+    assert cells[0].config.data.dataset == {"type": "Digits", "size": 12}
 
 
 def test_a_name_wins_over_a_folder_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "digits").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert cells_of(tmp_path, "odc")[0].prepare().data.dataset.type == "Digits"
-    assert cells_of(tmp_path, "odc", dataset="./digits")[0].prepare().data.dataset.root == "./digits"
+    assert cells_of(tmp_path, "odc")[0].config.data.dataset.type == "Digits"
+    assert cells_of(tmp_path, "odc", dataset="./digits")[0].config.data.dataset.root == "./digits"
 
 
 def test_two_configs_of_one_name_are_two_rows_of_one_name(tmp_path: Path) -> None:
@@ -178,18 +194,22 @@ def test_two_configs_of_one_name_are_two_rows_of_one_name(tmp_path: Path) -> Non
 def test_a_folder_is_a_data_set(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     cells = cells_of(tmp_path, "kmeans-pixels", "odc", dataset=str(tmp_path / "pictures"))
-    assert {cell.prepare().data.dataset.root for cell in cells} == {str(tmp_path / "pictures")}
+    assert {cell.config.data.dataset.root for cell in cells} == {str(tmp_path / "pictures")}
 
 
 def test_a_budget_is_shared_by_the_trainings_of_spice(tmp_path: Path) -> None:
     by_method = {c.method: c for c in cells_of(tmp_path, "spice", "spice-self", "dc", seeds=[0], epochs=7)}
-    assert by_method["dc"].options == {"train_cfg.max_epochs": 7}
-    assert by_method["spice-self"].options == {"self.train_cfg.max_epochs": 7}
-    assert by_method["spice"].options == {"self.train_cfg.max_epochs": 4, "semi.train_cfg.max_epochs": 3}
+
+    def epochs(cell: Cell) -> dict[str, int]:
+        return {name: config.train_cfg.max_epochs for name, config in configs(cell).items() if name != "moco"}
+
+    assert epochs(by_method["dc"]) == {"dc": 7}
+    assert epochs(by_method["spice-self"]) == {"self": 7}
+    assert epochs(by_method["spice"]) == {"self": 4, "semi": 3}
     assert by_method["spice"].folder != by_method["spice-self"].folder, "Self is not the same one"
     assert by_method["spice"].after == (("moco", 0),)
     one = cells_of(tmp_path, "spice", seeds=[0], epochs=1)[-1]
-    assert one.options == {"self.train_cfg.max_epochs": 1, "semi.train_cfg.max_epochs": 1}
+    assert epochs(one) == {"self": 1, "semi": 1}
     timed = {c.method: c.minutes for c in cells_of(tmp_path, "spice", "spice-self", "dc", "kmeans-moco", minutes=3.0)}
     assert timed == {"moco": None, "spice": 1.5, "spice-self": 3.0, "dc": 3.0, "kmeans-moco": None}
 
@@ -197,11 +217,10 @@ def test_a_budget_is_shared_by_the_trainings_of_spice(tmp_path: Path) -> None:
 def test_options_can_be_for_one_stage(tmp_path: Path) -> None:
     options = {"moco.model.head.queue_size": 128, "semi.model.head.steps": 5, "data.num_workers": 1}
     cells = cells_of(tmp_path, "dc", "kmeans-moco", "spice", seeds=[0], options=options)
-    told = {cell.method: cell.options for cell in cells}
-    assert told["moco"] == {"data.num_workers": 1, "model.head.queue_size": 128}
-    assert told["dc"] == told["kmeans-moco"] == {"data.num_workers": 1}
-    assert stage_configs(cells[-1])["semi"].model.head.steps == 5
-    assert cells[0].prepare().model.head.queue_size == 128
+    assert {config.data.num_workers for cell in cells for config in configs(cell).values()} == {1}
+    assert {configs(cell)["moco"].model.head.queue_size for cell in cells if "moco" in configs(cell)} == {128}
+    assert configs(cells[-1])["semi"].model.head.steps == 5
+    assert "queue_size" not in configs(cells[1])["dc"].model.head
 
 
 def test_options_as_they_are_written_reach_their_stage(tmp_path: Path) -> None:
@@ -212,16 +231,17 @@ def test_options_as_they_are_written_reach_their_stage(tmp_path: Path) -> None:
     options = {key: Written(value) for key, value in written.items()}
     cells = cells_of(tmp_path, "spice", seeds=[0], dataset=str(folder), options=options)
     cell = pickle.loads(pickle.dumps(cells[-1]))
-    configs = stage_configs(cell)
-    assert {cfg.data.dataset.root for cfg in configs.values()} == {"2023, my photos"}
-    assert configs["self"].model.head.num_clusters == 7
-    assert read_arguments(stage_options(cell.options)["reliable"], reliable) == {"threshold": 0.5}
+    assert {config.data.dataset.root for config in configs(cell).values()} == {"2023, my photos"}
+    assert configs(cell)["self"].model.head.num_clusters == 7
+    stage = cell.recipe["reliable"]
+    assert isinstance(stage, Reliable)
+    assert stage.options["threshold"] == 0.5
 
 
 def test_every_row_is_measured_the_same_way_and_once(tmp_path: Path) -> None:
     config = tmp_path / "mine.py"
     config.write_text(f"_base_ = '{ODC}'\nval_evaluator = [dict(type='KNNMetric', k=3), dict(type='KMeansMetric')]\n")
-    cfg = cells_of(tmp_path, str(config), seeds=[0])[0].prepare()
+    cfg = cells_of(tmp_path, str(config), seeds=[0])[0].config
     assert cfg.val_evaluator == [{"type": "ClusterMetrics"}, {"type": "KNNMetric"}, {"type": "KMeansMetric"}]
     assert cfg.train_cfg.val_interval == cfg.train_cfg.max_epochs
 
@@ -229,17 +249,17 @@ def test_every_row_is_measured_the_same_way_and_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("where", "split"), [("test", "test"), ("train+test", "train+test"), ("train", None)])
 def test_what_is_evaluated_can_be_another_split(tmp_path: Path, where: str, split: str | None) -> None:
     cells = cells_of(tmp_path, "kmeans-pixels", "dc", "spice", dataset="mnist", evaluate_on=where, seeds=[0])
-    configs = [cell.prepare() for cell in cells if cell.stage is None] + list(stage_configs(cells[-1]).values())
-    assert len(configs) == 6
-    for cfg in configs:
+    found = [config for cell in cells for config in configs(cell).values()]
+    assert len(found) == 6
+    for cfg in found:
         assert cfg.data.dataset.split == "train"
-        found = cfg.data.get("eval_dataset")
-        assert found == (None if split is None else {**cfg.data.dataset, "split": split})
+        other = cfg.data.get("eval_dataset")
+        assert other == (None if split is None else {**cfg.data.dataset, "split": split})
 
 
 def test_what_is_evaluated_can_be_a_folder(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, "odc", "kmeans-pixels", evaluate_on=str(tmp_path), seeds=[0])
-    assert [c.prepare().data.eval_dataset for c in cells] == [{"type": "ImageFolder", "root": str(tmp_path)}] * 2
+    assert [c.config.data.eval_dataset for c in cells] == [{"type": "ImageFolder", "root": str(tmp_path)}] * 2
 
 
 @pytest.mark.parametrize(
@@ -248,16 +268,33 @@ def test_what_is_evaluated_can_be_a_folder(tmp_path: Path) -> None:
         (["odc-moko"], {}, r"unknown method 'odc-moko'.*'odc-moco'"),
         (["moco"], {}, "unknown method 'moco'"),
         (["odc"], {"dataset": "digit"}, r"unknown data set 'digit'.*'digits'"),
-        (["odc"], {"pretrained": "x.pth"}, "SPICE and methods whose name ends in -moco: there is none"),
-        (["odc-moco"], {"pretrained": "x.pth"}, "no file 'x.pth'"),
+        (
+            ["odc"],
+            {"pretrained": "x.pth"},
+            "--pretrained is for methods that start from a pre-training: there",
+        ),
+        (["odc-moco"], {"pretrained": "x.pth"}, "no backbone 'x.pth' to start from"),
         (["odc"], {"seeds": [1, 1]}, "--seeds 1 1: each seed once"),
         (["odc"], {"seeds": [3, -1]}, "--seeds is a whole number from 0 to 4294967295, not -1"),
         (["odc"], {"jobs": 0}, "--jobs 0: at least 1"),
         (["odc"], {"clusters": 0}, "--clusters 0: at least 1"),
         (["odc"], {"epochs": 0}, "--epochs 0: at least 1"),
+        (["odc"], {"options": {"moco.train_cfg.max_epochs": 50}}, "no stage and no setting is called 'moco'"),
+        (["odc"], {"options": {"moco.traincfg.max_epochz": 50}}, "no stage and no setting is called 'moco'"),
+        (
+            ["odc-moco"],
+            {"options": {"moco.traincfg.max_epochz": 50}},
+            "unknown key 'traincfg'; did you mean 'train_cfg'",
+        ),
+        (["odc"], {"options": {"odc.model.head.momentun": 0.5}}, "no option 'momentun'; did you mean 'momentum'"),
+        (["spice"], {"options": {"reliable.thresold": 3}}, "no option 'thresold'; did you mean 'threshold'"),
         (["odc"], {"options": {"model.head.min_clusters": 3}}, "no option 'min_clusters'; did you mean 'min_cluster'"),
         (["spice"], {"options": {"semi.model.head.step": 3}}, "no option 'step'; did you mean 'steps'"),
-        (["odc"], {"pretrain_epochs": 3}, "--pretrain-epochs is for SPICE and .* -moco: there is none"),
+        (
+            ["odc"],
+            {"pretrain_epochs": 3},
+            "--pretrain-epochs is for methods that start from a pre-training: there",
+        ),
         (["odc-moco"], {"pretrain_epochs": 3, "pretrained": "x.pth"}, "--pretrained x.pth and --pretrain-epochs 3"),
         (["gmm-pixels"], {"epochs": 3}, "--epochs 3 is for methods that are trained: there is none"),
         (["gmm-pixels"], {"minutes": 0.5}, "--minutes 0.5 is for methods that are trained: there is none"),
@@ -272,6 +309,22 @@ def test_what_is_evaluated_can_be_a_folder(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named(tmp_path: Path, methods: list[str], changed: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         cells_of(tmp_path, *methods, **changed)
+
+
+def test_a_config_is_parsed_once_however_many_rows_and_seeds_it_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[str] = []
+    whole = Config.fromfile
+
+    def fromfile(path: str, **options: Any) -> Any:
+        parsed.append(Path(path).name)
+        return whole(path, **options)
+
+    monkeypatch.setattr(Config, "fromfile", fromfile)
+    cells = cells_of(tmp_path, "odc", "dc-moco", "spice", "spice-self", "kmeans-moco", seeds=[0, 1, 2])
+    assert len(cells) == 18
+    assert len(parsed) == len(set(parsed)) == 7, "comparison, recipe, and five trainings"
 
 
 def test_another_backbone_or_number_of_epochs_is_refused(tmp_path: Path) -> None:
@@ -351,11 +404,12 @@ def test_centre_and_border_of_clusters_by_hand() -> None:
 def test_when_its_time_is_up_a_training_ends_with_the_epoch(tmp_path: Path) -> None:
     cell = cells_of(tmp_path, "dc", minutes=1e-4, seeds=[0])[0]
     shares: list[float] = []
-    result = run_method(cell, lambda share, where: shares.append(share))
-    assert result.values["epochs"] == 1.0
-    assert result.values["images_seen"] == len(shares) * 64
-    assert result.outcome is not None
-    assert result.outcome.cluster.shape == (1797,)
+    values, images = run(cell, lambda share, where: shares.append(share))
+    assert values["epochs"] == 1.0
+    assert values["images_seen"] == len(shares) * 64
+    outcome = Outcome.load(cell.home, images)
+    assert outcome is not None
+    assert outcome.cluster.shape == (1797,)
 
 
 def test_a_training_is_as_long_as_its_time_whatever_its_config_says(tmp_path: Path) -> None:

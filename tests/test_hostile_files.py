@@ -33,8 +33,8 @@ from odc.data.table import read_table
 from odc.errors import DamagedError, InputError
 from odc.evaluation.align import Alignment
 from odc.files import append_line
-from odc.pipeline import DONE
 from odc.reading import read_json
+from odc.recipes.pipeline import DONE
 from odc.registry import DATASETS, HOOKS, build, resolve
 from odc.runner import Runner
 

@@ -20,6 +20,7 @@ from odc.comparison.plan import Cell, Request, plan
 from odc.engine import precision as machine
 from odc.engine.precision import settle_precision
 from odc.errors import InputError
+from odc.structures import Losses
 
 ROOT = Path(__file__).parent.parent
 MOCO = ROOT / "configs/moco/moco_convnet_1xb64-100e_digits.py"
@@ -143,10 +144,10 @@ def test_moco_trains_in_bfloat16(tmp_path: Path) -> None:
         next(m for m in encoder.modules() if isinstance(m, nn.Conv2d)).register_forward_hook(note)
     original = runner.model.head.loss
 
-    def loss(*args: Any) -> dict[str, Tensor]:
-        out: dict[str, Tensor] = original(*args)
-        losses.append(float(out["loss"].detach()))
-        assert out["loss"].dtype == torch.float32
+    def loss(*args: Any) -> Losses:
+        out: Losses = original(*args)
+        losses.append(float(out.train["loss"].detach()))
+        assert out.train["loss"].dtype == torch.float32
         return out
 
     runner.model.head.loss = loss

@@ -265,7 +265,7 @@ def comparisons(bench: Bench, folder: Path, mark: str) -> Iterator[Attack]:
 
 
 def pipelines(bench: Bench, folder: Path, mark: str) -> Iterator[Attack]:
-    """Work directories that ``odc spice`` is to go on in."""
+    """Work directories that ``odc run`` is to go on in."""
     whole = bench.whole(SPICE).folder
     edits: list[tuple[str, str, Callable[[str], str | bytes]]] = [
         ("binary", "self/done.json", lambda text: b"\xff\x00"),

@@ -39,8 +39,8 @@ class Setting:
         base: config that a training's is made from, relative to ``configs/``.
         options: what is changed in it, on top of :data:`SMALL`.
         files: writes what the config names into the folder of the config; returns more options.
-        command: ``train``, ``spice`` or ``compare``.
-        parts: trainings that the config of a pipeline or a comparison names.
+        command: ``train``, ``run`` or ``compare``.
+        parts: trainings that the config of a recipe or a comparison names.
         more: more of the command line.
     """
 
@@ -59,9 +59,16 @@ class Setting:
             return path
         folder.mkdir(parents=True, exist_ok=True)
         parts = {name: str(part.write(folder)) for name, part in self.parts.items()}
-        if self.command == "spice":
-            reliable = dict(neighbours=10, threshold=0.5, allow_empty=True)
-            path.write_text(f"pipeline = {dict(**parts, reliable=reliable)}\n")
+        if self.command == "run":
+            options = dict(neighbours=10, threshold=0.5, allow_empty=True)
+            recipe = [
+                dict(name="moco", config=parts["moco"]),
+                dict(name="embeddings", type="Extract", checkpoint="moco"),
+                dict(name="self", config=parts["self"], backbone="moco"),
+                dict(name="reliable", type="Reliable", checkpoint="self", features="embeddings", **options),
+                dict(name="semi", config=parts["semi"], backbone="moco", labels="reliable"),
+            ]
+            path.write_text(f"recipe = {recipe}\n")
         elif self.command == "compare":
             path.write_text(f"comparison = {dict(moco=parts.pop('moco'), methods=parts)}\n")
         else:
@@ -154,7 +161,7 @@ def _part(setting: Setting, name: str) -> Setting:
 
 SPICE = Setting(
     "spice",
-    command="spice",
+    command="run",
     parts={name: _part(part, f"stage-{name}") for name, part in (("moco", MOCO), ("self", SELF), ("semi", SEMI))},
 )
 COMPARE = Setting(

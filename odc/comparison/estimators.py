@@ -1,7 +1,8 @@
 """Rows without training: whatever has scikit-learn's ``fit_predict``, on the features of all images.
 
 The name of such a row is ``<estimator>-<features>``: the estimator is one of :data:`ESTIMATORS` or the dotted path of a
-class, ``sklearn.cluster.Birch`` say; the features are one of :data:`FEATURES`.
+class, ``sklearn.cluster.Birch`` say; the features are one of :data:`FEATURES`, or of a backbone by the name of its
+pre-training.
 """
 
 from __future__ import annotations
@@ -9,19 +10,32 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from mmengine import Config
+from mmengine.hooks import Hook
+from mmengine.runner import set_random_seed
 
-from odc.clustering import kmeans
+from odc.apis import prepare_config
+from odc.clustering import kmeans, l2_normalize
+from odc.comparison.results import OUTCOME, Outcome
+from odc.config.checking import check_parts
+from odc.engine.data import ClusterData
+from odc.engine.extract import extract
 from odc.errors import InputError, nearest
-from odc.structures import make_generator
+from odc.evaluation.evaluator import ClusterMetrics, Evaluation, KNNMetric
+from odc.models import AvgPool, ClusterModel
+from odc.recipes.stage import Left, Stage
+from odc.registry import MODELS, STAGES, build, check_arguments
+from odc.structures import LocalComm, make_generator
 
-FEATURES = ("pixels", "backbone", "moco")  # the extraction view; the untrained network; the pre-trained one
+FEATURES = ("pixels", "backbone")  # the extraction view; the untrained network
 
 
 class KMeans:
@@ -59,7 +73,7 @@ class Estimator:
     Attributes:
         path: dotted path of the class.
         options: its arguments, but for the number of clusters and the seed, which it gets where it has them.
-        features: one of :data:`FEATURES`.
+        features: one of :data:`FEATURES`, or the name of a pre-training.
     """
 
     path: str
@@ -74,14 +88,14 @@ class Estimator:
     names: ClassVar[tuple[str, ...]] = ("n_clusters", "n_components")
 
     @classmethod
-    def parse(cls, name: str) -> Estimator | None:
-        """Return the row of this name, or ``None`` if it has not the form of one.
+    def parse(cls, name: str, known: Sequence[str] = FEATURES) -> Estimator | None:
+        """Return the row of this name on one of the ``known`` features, or ``None`` if it has not the form of one.
 
         Raises:
             InputError: the dotted path leads to no class with ``fit_predict``.
         """
         head, _, features = name.rpartition("-")
-        if features not in FEATURES or not (head in ESTIMATORS or ("." in head and not head.endswith(".py"))):
+        if features not in known or not (head in ESTIMATORS or ("." in head and not head.endswith(".py"))):
             return None
         path, options = ESTIMATORS.get(head, (head, {}))
         estimator = cls(path, options, features)
@@ -137,3 +151,104 @@ class Estimator:
         in_one = clusters >= 0  # numbered 0 to K - 1 whatever the class calls them; negative: in none
         clusters[in_one] = np.unique(clusters[in_one], return_inverse=True)[1]
         return clusters.astype(np.int64)
+
+
+@STAGES.register_module()
+@dataclass(frozen=True)
+class Estimate(Stage):
+    """An estimator's clusters: of the pixels, or of the features of the backbone, untrained or pre-trained.
+
+    Data and network are those of ``config``.
+    """
+
+    takes: ClassVar[Mapping[str, bool]] = {"backbone": False}
+
+    _: KW_ONLY
+    estimator: Estimator
+
+    @classmethod
+    def read(cls, name: str, entry: Mapping[str, Any], near: Path, read: Callable[[Path], Config]) -> Estimate:
+        """Read the estimator's name and the config."""
+        check_arguments(lambda estimator, config: None, entry, f"{near}: stage '{name}'")
+        estimator = Estimator.parse(entry["estimator"], (*FEATURES, "features"))
+        if estimator is None:
+            names = [f"{estimator}-{features}" for estimator in ESTIMATORS for features in FEATURES]
+            raise InputError(f"{near}: unknown estimator '{entry['estimator']}'{nearest(entry['estimator'], names)}")
+        return cls(name, config=read(near.parent / entry["config"]), estimator=estimator)
+
+    def configured(self, options: Mapping[str, Any], seed: int | None, amp: bool, strict: bool) -> Estimate:
+        """Return the stage with options applied to its config."""
+        config = prepare_config(self.config, cfg_options=dict(options), seed=seed, strict=strict)
+        check_parts(config)
+        return replace(self, config=config)
+
+    def decides(self) -> Any:
+        """Return what it uses of the config: whose it is does not matter."""
+        shared = {**common(self.config), "clusters": num_clusters(self.config)}
+        return [self.estimator.path, self.estimator.features in FEATURES, shared, self.config.randomness]
+
+    def run(self, folder: Path, given: Mapping[str, Left], hooks: Sequence[Hook]) -> dict[str, Any]:
+        """Cluster, and leave the outcome."""
+        config, estimator = self.config.copy(), self.estimator
+        backbone = str(given["backbone"].file("backbone")) if "backbone" in given else self.pretrained
+        if backbone is not None:
+            config.model.pretrained = backbone
+        set_random_seed(config.randomness.seed)
+        data = ClusterData(**config.data)
+        try:
+            model: ClusterModel = build(MODELS, config.model)
+            if estimator.features == "pixels":
+                model.backbone = model.neck = torch.nn.Flatten()
+            else:
+                model.neck = AvgPool(model.backbone.out_channels)
+                model.init_weights()
+            model.to("cuda" if torch.cuda.is_available() else "cpu")
+            table = extract(model, data.eval, LocalComm(), batch_size=data.extract_batch_size)
+            targets = data.eval.dataset.targets
+        finally:
+            data.close()
+        features = table.features.cpu()
+        x = features if estimator.features == "pixels" else l2_normalize(features)[0]
+        K = num_clusters(config)
+        clusters = torch.from_numpy(estimator.fit_predict(x.numpy(), K, config.randomness.seed))
+        # Those in no cluster, HDBSCAN's noise, are a cluster of their own for the metrics.
+        found = clusters.unique(return_inverse=True)[1]
+        scores = torch.nn.functional.one_hot(found, max(int(found.max()) + 1, K)).float()
+        evaluation = Evaluation(features, scores, targets)
+        Outcome.from_clusters(x, clusters).save(folder)
+        noise = int((clusters < 0).sum())
+        return {
+            **ClusterMetrics()(evaluation),
+            **KNNMetric()(evaluation),
+            **({"noise": float(noise)} if noise else {}),
+            "clusters": float(len(clusters[clusters >= 0].unique())),
+            "epochs": 0.0,
+            "images_seen": 0.0,
+            "images": len(x),
+        }
+
+    def lacks(self, folder: Path, result: Mapping[str, Any], needed: bool) -> str | None:
+        """Return the file of the outcome, where it is not there."""
+        return None if (folder / OUTCOME).is_file() else OUTCOME
+
+
+def common(config: Config) -> dict[str, Any]:
+    """Return what all methods of a comparison must have in common."""
+    return {
+        "data.dataset": config.data.dataset,
+        "data.eval_dataset": config.data.get("eval_dataset"),
+        "data.views.extract": config.data.views.extract,
+        "model.backbone": config.model.backbone,
+    }
+
+
+def num_clusters(config: Config) -> int:
+    """Return K of the config's head.
+
+    Raises:
+        InputError: it has none.
+    """
+    K = config.model.head.get("num_clusters")
+    if K is None:
+        raise InputError(f"an estimator needs to know K: the head of {config.filename} has no num_clusters")
+    return int(K)

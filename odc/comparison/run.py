@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
-import multiprocessing
-import multiprocessing.connection
 import os
 import shutil
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +11,15 @@ from typing import Any, TextIO
 
 import torch
 
-from odc.comparison.cell import LOG, num_clusters, run_cell
-from odc.comparison.plan import PRETRAINING, Cell, Request, plan, stage_configs
+from odc.comparison.estimators import num_clusters
+from odc.comparison.executor import Processes, Running
+from odc.comparison.plan import Cell, Request, plan
+from odc.comparison.progress import Progress
 from odc.comparison.provenance import command, provenance, relative
-from odc.comparison.ranking import EVENNESS
 from odc.comparison.report import write_report
 from odc.comparison.results import (
     ABOUT,
     OUTCOME,
-    QUALITY,
     RESULTS,
     About,
     Outcome,
@@ -35,10 +30,11 @@ from odc.comparison.results import (
 )
 from odc.comparison.table import document
 from odc.data.datasets import ImageDataset
-from odc.errors import DamagedError, InputError, printable
+from odc.errors import DamagedError, InputError
 from odc.evaluation.gallery import write_skipped
 from odc.files import write_text
 from odc.reading import reading
+from odc.recipes.stage import FILES
 from odc.registry import DATASETS, build
 from odc.work_dir import working
 
@@ -102,11 +98,9 @@ def _compare(request: Request, stream: TextIO) -> list[Record]:
     ended = {place: record for place, record in found.items() if record.error is None}
     for cell in cells:
         record = ended.get((cell.method, cell.seed))
-        if (
-            record is not None
-            and (rows := tuple(dict.fromkeys((*record.before, *rows_from(cell, cells))))) != record.before
-        ):
-            ended[record.place] = record = replace(record, before=rows)  # some have joined it
+        if record is not None and not set(cell.before) <= set(record.before):  # rows have joined it
+            rows = tuple(dict.fromkeys((*record.before, *cell.before)))
+            ended[record.place] = record = replace(record, before=rows)
             append_result(out, record)
         if record is not None and (lost := missing(cell, record, len(dataset))) is not None:
             stream.write(f"{cell.title} has ended, but {lost} is missing or damaged: it runs again\n")
@@ -114,7 +108,7 @@ def _compare(request: Request, stream: TextIO) -> list[Record]:
     waiting = [cell for cell in cells if (cell.method, cell.seed) not in ended]
     if len(waiting) < len(cells):
         stream.write(f"{len(cells) - len(waiting)} of {len(cells)} cells are there already\n")
-    run_all(cells, waiting, ended, about, request, stream)
+    run_all(waiting, ended, about, request, stream)
     return render(out, list({**found, **ended}.values()), dataset, about)
 
 
@@ -154,9 +148,8 @@ def render(out: Path, records: Sequence[Record], dataset: ImageDataset, about: A
 
 def describe(cells: Sequence[Cell], request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what is true of all cells (the evaluated data, K, the command), and the config of the clustered data."""
-    rows = [cell for cell in cells if cell.method != PRETRAINING]
-    cell = next((cell for cell in rows if cell.stage is None), rows[0])
-    cfg = cell.prepare() if cell.stage is None else stage_configs(cell)["self"]
+    cell = next(cell for cell in cells if not cell.before)
+    cfg = cell.config
     evaluated = cfg.data.get("eval_dataset")
     data = cfg.data.dataset if evaluated is None else evaluated
     unnamed = "the data set" if evaluated is None else "another data set"
@@ -171,70 +164,30 @@ def describe(cells: Sequence[Cell], request: Request) -> tuple[dict[str, Any], d
     return told, cfg.data.dataset.to_dict()
 
 
-class Running:
-    """A cell that runs in a process of its own, and what is known of it so far."""
-
-    def __init__(self, cell: Cell, context: Any) -> None:
-        self.cell = cell
-        self.share, self.where = 0.0, "starting"
-        self.record: dict[str, Any] | None = None
-        self.told = self.closed = False  # the record is written; the process has ended, after drawing its map
-        self.started = time.monotonic()
-        self.pipe, send = context.Pipe(duplex=False)
-        self.process = context.Process(target=run_cell, args=(cell, send))
-        self.process.start()
-        send.close()
-
-    def receive(self) -> None:
-        """Take one message."""
-        try:
-            message = self.pipe.recv()
-        except EOFError:
-            self.process.join()
-            if self.record is None:
-                code = self.process.exitcode
-                why = "was killed, perhaps because memory ran out" if code == -9 else f"ended with exit code {code}"
-                self.record = {"error": f"the process {why}", "log": str(self.cell.home / LOG)}
-            self.closed = True
-            return
-        if message[0] == "record":
-            self.record = message[1]
-        else:
-            _, self.share, self.where = message
-
-
-def run_all(
-    cells: Sequence[Cell],
-    waiting: list[Cell],
-    ended: dict[Place, Record],
-    about: About,
-    request: Request,
-    stream: TextIO,
-) -> None:
-    """Run the waiting ones of the cells, ``request.jobs`` at a time; add their records to ``ended`` and the results."""
-    context = multiprocessing.get_context("forkserver")  # imports once; never forks a process that has threads
-    context.set_forkserver_preload(["odc.comparison.cell"])
+def run_all(waiting: list[Cell], ended: dict[Place, Record], about: About, request: Request, stream: TextIO) -> None:
+    """Run the cells that wait, ``request.jobs`` at a time; add their records to ``ended`` and to the results."""
+    executor = Processes(request.jobs)
     facts = provenance()
     running = list[Running]()
     progress = Progress(waiting, ended, request.jobs, stream)
 
     def keep(cell: Cell, values: dict[str, Any]) -> None:
-        record = complete(cell, cells, values, about, ended, request.out, facts)
+        record = complete(cell, values, about, ended, request.out, facts)
         ended[record.place] = record
         append_result(request.out, record)
         progress.ended(record)
 
     try:
         while waiting or running:
-            while _room(running, request.jobs) and (cell := next_cell(waiting, ended)):
+            while executor.room(running) and (cell := next_cell(waiting, ended)):
                 waiting.remove(cell)
-                if (PRETRAINING, cell.seed) in cell.after and ended[PRETRAINING, cell.seed].error is not None:
-                    keep(cell, {"error": f"not run, since {PRETRAINING} seed {cell.seed} failed"})
+                failed = [place for place in cell.after if ended[place].before and ended[place].error is not None]
+                if failed:
+                    keep(cell, {"error": f"not run, since {failed[0][0]} seed {cell.seed} failed"})
                 else:
-                    running.append(Running(cell, context))
-            ready = multiprocessing.connection.wait([r.pipe for r in running], timeout=1.0)
-            for r in [r for r in running if r.pipe in ready]:
-                r.receive()
+                    running.append(executor.start(cell))
+            executor.wait(running)
+            for r in running:
                 if r.record is not None and not r.told:
                     r.told = True
                     keep(r.cell, r.record)
@@ -242,18 +195,13 @@ def run_all(
             progress.show(running, waiting)
     finally:
         for r in running:
-            r.process.terminate()
-
-
-def _room(running: Sequence[Running], jobs: int) -> bool:
-    """Return whether a cell can begin: those that only draw their map give way, but they have memory."""
-    return sum(not r.told for r in running) < jobs and len(running) < 2 * jobs
+            r.stop()
 
 
 def missing(cell: Cell, record: Record, images: int) -> Path | None:
     """Return the file that a cell which has ended, on so many images, should have left, where it is not there whole."""
-    file = cell.home / ("backbone.pth" if cell.method == PRETRAINING else OUTCOME)
-    if cell.method == PRETRAINING:
+    file = cell.home / (FILES["backbone"] if cell.before else OUTCOME)
+    if cell.before:
         there = file.is_file()
     else:
         try:  # a method that finds no clusters has none to leave
@@ -276,18 +224,17 @@ def next_cell(waiting: Sequence[Cell], ended: dict[Place, Any]) -> Cell | None:
 
 def complete(
     cell: Cell,
-    cells: Sequence[Cell],
     values: dict[str, Any],
     about: About,
     ended: dict[Place, Record],
     out: Path,
     facts: dict[str, Any],
 ) -> Record:
-    """Return the record of one of the cells, which has ended, with what is needed to repeat it."""
-    shared = ended.get((PRETRAINING, cell.seed)) if (PRETRAINING, cell.seed) in cell.after else None
+    """Return the record of a cell that has ended, with what is needed to repeat it."""
+    shared = [ended[place] for place in cell.after if place in ended and ended[place].before]
     error, log = values.pop("error", None), values.pop("log", None)
-    if shared is not None and "seconds" in shared.values:
-        values["pretrain_seconds"] = shared.values["seconds"]
+    if shared and all("seconds" in record.values for record in shared):
+        values["pretrain_seconds"] = sum(record.values["seconds"] for record in shared)
     return Record(
         method=cell.method,
         seed=cell.seed,
@@ -298,89 +245,14 @@ def complete(
         evaluated_on=about.evaluated_on,
         images=about.images,
         num_clusters=about.num_clusters,
-        config="" if cell.estimator is not None else relative(cell.config),
+        config=relative(cell.recipe.source) if cell.recipe.source else "",
         folder=str(cell.home.relative_to(out)),
         precision=cell.precision,
         threads=cell.threads,
         key=cell.key,
-        before=rows_from(cell, cells),
+        before=cell.before,
         **facts,
     )
-
-
-def rows_from(cell: Cell, cells: Sequence[Cell]) -> tuple[str, ...]:
-    """Return the rows that start from a cell that is no row itself."""
-    if cell.method != PRETRAINING:
-        return ()
-    return tuple(dict.fromkeys(c.method for c in cells if (cell.method, cell.seed) in c.after))
-
-
-class Progress:
-    """What runs, what is done, and the time left: redrawn on a terminal, a line every ten seconds in a file."""
-
-    def __init__(self, cells: Sequence[Cell], ended: dict[Place, Record], jobs: int, stream: TextIO) -> None:
-        self.total = len(cells)
-        self.done = 0
-        self.jobs = jobs
-        self.seconds: dict[str, list[float]] = {}
-        for record in ended.values():
-            self._note(record)
-        self.noted = time.monotonic()
-        self.stream = stream
-        self.terminal = stream.isatty()
-
-    def _note(self, record: Record) -> None:
-        seconds = record.number("seconds")
-        if seconds is not None and record.error is None:
-            self.seconds.setdefault(record.method, []).append(seconds)
-
-    def left(self, running: Sequence[Running], waiting: Sequence[Cell]) -> float | None:
-        """Return the seconds left, ``None`` as long as nothing is known.
-
-        A method takes what its other seeds took; one of which none has ended what the known ones do on average.
-        """
-        now, rest = time.monotonic(), []
-        known = {method: statistics.mean(values) for method, values in self.seconds.items()}
-        for r in running:
-            if r.share > 0.02:
-                total = (now - r.started) / r.share
-                known.setdefault(r.cell.method, total)
-                rest.append(total * (1 - r.share))
-        if not known:
-            return None
-        typical = statistics.mean(known.values())
-        rest += [known.get(r.cell.method, typical) for r in running if r.share <= 0.02]
-        rest += [known.get(cell.method, typical) for cell in waiting]
-        return max([sum(rest) / self.jobs, *rest])
-
-    def show(self, running: Sequence[Running], waiting: Sequence[Cell]) -> None:
-        """Show the cells that run."""
-        now = time.monotonic()
-        if now - self.noted < (0.5 if self.terminal else 10.0) or not running:
-            return
-        self.noted = now
-        seconds = self.left(running, waiting)
-        left = "?" if seconds is None else datetime.timedelta(seconds=round(seconds))
-        line = f"{self.done}/{self.total} done, about {left} left: "
-        line = printable(line + "; ".join(f"{r.cell.title} {r.where}" for r in running))
-        if self.terminal:
-            self.stream.write(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}")
-        else:
-            self.stream.write(line + "\n")
-        self.stream.flush()
-
-    def ended(self, record: Record) -> None:
-        """Show a cell's result."""
-        self.done += 1
-        self._note(record)
-        clear = "\r\033[K" if self.terminal else ""
-        names = QUALITY if any(record.number(m) is not None for m in QUALITY) else EVENNESS
-        result = "  ".join(f"{m} {value:.3f}" for m in names if (value := record.number(m)) is not None)
-        if record.error is not None:
-            result = record.error + (f" (see {record.log})" if record.log else "")
-        seconds = record.number("seconds") or 0.0
-        self.stream.write(clear + printable(f"{record.title}  {result}  {seconds:.1f} s") + "\n")
-        self.stream.flush()
 
 
 def default_threads(jobs: int) -> int:

@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from odc.config.loading import KINDS, at
+from odc.data.transforms import build_transform
 from odc.engine.data import ClusterData
 from odc.engine.loops import ClusterTrainLoop
 from odc.engine.precision import PRECISIONS
@@ -35,6 +36,7 @@ from odc.models.cluster_model import ClusterModel
 from odc.refused import REFUSED_KEYS
 from odc.registry import (
     BACKBONES,
+    DATASETS,
     HEADS,
     HOOKS,
     METRICS,
@@ -44,6 +46,7 @@ from odc.registry import (
     OPTIM_WRAPPER_CONSTRUCTORS,
     OPTIM_WRAPPERS,
     OPTIMIZERS,
+    SCHEDULES,
     VISBACKENDS,
     VISUALIZERS,
     check_arguments,
@@ -76,10 +79,9 @@ def check_config(cfg: Config) -> None:
     for key, instead in REFUSED_KEYS.items():
         if at(cfg, key) not in (None, False, {}, [], ()):
             raise InputError(f"{where}: '{key}' is not for this training: {instead}")
-    known = KINDS.keys() | PARTS.keys()
     for key in cfg:
-        if key not in known and key not in REFUSED_KEYS and not key.startswith("_"):
-            raise InputError(f"{where}: unknown key '{key}'{nearest(key, known)}")
+        if key not in KNOWN_KEYS and key not in REFUSED_KEYS and not key.startswith("_"):
+            raise InputError(f"{where}: unknown key '{key}'{nearest(key, KNOWN_KEYS)}")
     for key in ("model", "data", "train_cfg", "optim_wrapper"):
         if key not in cfg:
             raise InputError(f"{where}: the key '{key}' is missing")
@@ -201,6 +203,22 @@ def _built(registry: Any, cfg: Any, **given: Any) -> None:
         raise InputError(f"{registry.name} '{target.__name__}' does not take {options}: {error}") from error
 
 
+def _data(cfg: Any) -> None:
+    check_arguments(ClusterData, cfg, "data")
+    for dataset in (cfg["dataset"], cfg.get("eval_dataset")):
+        if dataset is not None:
+            resolve(DATASETS, dataset)
+    for transforms in _dict("data.views", cfg["views"]).values():
+        for transform in transforms if isinstance(transforms, list | tuple) else ():
+            build_transform(transform)
+
+
+def _train_cfg(cfg: Any) -> None:
+    check_arguments(ClusterTrainLoop, cfg, "train_cfg", given=("runner", "dataloader", "accumulative_counts"))
+    if cfg.get("schedule"):
+        resolve(SCHEDULES, cfg["schedule"])
+
+
 def _model(cfg: Any) -> None:
     kind, parts = resolve(MODELS, cfg)
     if isinstance(kind, type) and issubclass(kind, ClusterModel):
@@ -295,9 +313,9 @@ def _each(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 PARTS: dict[str, Callable[[Any], Any]] = {
-    "data": _options("data", ClusterData),
+    "data": _data,
     "model": _model,
-    "train_cfg": _options("train_cfg", ClusterTrainLoop, "runner", "dataloader", "accumulative_counts"),
+    "train_cfg": _train_cfg,
     "optim_wrapper": _optim_wrapper,
     "default_hooks": _default_hooks,
     "custom_hooks": _each(_hook),
@@ -312,3 +330,4 @@ PARTS: dict[str, Callable[[Any], Any]] = {
     "randomness": _options("randomness", Runner.set_randomness, "self"),
     "log_level": _log_level,
 }
+KNOWN_KEYS = (*KINDS, *PARTS)  # of the top level of a config

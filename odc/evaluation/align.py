@@ -9,6 +9,7 @@ them best; a cluster whose class does not stand out stays without one.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
+from odc.data.embeddings import Embeddings
 from odc.data.table import label_of, read_table
 from odc.errors import InputError
-from odc.files import write_text
+from odc.files import writable_file, write_text
 from odc.reading import fields, listing, optional, read_json, real, text, whole
 from odc.structures import UNLABELLED
 
 ENOUGH_VOTES = 3
+_FEW = 10_000  # clusters that a table may have, however few of their images it has
+_MOST_CLUSTERS = 1_000_000  # in a table: a larger number is no number of a cluster
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
@@ -251,3 +255,99 @@ def match_paths(rows: list[dict[str, Any]], paths: list[str], source: str | Path
         name = paths[int(values[counts.argmax()])]
         raise InputError(f"'{source}': '{name}' stands there {counts.max()} times")
     return found
+
+
+def align_clusters(
+    clusters: str | Path,
+    labels: str | Path,
+    out: str | Path,
+    *,
+    features: str | Path | None = None,
+    test: str | Path | None = None,
+    min_margin: float = 0.0,
+) -> str:
+    """Name the clusters of a ``clusters.csv`` by a few labelled images; write the map as JSON.
+
+    Args:
+        clusters: table with the columns ``path`` and ``cluster``.
+        labels: table with the columns ``path`` and ``label``.
+        out: JSON file to write.
+        features: file that odc extract wrote, needed where a class has fewer than three labels.
+        test: table of other labelled images to measure the map's accuracy on; none may be among ``labels``.
+        min_margin: see :func:`odc.evaluation.align.align`.
+
+    Returns:
+        What was found, a line for each cluster.
+    """
+    file = writable_file(out)
+    rows = read_table(clusters, "path", "cluster")
+    paths = [row["path"] for row in rows]
+    of = _clusters(rows, clusters)
+    index, names, unlabelled = read_labels(labels, paths)
+    classes = tuple(sorted(set(names)))
+    label = np.array([classes.index(name) for name in names], dtype=np.int64)
+    x = None
+    if features is not None:
+        table = Embeddings.load(features)
+        place = {path: i for i, path in enumerate(table.paths)}
+        missing = [path for path in paths if path not in place]
+        if missing:
+            raise InputError(
+                f"'{features}' has no features of {len(missing)} of the {len(paths)} images in '{clusters}', the first "
+                f"is '{missing[0]}': extract them from the same data set"
+            )
+        x = table.features[[place[path] for path in paths]].numpy()
+    if of.max() >= max(len(of), _FEW):
+        raise InputError(
+            f"'{clusters}' has cluster {of.max()}, but only {len(of):,} images: clusters are numbered from 0, give a "
+            "table that odc wrote"
+        )
+    found = align(of, int(of.max()) + 1, index, label, classes, x, min_margin)
+    found.save(file)
+    lines = [f"cluster {m.cluster}: {_told(m, found.rule)}" for m in found.matches]
+    if found.unmatched:
+        lines.append(f"no cluster is of class {', '.join(found.unmatched)}")
+    if unlabelled:
+        lines.append(f"{unlabelled} rows of {labels} have no label yet (empty or {UNLABELLED}) and take no part")
+    if test is not None:
+        lines.append(_accuracy(found, of, paths, set(index.tolist()), test))
+    lines.append(f"{len(found.matches)} clusters, {len(classes)} classes, by {found.rule}: {out}")
+    return "\n".join(lines)
+
+
+def _clusters(rows: Sequence[Mapping[str, str]], source: str | Path) -> Any:
+    """Return the column ``cluster`` (N,) int64 of a table."""
+    try:
+        numbers = [int(row["cluster"]) for row in rows]
+    except ValueError as error:
+        raise InputError(f"'{source}': the column cluster must hold numbers: {error}") from error
+    if min(numbers) < 0:
+        raise InputError(
+            f"'{source}': {sum(n < 0 for n in numbers)} of {len(numbers)} images are in cluster {min(numbers)}, but "
+            "clusters are numbered from 0: leave out the rows of images in none (noise, in other programs)"
+        )
+    if max(numbers) >= _MOST_CLUSTERS:
+        raise InputError(
+            f"'{source}' has a cluster {max(numbers)}, but numbers below {_MOST_CLUSTERS:,} are expected of "
+            f"{len(numbers):,} images: number the clusters from 0"
+        )
+    return np.array(numbers, dtype=np.int64)
+
+
+def _told(match: Any, rule: str) -> str:
+    votes = f"{match.support} of its {match.labelled} labelled images, margin {match.margin:.2f}"
+    return f"{match.label} ({votes})" if match.label is not None else f"no class stands out ({votes})"
+
+
+def _accuracy(found: Alignment, clusters: Any, paths: list[str], used: set[int], test: str | Path) -> str:
+    index, names, _ = read_labels(test, paths)
+    again = sorted(used & set(index.tolist()))
+    if again:
+        raise InputError(
+            f"'{test}': {len(again)} of {len(names)} images took part in the alignment, the first is "
+            f"'{paths[again[0]]}': measure on others"
+        )
+    named = found.labels(clusters[index])
+    right = sum(c >= 0 and found.classes[c] == name for c, name in zip(named.tolist(), names, strict=True))
+    silent = int((named < 0).sum())
+    return f"{right} of {len(names)} other labelled images are right ({right / len(names):.1%}); {silent} have no class"

@@ -1,9 +1,10 @@
-"""SPICE's pipeline, the reliable step and the naming of clusters, on digits, for as few steps as show what they do."""
+"""Recipes: SPICE's, the reliable step and the naming of clusters, on digits, for as few steps as show what they do."""
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmengine import Config
 from mmengine.visualization import LocalVisBackend
 from torchvision.transforms.v2.functional import to_pil_image
 
 from odc.cli import main
+from odc.config import parse_config
 from odc.data.datasets import Digits
 from odc.data.label_file import LabelFile
 from odc.data.table import read_table
 from odc.engine import precision
-from odc.pipeline import Pipeline, fit_queue, summary
+from odc.errors import InputError
+from odc.models import MoCo
+from odc.recipes import Pipeline, Recipe
+from odc.recipes.pipeline import summary
 from odc.registry import VISBACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,9 +63,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_queue_fits_the_images(batch: int, queue: int, images: int, expected: tuple[int, int]) -> None:
-    cfg = Config(dict(model=dict(type="MoCo", head=dict(batch_size=batch, queue_size=queue))))
-    told = fit_queue(cfg, images)
-    assert (cfg.model.head.batch_size, cfg.model.head.queue_size) == expected
+    model, told = MoCo.fitted(dict(type="MoCo", head=dict(batch_size=batch, queue_size=queue)), images)
+    assert (model["head"]["batch_size"], model["head"]["queue_size"]) == expected
     assert (told is None) == (expected == (batch, queue))
     if told is not None:
         assert f"{queue:,} keys is too large for {images:,} images: it gets {expected[1]:,}" in told
@@ -179,12 +182,10 @@ def test_an_interrupted_stage_goes_on(done: Path, tmp_path: Path, capsys: pytest
 
 
 def test_a_given_backbone_takes_the_place_of_moco(done: Path, tmp_path: Path) -> None:
-    found = Pipeline(
-        CONFIG,
-        work_dir=tmp_path,
-        cfg_options={key: ast.literal_eval(value) for key, _, value in (option.partition("=") for option in SHORT)},
-        pretrained=done / "moco/backbone.pth",
-    ).run(until="self")
+    recipe = Recipe.load(CONFIG).with_backbone(done / "moco/backbone.pth")
+    assert [stage.name for stage in recipe.stages] == ["self", "reliable", "semi"], "there is no model to extract with"
+    options = {key: value for key, value in options_of(SHORT).items() if not key.startswith("moco.")}
+    found = Pipeline(recipe.configured(options).until("self"), tmp_path).run()
     assert list(found) == ["self"]
     whole = json.loads((done / "self/done.json").read_text())
     assert {k: v for k, v in found["self"].items() if k not in ("key", "seconds")} == {
@@ -196,9 +197,9 @@ def test_stages_of_different_images_are_refused(tmp_path: Path, capsys: pytest.C
     assert spice(tmp_path, "self.data.dataset.size=8") == 2
     assert "the stages must see the same images" in capsys.readouterr().err
     config = tmp_path / "config.py"
-    config.write_text("pipeline = dict(moco='a.py')")
-    assert main(["spice", str(config)]) == 2
-    assert "a pipeline is a dict of moco, reliable, self, semi" in capsys.readouterr().err
+    config.write_text("recipe = dict(moco='a.py')")
+    assert main(["run", str(config)]) == 2
+    assert "a recipe is a list of stages" in capsys.readouterr().err
 
 
 def test_a_cluster_without_a_reliable_image_stops_before_semi(
@@ -218,7 +219,7 @@ def test_a_cluster_without_a_reliable_image_stops_before_semi(
     assert "no option 'allow_emtpy'; did you mean 'allow_empty'?" in capsys.readouterr().err
     assert main([*pipeline, "self.model.head.num_clusters=1798", "semi.model.head.num_clusters=1798"]) == 2
     assert "1798 clusters cannot share 1797 images" in capsys.readouterr().err
-    Pipeline(CONFIG, work_dir=tmp_path, cfg_options=options_of(SHORT)).run("reliable")
+    Pipeline(Recipe.load(CONFIG).configured(options_of(SHORT)).until("reliable"), tmp_path).run()
     assert (tmp_path / "reliable/labels.npz").is_file(), "the remedy works where the stage stopped"
 
 
@@ -295,7 +296,13 @@ def test_a_long_tail_with_duplicates_and_more_clusters_than_classes(
     ):
         stages[name] = f"{name}.py"
         (tmp_path / f"{name}.py").write_text(f"_base_ = '{ROOT}/configs/{base}'\ndata = dict(dataset={source})\n")
-    (tmp_path / "all.py").write_text(f"pipeline = dict(**{stages}, reliable=dict(neighbours=10, threshold=0.2))\n")
+    recipe = [
+        dict(name="moco", config=stages["moco"]),
+        dict(name="self", config=stages["self"], backbone="moco"),
+        dict(name="reliable", type="Reliable", checkpoint="self", neighbours=10, threshold=0.2),
+        dict(name="semi", config=stages["semi"], backbone="moco", labels="reliable"),
+    ]
+    (tmp_path / "all.py").write_text(f"recipe = {recipe}\n")
     arguments = ["spice", str(tmp_path / "all.py"), "--work-dir", str(tmp_path / "run"), "--clusters", "15"]
     options = [o for o in SHORT if "threshold" not in o] + ["moco.model.head.queue_size=192"]
     assert main([*arguments, "--cfg-options", *options]) == 0
@@ -325,7 +332,7 @@ def test_each_training_has_a_visualizer_of_its_own(tmp_path: Path) -> None:
     options = options_of(SHORT)
     options["visualizer"] = {"type": "Visualizer", "vis_backends": [{"type": "Witness"}]}
     try:
-        Pipeline(CONFIG, work_dir=tmp_path, cfg_options=options).run()
+        Pipeline(Recipe.load(CONFIG).configured(options), tmp_path).run()
     finally:
         VISBACKENDS.module_dict.pop("Witness")
     assert events == [word for stage in ("moco", "self", "semi") for word in (f"open {stage}", "close")]
@@ -338,3 +345,106 @@ def test_the_summary_has_no_columns_that_nothing_fills() -> None:
     assert [cell.strip() for cell in lines[-3].split("|")[1:-1]] == ["all", "5.0"]
     known = summary({"moco": {"seconds": 2.0, "knn": 0.5, **ran}}).splitlines()
     assert [cell.strip() for cell in known[0].split("|")[1:-1]] == ["stage", "kNN", "seconds"]
+
+
+# -- recipes of one's own, and what they refuse ----------------------------------------------------------------------
+
+ODC = f"{ROOT}/configs/odc/odc_convnet_1xb64-30e_digits.py"
+
+
+def write(path: Path, *stages: dict[str, Any]) -> str:
+    path.write_text(f"recipe = {list(stages)}\n")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ([dict(name="a")], "stage 'a' is a training, which needs a config and has []"),
+        ([dict(config=ODC)], "a stage needs a name of letters and digits, other than a setting's, and has None"),
+        ([dict(name="model", config=ODC)], "other than a setting's, and has 'model'"),
+        ([dict(name="a", config=ODC), dict(name="a", config=ODC)], "two stages are called 'a'"),
+        ([dict(name="a", config=ODC, backbone="b")], "takes its backbone of 'b', which is no earlier stage"),
+        ([dict(name="a", config=ODC), dict(name="b", config=ODC, labels="a")], "which leaves checkpoint, backbone"),
+        ([dict(name="a", type="Reliabel", checkpoint="b")], "unknown stage 'Reliabel'; did you mean 'Reliable'?"),
+        ([dict(name="a", type="Extract")], "stage 'a' needs checkpoint='...', the name of an earlier stage"),
+        ([dict(name="a", config="nowhere.py")], "does not exist"),
+        ([], "a recipe is a list of stages"),
+    ],
+)
+def test_a_recipe_that_cannot_be_run_says_why(tmp_path: Path, stages: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        Recipe.load(write(tmp_path / "mine.py", *stages))
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("reliable.thresold=3", "no option 'thresold'; did you mean 'threshold'?"),
+        ("moko.train_cfg.max_epochs=3", "no stage and no setting is called 'moko'; did you mean 'moco'?"),
+        ("modle.head.num_clusters=3", "no stage and no setting is called 'modle'; did you mean 'model'?"),
+        ("moco.traincfg.max_epochs=3", "unknown key 'traincfg'; did you mean 'train_cfg'?"),
+        ("semi.train_cfg.max_epochz=3", "no option 'max_epochz'; did you mean 'max_epochs'?"),
+        ("self.model.head.num_haeds=3", "no option 'num_haeds'; did you mean 'num_heads'?"),
+        ("embeddings.size=3", "stage 'embeddings' has no option 'size'"),
+        ("reliable.out=x", "no option 'out'"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, said: str
+) -> None:
+    assert main(["run", CONFIG, "--work-dir", str(tmp_path / "run"), "--cfg-options", option]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_option_with_an_address_wins_over_one_for_all_stages() -> None:
+    options = {"semi.train_cfg.max_epochs": 3, "train_cfg.max_epochs": 5}
+    recipe = Recipe.load(CONFIG).configured(options, seed=7, clusters=12)
+    assert [stage.config.train_cfg.max_epochs for stage in recipe.trained] == [5, 5, 3]
+    assert {stage.config.randomness.seed for stage in recipe.trained} == {7}
+    assert [stage.config.model.head.get("num_clusters") for stage in recipe.trained] == [None, 12, 12]
+
+
+def test_each_config_is_parsed_once() -> None:
+    parsed: list[Path] = []
+
+    def read(path: Path) -> Any:
+        parsed.append(Path(path).resolve())
+        return parse_config(path)
+
+    Recipe.load(CONFIG, read=read).configured({"train_cfg.max_epochs": 5})
+    assert len(parsed) == len(set(parsed)) == 4
+
+
+def test_a_recipe_of_the_package_is_found_by_name_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert [stage.name for stage in Recipe.load("spice_digits").stages] == [
+        "moco", "embeddings", "self", "reliable", "semi"
+    ]  # fmt: skip
+
+
+def test_until_keeps_what_a_stage_needs_and_nothing_else() -> None:
+    recipe = Recipe.load(CONFIG)
+    assert recipe.pretraining == ("moco",)
+    assert [stage.name for stage in recipe.until("self").stages] == ["moco", "self"]
+    assert [stage.name for stage in recipe.until("reliable").stages] == ["moco", "embeddings", "self", "reliable"]
+    with pytest.raises(InputError, match="no stage 'slef'; did you mean 'self'"):
+        recipe.until("slef")
+
+
+def test_a_key_follows_what_a_stage_needs() -> None:
+    recipe, ran = Recipe.load(CONFIG), dict.fromkeys(("moco", "embeddings", "self", "reliable", "semi"), "so")
+
+    def changed(**options: Any) -> set[str]:
+        new = recipe.configured({key.replace("__", "."): value for key, value in options.items()}).keys(ran)
+        return {name for name, key in recipe.configured().keys(ran).items() if new[name] != key}
+
+    assert changed() == set()
+    assert changed(reliable__threshold=0.5) == {"reliable", "semi"}
+    assert changed(self__train_cfg__max_epochs=2) == {"self", "reliable", "semi"}
+    assert changed(moco__train_cfg__max_epochs=2) == set(ran)

@@ -1,0 +1,264 @@
+"""A recipe: the stages of a method in the order in which they run, and which of them takes what of which.
+
+A config file writes it as a list. A stage that says no type is a training (:class:`odc.recipes.Train`)::
+
+    recipe = [
+        dict(name='moco', config='../moco/moco_convnet_1xb64-300e_digits.py'),
+        dict(name='mine', config='my_config.py', backbone='moco'),
+    ]
+
+The config of one training is a recipe of one stage. An option's address is ``STAGE.key``; without a stage's name in
+front it is for the configs of all trainings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmengine import Config
+
+from odc.config import find_config, parse_config
+from odc.config.checking import KNOWN_KEYS
+from odc.errors import InputError, nearest
+from odc.recipes.stage import Stage, Train
+from odc.refused import REFUSED_KEYS
+from odc.registry import STAGES, resolve
+
+_NAME = re.compile(r"[A-Za-z0-9_.+-]+")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The stages of a method.
+
+    Attributes:
+        name: of the method.
+        stages: in the order in which they run; the last one's result is the method's.
+        source: path of the config file.
+        single: it is the config of one training.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    source: str
+    single: bool = False
+
+    @classmethod
+    def load(cls, config: str | Path, name: str | None = None, read: Callable[[Path], Config] = parse_config) -> Recipe:
+        """Read a recipe, or the config of one training, from a file or by its name in the package.
+
+        Args:
+            config: the file.
+            name: of the method; by default the file's.
+            read: reads a config.
+
+        Raises:
+            InputError: the file cannot be read, or describes no recipe.
+        """
+        path = find_config(config)
+        cfg = read(path)
+        name = name or path.stem
+        if "recipe" not in cfg:
+            return cls(name, (Train(name, config=cfg),), str(path), single=True)
+        entries = cfg["recipe"]
+        if not isinstance(entries, Sequence) or not entries or not all(isinstance(e, Mapping) for e in entries):
+            raise InputError(f"{path}: a recipe is a list of stages, dicts with a name; it is {entries!r}")
+        stages: list[Stage] = []
+        for entry in entries:
+            stages.append(_stage(dict(entry), stages, path, read))
+        return cls(name, _taken(stages), str(path))
+
+    @property
+    def trained(self) -> tuple[Train, ...]:
+        """The stages that are trainings."""
+        return tuple(stage for stage in self.stages if isinstance(stage, Train))
+
+    @property
+    def pretraining(self) -> tuple[str, ...]:
+        """Names of the stages that others take their backbone from."""
+        return tuple(stage.name for stage in self.stages if "backbone" in stage.gives)
+
+    def __getitem__(self, name: str) -> Stage:
+        """Return a stage.
+
+        Raises:
+            InputError: there is none of this name.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        names = [stage.name for stage in self.stages]
+        raise InputError(f"{self.source} has no stage '{name}'{nearest(name, names)}; it has {', '.join(names)}")
+
+    def until(self, name: str, title: str | None = None) -> Recipe:
+        """Return the recipe of a stage and all that it needs."""
+        wanted = {self[name].name}
+        for stage in reversed(self.stages):
+            if stage.name in wanted:
+                wanted |= set(stage.needs.values())
+        return replace(self, name=title or self.name, stages=tuple(s for s in self.stages if s.name in wanted))
+
+    def starting_from(self, first: Stage, title: str) -> Recipe:
+        """Return the recipe of one training after another, whose backbone it starts from."""
+        (training,) = self.stages
+        training = replace(training, name=title, needs={"backbone": first.name})
+        return replace(self, name=title, stages=_taken([first, training]))
+
+    def with_backbone(self, file: str | Path) -> Recipe:
+        """Return the recipe without its pre-training: from a backbone in a file.
+
+        A stage that takes anything else of the pre-training goes too; one that can do without it does.
+
+        Raises:
+            InputError: there is no such file.
+        """
+        if not Path(file).is_file():
+            raise InputError(f"there is no backbone '{file}' to start from")
+        gone, stages = set(self.pretraining), list[Stage]()
+        for stage in self.stages:
+            lost = {what for what, of in stage.needs.items() if of in gone}
+            if stage.name in gone or any(stage.takes[what] for what in lost):
+                gone.add(stage.name)
+                continue
+            kept = {what: of for what, of in stage.needs.items() if what not in lost}
+            stages.append(stage.starting_from(file) if "backbone" in lost else stage)
+            stages[-1] = replace(stages[-1], needs=kept, gives=())
+        return replace(self, stages=_taken(stages))
+
+    def configured(
+        self,
+        options: Mapping[str, Any] | None = None,
+        *,
+        seed: int | None = None,
+        amp: bool = False,
+        strict: bool = False,
+        clusters: int | None = None,
+    ) -> Recipe:
+        """Return the recipe with options applied, ready to run.
+
+        Args:
+            options: ``{"STAGE.key": value}``, or ``{"key": value}`` for all trainings; the former wins.
+            seed: of all trainings; by default the configs'.
+            amp: bfloat16 autocast.
+            strict: unreadable images are an error instead of being skipped.
+            clusters: K of every head that has clusters; by default the configs'.
+
+        Raises:
+            InputError: for an option that no stage reads, a part that is configured wrongly, or trainings that do not
+                fit each other.
+        """
+        by_stage = addressed(options or {}, self.stages)
+        return self.with_options(by_stage, seed=seed, amp=amp, strict=strict, clusters=clusters)
+
+    def with_options(
+        self,
+        by_stage: Mapping[str, Mapping[str, Any]],
+        *,
+        seed: int | None = None,
+        amp: bool = False,
+        strict: bool = False,
+        clusters: int | None = None,
+    ) -> Recipe:
+        """Return :meth:`configured`'s recipe, from the options of each stage by its name."""
+        stages = []
+        for stage in self.stages:
+            mine = by_stage[stage.name]
+            if clusters is not None and stage.config is not None and "num_clusters" in stage.config.model.head:
+                mine = {**mine, "model.head.num_clusters": clusters}
+            stages.append(stage.configured(mine, seed, amp, strict))
+        new = replace(self, stages=tuple(stages))
+        new._check_together()
+        return new
+
+    def _check_together(self) -> None:
+        first = next(iter(self.trained), None)
+        for stage in self.trained:
+            assert first is not None
+            for what, mine, other in (
+                ("see the same images: data.dataset", stage.config.data.dataset, first.config.data.dataset),
+                ("have the same backbone: model.backbone", stage.config.model.backbone, first.config.model.backbone),
+            ):
+                if mine != other:
+                    raise InputError(f"the stages must {what} is {other} for {first.name} but {mine} for {stage.name}")
+
+    def keys(self, ran: Mapping[str, Any], *parts: Any) -> dict[str, str]:
+        """Return for each stage a hash of all that decides its result.
+
+        Args:
+            ran: by stage, how this machine computes it.
+            parts: what else decides the results of all of them: the data.
+        """
+        keys: dict[str, str] = {}
+        for stage in self.stages:
+            before = {what: keys[of] for what, of in stage.needs.items()}
+            if stage.pretrained is not None:
+                before["file"] = hashlib.sha256(Path(stage.pretrained).read_bytes()).hexdigest()
+            told = [type(stage).__name__, stage.decides(), before, ran[stage.name], *parts]
+            text = json.dumps(told, sort_keys=True, default=str)
+            keys[stage.name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return keys
+
+
+def addressed(options: Mapping[str, Any], stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
+    """Return the options of each stage by its name.
+
+    Raises:
+        InputError: an option's address begins with the name of no stage and of no setting.
+    """
+    found: dict[str, dict[str, Any]] = {stage.name: {} for stage in stages}
+    special = {key: value for key, value in options.items() if key.partition(".")[0] in found and "." in key}
+    for key, value in options.items():
+        first = key.partition(".")[0]
+        if key in special:
+            continue
+        if first not in KNOWN_KEYS and first not in REFUSED_KEYS and not first.startswith("_"):
+            raise InputError(
+                f"nothing reads the option '{key}': no stage and no setting is called '{first}'"
+                f"{nearest(first, [*found, *KNOWN_KEYS])}; the stages are {', '.join(found) or 'none'}"
+            )
+        for stage in stages:
+            if stage.config is not None:
+                found[stage.name][key] = value
+    for key, value in special.items():
+        first, _, rest = key.partition(".")
+        found[first][rest] = value
+    return found
+
+
+def _stage(entry: dict[str, Any], earlier: Sequence[Stage], path: Path, read: Callable[[Path], Config]) -> Stage:
+    """Return the stage that an entry of a recipe describes."""
+    name = entry.pop("name", None)
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in KNOWN_KEYS:
+        raise InputError(
+            f"{path}: a stage needs a name of letters and digits, other than a setting's, and has {name!r}"
+        )
+    if name in {stage.name for stage in earlier}:
+        raise InputError(f"{path}: two stages are called '{name}': each needs a name of its own")
+    kind = resolve(STAGES, {"type": entry.pop("type", "Train")}, name=name)[0]
+    needs = {what: entry.pop(what) for what in kind.takes if entry.get(what) is not None}
+    for what, must in kind.takes.items():
+        if must and what not in needs:
+            raise InputError(f"{path}: stage '{name}' needs {what}='...', the name of an earlier stage")
+    for what, of in needs.items():
+        there = {stage.name: stage for stage in earlier}
+        if of not in there:
+            raise InputError(f"{path}: stage '{name}' takes its {what} of '{of}', which is no earlier stage")
+        if what not in there[of].leaves:
+            left = ", ".join(there[of].leaves) or "nothing"
+            raise InputError(f"{path}: stage '{name}' takes its {what} of '{of}', which leaves {left}")
+    stage: Stage = kind.read(name, entry, path, read)
+    return replace(stage, needs=needs)
+
+
+def _taken(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Return the stages, each of which knows what the others take of it."""
+    return tuple(
+        replace(s, gives=tuple(sorted({what for t in stages for what, of in t.needs.items() if of == s.name})))
+        for s in stages
+    )

@@ -1,0 +1,226 @@
+"""The stages that a recipe is made of. Each takes what earlier stages leave, and leaves something itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mmengine import Config
+from mmengine.hooks import Hook
+
+from odc.apis import extract_features, prepare_config, train
+from odc.checkpoints import find_resume
+from odc.config.checking import check_parts
+from odc.errors import InputError
+from odc.evaluation.results import read_results
+from odc.models.cluster_model import ClusterModel
+from odc.models.convert import convert
+from odc.registry import MODELS, STAGES, check_arguments, resolve
+
+FILES = {"backbone": "backbone.pth", "features": "features.npz", "labels": "labels.npz"}  # what is left, as what
+_FIELDS = ("name", "needs", "gives", "config", "pretrained")  # of every stage; an entry of a recipe does not write them
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """A part of a recipe. Another kind of stage inherits from this and is registered in ``STAGES``.
+
+    Attributes:
+        name: of the stage: its folder, and the address of its options.
+        needs: what it takes, and of which earlier stage: ``{"backbone": "moco"}``.
+        gives: what later stages take of it.
+        config: of the training, or the estimator, that it is.
+        pretrained: file of a backbone to start from, where no earlier stage gives one.
+        takes: for this kind of stage, what it may take, and whether it must.
+        leaves: for this kind of stage, what others may take of it.
+    """
+
+    takes: ClassVar[Mapping[str, bool]] = {}
+    leaves: ClassVar[tuple[str, ...]] = ()
+
+    name: str
+    _: KW_ONLY
+    needs: Mapping[str, str] = field(default_factory=dict)
+    gives: tuple[str, ...] = ()
+    config: Config = None
+    pretrained: str | None = None
+
+    @classmethod
+    @abstractmethod
+    def read(cls, name: str, entry: Mapping[str, Any], near: Path, read: Callable[[Path], Config]) -> Stage:
+        """Return the stage that an entry of a recipe, less its needs, describes; files lie beside ``near``, configs
+        are read by ``read``.
+        """
+
+    @abstractmethod
+    def configured(self, options: Mapping[str, Any], seed: int | None, amp: bool, strict: bool) -> Stage:
+        """Return the stage with options, ``{"dotted.key": value}``, applied.
+
+        Raises:
+            InputError: for an option that nothing reads.
+        """
+
+    def starting_from(self, backbone: str | Path) -> Stage:
+        """Return the stage that starts from a backbone in a file."""
+        return replace(self, pretrained=str(backbone))
+
+    @abstractmethod
+    def decides(self) -> Any:
+        """Return what decides the result, beside the data and the stages before: JSON values."""
+
+    @abstractmethod
+    def run(self, folder: Path, given: Mapping[str, Left], hooks: Sequence[Hook]) -> dict[str, Any]:
+        """Do the work, or go on with it; leave the files in ``folder`` and return what is to be known of them.
+
+        Args:
+            folder: of this stage.
+            given: by what it is, what the earlier stages in ``needs`` have left.
+            hooks: more of them for trainings.
+        """
+
+    def lacks(self, folder: Path, result: Mapping[str, Any], needed: bool) -> str | None:
+        """Return which file of the stage, which is done, is missing or damaged; ``needed``: a stage is to follow."""
+        files = [FILES[what] for what in self.leaves if what in FILES and (what in self.gives or len(self.leaves) == 1)]
+        return next((file for file in files if not (folder / file).is_file()), None)
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a stage has left: the stage, its folder, and what it said of its work."""
+
+    stage: Stage
+    folder: Path
+    result: Mapping[str, Any]
+
+    def file(self, what: str) -> Path:
+        """Return the file of what it leaves."""
+        return self.folder / (self.result["checkpoint"] if what == "checkpoint" else FILES[what])
+
+    def config(self, folder: Path) -> Config:
+        """Return the config of the training that it was, for one that only reads its checkpoint."""
+        assert isinstance(self.stage, Train)  # only trainings leave checkpoints
+        config: Config = self.stage.config.copy()
+        config.work_dir = str(folder)
+        return config
+
+
+@STAGES.register_module()
+@dataclass(frozen=True)
+class Train(Stage):
+    """A training by a config. Leaves its checkpoint and its backbone; may start from a backbone, and from labels.
+
+    Attributes:
+        by_hand: keys of the config that somebody has set for this run.
+    """
+
+    takes: ClassVar[Mapping[str, bool]] = {"backbone": False, "labels": False}
+    leaves: ClassVar[tuple[str, ...]] = ("checkpoint", "backbone")
+
+    _: KW_ONLY
+    by_hand: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, name: str, entry: Mapping[str, Any], near: Path, read: Callable[[Path], Config]) -> Train:
+        """Read the config."""
+        if set(entry) != {"config"}:
+            raise InputError(f"{near}: stage '{name}' is a training, which needs a config and has {sorted(entry)}")
+        return cls(name, config=read(near.parent / entry["config"]))
+
+    def configured(self, options: Mapping[str, Any], seed: int | None, amp: bool, strict: bool) -> Train:
+        """Return the training with options applied to its config, which is then checked whole."""
+        config = prepare_config(self.config, cfg_options=dict(options), seed=seed, amp=amp, strict=strict)
+        new = replace(self, config=config, by_hand=tuple(options))
+        try:
+            check_parts(new._placed(Path(), dict.fromkeys(self.needs, "x")))
+        except InputError as error:
+            raise InputError(f"stage '{self.name}' ({config.filename}): {error}") from error
+        return new
+
+    def fitted(self, num_samples: int) -> tuple[Train, str | None]:
+        """Return the training as it suits so many images, and one line on what was changed, where anything was.
+
+        What somebody has set by hand stays.
+        """
+        kind = resolve(MODELS, self.config.model)[0]
+        before = self.config.model.to_dict()
+        model, told = kind.fitted(before, num_samples) if issubclass(kind, ClusterModel) else (before, None)
+        if told is None or set(_changed(before, model, "model")) & set(self.by_hand):
+            return self, None
+        config = self.config.copy()
+        config.model = model
+        return replace(self, config=config), told
+
+    def decides(self) -> Any:
+        """Return the config, less where it writes to and what is said otherwise."""
+        apart = ("work_dir", "resume", "load_from", "visualizer", "precision")
+        return {k: v for k, v in self.config.to_dict().items() if k not in apart and not k.startswith("_")}
+
+    def run(self, folder: Path, given: Mapping[str, Left], hooks: Sequence[Hook]) -> dict[str, Any]:
+        """Train, or go on from the last checkpoint in the folder."""
+        config = self._placed(folder, {what: str(left.file(what)) for what, left in given.items()})
+        values = train(config, hooks)
+        found = read_results(folder, int(values["epochs"]))
+        checkpoint = Path(next(find_resume(folder))).name
+        if "backbone" in self.gives:
+            convert(folder / checkpoint, folder / FILES["backbone"])
+        return {**values, "without_images": [] if found is None else found.without_images, "checkpoint": checkpoint}
+
+    def lacks(self, folder: Path, result: Mapping[str, Any], needed: bool) -> str | None:
+        """Return which file is missing; the checkpoint is needed only where a stage is to follow."""
+        if self.config.get("val_evaluator") and read_results(folder, int(result["epochs"])) is None:
+            return "evaluation"
+        if needed and not (folder / result["checkpoint"]).is_file():
+            return str(result["checkpoint"])
+        return FILES["backbone"] if "backbone" in self.gives and not (folder / FILES["backbone"]).is_file() else None
+
+    def _placed(self, folder: Path, given: Mapping[str, str]) -> Config:
+        """Return the config for a folder, with the files that it starts from."""
+        config: Config = self.config.copy()
+        config.work_dir, config.resume = str(folder), True
+        backbone = given.get("backbone", self.pretrained)
+        if backbone is not None:
+            config.model.pretrained = backbone
+        if "labels" in given:
+            config.train_cfg.label_file = given["labels"]
+        return config
+
+
+@STAGES.register_module()
+@dataclass(frozen=True)
+class Extract(Stage):
+    """The features of all images by a training's last checkpoint."""
+
+    takes: ClassVar[Mapping[str, bool]] = {"checkpoint": True}
+    leaves: ClassVar[tuple[str, ...]] = ("features",)
+
+    @classmethod
+    def read(cls, name: str, entry: Mapping[str, Any], near: Path, read: Callable[[Path], Config]) -> Extract:
+        """Read nothing: it has no options."""
+        check_arguments(cls, entry, f"{near}: stage '{name}'", given=_FIELDS)
+        return cls(name)
+
+    def configured(self, options: Mapping[str, Any], seed: int | None, amp: bool, strict: bool) -> Extract:
+        """Return itself."""
+        check_arguments(type(self), options, f"stage '{self.name}'", given=_FIELDS)
+        return self
+
+    def decides(self) -> Any:
+        """Return nothing: all lies in the training."""
+
+    def run(self, folder: Path, given: Mapping[str, Left], hooks: Sequence[Hook]) -> dict[str, Any]:
+        """Extract."""
+        left = given["checkpoint"]
+        found = extract_features(left.config(folder), str(left.file("checkpoint")), folder / FILES["features"])
+        return {"images": len(found.index)}
+
+
+def _changed(before: Any, after: Any, where: str) -> Iterator[str]:
+    """Yield the dotted keys of what differs."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for key in {**before, **after}:
+            yield from _changed(before.get(key), after.get(key), f"{where}.{key}")
+    elif before != after:
+        yield where
