@@ -28,6 +28,7 @@ from small_records import record
 
 from odc.comparison import charts, clusters, maps, ranking, report
 from odc.comparison.pictures import Thumbnails, data_uri
+from odc.comparison.ranking import Spread
 from odc.comparison.report import write_report
 from odc.comparison.results import Outcome, Record
 from odc.data.datasets import ArrayDataset, Digits
@@ -549,8 +550,8 @@ def test_more_groups_than_shapes_are_dots_with_numbers() -> None:
     st.lists(
         st.tuples(
             st.floats(0.1, 1e4),
-            st.floats(0, 100),
-            st.floats(0, 10),
+            st.floats(0, 1),
+            st.floats(0, 0.1),
             st.booleans(),
             st.text("mwo-", min_size=2, max_size=10),
         ),
@@ -560,7 +561,7 @@ def test_more_groups_than_shapes_are_dots_with_numbers() -> None:
 )
 def test_names_in_the_chart_do_not_overlap(given_points: list[tuple[float, float, float, bool, str]]) -> None:
     points = [
-        charts.Point(name, cost, cost * 3 if pretrained else None, acc, 0.1 * cost, std)
+        charts.Point(name, Spread(cost, 0.1 * cost), Spread(cost * 3, None) if pretrained else None, Spread(acc, std))
         for cost, acc, std, pretrained, name in given_points
     ]
     for width in (report.WIDE, report.NARROW):
@@ -579,7 +580,12 @@ def test_names_in_the_chart_do_not_overlap(given_points: list[tuple[float, float
 
 def test_the_chart_by_hand() -> None:
     chart = charts.cost_chart(
-        [charts.Point("a", 1.0, 100.0, 50.0, None, 5.0), charts.Point("b", 10.0, None, 90.0, 1.0, None)], 960, 400
+        [
+            charts.Point("a", Spread(1.0, None), Spread(100.0, None), Spread(0.5, 0.05)),
+            charts.Point("b", Spread(10.0, 1.0), None, Spread(0.9, None)),
+        ],
+        960,
+        400,
     )
     (a, _), (b, _) = chart.marks
     assert a.total_x is not None
@@ -611,17 +617,17 @@ def test_a_panel_by_hand() -> None:
 def test_curves_share_axes_but_for_the_loss() -> None:
     a = [{"epoch": 1, "loss": 4.0, "entropy": 0.2}, {"epoch": 2, "loss": 2.0, "entropy": 0.3, "acc": 0.5}]
     b = [{"epoch": 1, "loss": 9.0, "entropy": 0.4}, {"epoch": 2, "loss": 8.0, "entropy": 0.8, "knn": math.nan}]
-    first, second = charts.curves_of({"a": {0: a, 1: a[::-1]}, "b": {0: b}})
+    first, second = charts.curves_of({"a": {0: a, 1: a[::-1]}, "b": {0: b}}).values()
     # ACC was looked at once, and kNN never: neither is a curve
-    assert [(p.name, p.low, p.high) for p in first.panels] == [
+    assert [(p.name, p.low, p.high) for p in first] == [
         ("loss", "2", "4"),
         ("entropy of the sizes", "0.2", "0.8"),
     ]
-    assert [(p.name, p.low, p.high) for p in second.panels] == [
+    assert [(p.name, p.low, p.high) for p in second] == [
         ("loss", "8", "9"),
         ("entropy of the sizes", "0.2", "0.8"),
     ]
-    assert len(first.panels[0].lines) == 2
+    assert len(first[0].lines) == 2
 
 
 # -- the file --------------------------------------------------------------------------------------------------------

@@ -18,32 +18,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from odc.comparison.ranking import Spread
+
 # -- quality against cost --------------------------------------------------------------------------------------------
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 44  # CSS pixels around the plot
 _FONT = 13
+_LEAST = 0.01  # seconds
 CHAR = 0.68 * _FONT  # of a bold letter; generous, because fonts differ
 
 
 @dataclass(frozen=True)
 class Point:
-    """What one method reached at what cost.
-
-    Attributes:
-        name: of the method.
-        cost: seconds, above 0.
-        total: seconds with the pre-training, or ``None`` where there is none.
-        quality: in per cent.
-        cost_std: standard deviation over seeds, or ``None`` with one seed.
-        quality_std: standard deviation over seeds, or ``None`` with one seed.
-    """
+    """What one method reached: seconds, seconds with what it starts from if there is that, and accuracy in [0, 1]."""
 
     name: str
-    cost: float
-    total: float | None
-    quality: float
-    cost_std: float | None
-    quality_std: float | None
+    cost: Spread
+    total: Spread | None
+    quality: Spread
 
 
 @dataclass(frozen=True)
@@ -114,32 +106,34 @@ class CostChart:
 
 def cost_chart(points: Sequence[Point], width: int, height: int) -> CostChart:
     """Place methods (at least one) by seconds, on a logarithmic axis, and quality; no two names overlap if they can."""
-    costs = [value for p in points for value in (p.cost, p.total or p.cost)]
+    costs = [max(_LEAST, value.mean) for p in points for value in (p.cost, p.total or p.cost)]
     low_x, high_x = math.log10(min(costs)) - 0.2, math.log10(max(costs)) + 0.2
-    ends = [p.quality + sign * (p.quality_std or 0.0) for p in points for sign in (-1, 1)]
+    ends = [100 * (p.quality.mean + sign * (p.quality.std or 0.0)) for p in points for sign in (-1, 1)]
     pad = max(2.0, 0.08 * (max(ends) - min(ends)))
     low_y, high_y = max(-2.0, min(ends) - pad), min(102.0, max(ends) + pad)
     left, right, top, bottom = _LEFT, width - _RIGHT, _TOP, height - _BOTTOM
 
     def place_x(seconds: float) -> float:
         share = (math.log10(max(seconds, 10**low_x)) - low_x) / (high_x - low_x)
-        return round(left + min(1.0, max(0.0, share)) * (right - left), 1)
+        return round(left + min(1.0, share) * (right - left), 1)
 
     def place_y(percent: float) -> float:
         share = (percent - low_y) / (high_y - low_y)
         return round(bottom - min(1.0, max(0.0, share)) * (bottom - top), 1)
 
-    def bar(place: Callable[[float], float], value: float, std: float | None) -> tuple[float, float] | None:
-        return None if std is None else (place(value - std), place(value + std))
+    def bar(place: Callable[[float], float], value: Spread, factor: float = 1) -> tuple[float, float] | None:
+        if value.std is None:
+            return None
+        return place(factor * (value.mean - value.std)), place(factor * (value.mean + value.std))
 
     marks = [
         Mark(
             p.name,
-            place_x(p.cost),
-            place_y(p.quality),
-            None if p.total is None else place_x(p.total),
-            bar(place_x, p.cost, p.cost_std),
-            bar(place_y, p.quality, p.quality_std),
+            place_x(p.cost.mean),
+            place_y(100 * p.quality.mean),
+            None if p.total is None else place_x(p.total.mean),
+            bar(place_x, p.cost),
+            bar(place_y, p.quality, 100),
         )
         for p in points
     ]
@@ -214,16 +208,7 @@ _MOST_POINTS = 300
 
 @dataclass(frozen=True)
 class Panel:
-    """One quantity over the epochs, in a square of 100 x 100 that the page stretches.
-
-    Attributes:
-        name: of the quantity.
-        low: of the vertical axis, in words.
-        high: of the vertical axis, in words.
-        first: of the horizontal axis, in words.
-        last: of the horizontal axis, in words.
-        lines: an SVG path for each seed.
-    """
+    """A quantity over the epochs: the ends of its axes in words, a path for each seed in a square of 100 x 100."""
 
     name: str
     low: str
@@ -251,16 +236,7 @@ def panel(name: str, series: Sequence[Sequence[tuple[float, float]]], span: tupl
     return Panel(name, f"{low:.3g}", f"{high:.3g}", f"{first:g}", f"{last:g}", [path(one) for one in series])
 
 
-@dataclass(frozen=True)
-class Curves:
-    """The learning curves of one method."""
-
-    method: str
-    seeds: list[int]
-    panels: list[Panel]
-
-
-def curves_of(curves: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]]) -> list[Curves]:
+def curves_of(curves: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]]) -> dict[str, list[Panel]]:
     """Return small multiples; all methods share a quantity's axis, but for the loss, which is another for each.
 
     Args:
@@ -271,34 +247,23 @@ def curves_of(curves: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]])
         found = [(e["epoch"], e[name]) for e in one if "epoch" in e and name in e]
         return [(epoch, value) for epoch, value in found if math.isfinite(epoch) and math.isfinite(value)]
 
-    every: dict[str, dict[str, list[list[tuple[float, float]]]]] = {}
-    for method, seeds in curves.items():
-        drawn = {name: [s for one in seeds.values() if (s := series(one, name))] for name in CURVES}
-        # A quantity that was looked at once is no curve.
-        every[method] = {name: lines for name, lines in drawn.items() if any(len(line) > 1 for line in lines)}
-
     def span(lines: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float]:
         values = [value for one in lines for _, value in one]
         low, high = min(values), max(values)
         return (low, high) if high > low else (low - 0.5, high + 0.5)
 
-    shared = {
-        name: span([one for drawn in every.values() for one in drawn.get(name, [])])
-        for name in CURVES
-        if any(name in drawn for drawn in every.values())
-    }
-    return [
-        Curves(
-            method,
-            list(curves[method]),
-            [
-                panel(CURVES[name], lines, span(lines) if name == "loss" else shared[name])
-                for name, lines in drawn.items()
-            ],
-        )
-        for method, drawn in every.items()
-        if drawn
-    ]
+    every: dict[str, dict[str, list[list[tuple[float, float]]]]] = {}
+    for method, seeds in curves.items():
+        drawn = {name: [s for one in seeds.values() if (s := series(one, name))] for name in CURVES}
+        # A quantity that was looked at once is no curve.
+        every[method] = {name: lines for name, lines in drawn.items() if any(len(line) > 1 for line in lines)}
+    panels: dict[str, list[Panel]] = {}
+    for method, drawn in every.items():
+        for name, lines in drawn.items():
+            shared = [line for other in every.values() for line in other.get(name, [])]
+            one = panel(CURVES[name], lines, span(lines if name == "loss" else shared))
+            panels.setdefault(method, []).append(one)
+    return panels
 
 
 # -- cluster sizes ---------------------------------------------------------------------------------------------------

@@ -91,9 +91,7 @@ class Group:
         colour: the page's name of the colour: ``few`` or ``many`` and a number, or ``none``: in no group.
         dots: the marks are dots, drawn as the round ends of lines without length; else filled shapes.
         path: SVG path of all marks, in a square of side :data:`SIDE`.
-        label: its name, or empty where it is not told.
-        x: of the name's middle, in per cent.
-        y: of the name's middle, in per cent.
+        label: its name, with the middle at x and y in per cent, or empty where it is not told.
     """
 
     colour: str

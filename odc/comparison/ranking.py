@@ -162,11 +162,6 @@ def amount(value: Spread | None, digits: int = 1, factor: float = 1) -> str:
     return mean if value.std is None else f"{mean} ± {factor * value.std:,.{digits}f}"
 
 
-def percent(value: Spread | None) -> str:
-    """Return a share in per cent, mean ± standard deviation."""
-    return amount(value, 1, 100)
-
-
 def points(value: float) -> str:
     """Return a difference of shares in percentage points, with its sign."""
     text = f"{100 * value:+.1f}".replace("-", "−")
@@ -202,7 +197,7 @@ def headline(rows: Sequence[Row], labelled: bool) -> str:
         )
     acc = rows[0].spread("acc")
     over = f"mean ± sample standard deviation over {len(rows[0].by_seed('acc'))} seeds"
-    text = f"{rows[0].name} has the highest accuracy, {percent(acc)} % "
+    text = f"{rows[0].name} has the highest accuracy, {amount(acc, 1, 100)} % "
     text += "(one seed)" if acc is None or acc.std is None else f"({over})"
     rivals = [(row.name, row.difference) for row in rows if row.difference is not None]
     if not rivals:

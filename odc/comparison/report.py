@@ -75,7 +75,6 @@ def write_report(records: Sequence[Record], dataset: ImageDataset, out: Path, *,
         records=records,
         rows=rows,
         dataset=dataset,
-        names=list(dict.fromkeys(r.dataset for r in records)),
         dates=sorted({r.date[:10] for r in records}),
         splits={r.method: r.evaluated_on for row in rows for r in row.records},
         headline=ranking.headline(rows, found.labelled),
@@ -83,6 +82,7 @@ def write_report(records: Sequence[Record], dataset: ImageDataset, out: Path, *,
         points=points,
         charts=[charts.cost_chart(points, *size) for size in ((WIDE, 400), (NARROW, 320)) if points],
         curves=charts.curves_of(curves),
+        seeds_of={method: list(seeds) for method, seeds in curves.items()},
         shown=[show(row, dataset, thumbnails, out.parent) for row in rows if row.ended],
         images=IMAGES,
         most_clusters=MOST_CLUSTERS,
@@ -123,25 +123,16 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        amount=ranking.amount, percent=ranking.percent, points=ranking.points, joined=ranking.joined
-    )
+    environment.filters.update(amount=ranking.amount, points=ranking.points, joined=ranking.joined)
     return environment
 
 
 def _point(row: Row) -> charts.Point | None:
     """Return a method's place in the chart, where it has both a quality and a cost."""
-    acc, seconds, total = row.spread("acc"), row.spread("seconds"), row.spread("seconds", "pretrain_seconds")
-    if acc is None or seconds is None:
+    cost, quality = row.spread("seconds"), row.spread("acc")
+    if cost is None or quality is None:
         return None
-    return charts.Point(
-        row.name,
-        max(0.01, seconds.mean),
-        None if total is None else max(0.01, total.mean),
-        100 * acc.mean,
-        seconds.std,
-        None if acc.std is None else 100 * acc.std,
-    )
+    return charts.Point(row.name, cost, row.spread("seconds", "pretrain_seconds"), quality)
 
 
 def _runs(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -141,20 +141,13 @@ class Record:
         seed: of the cell.
         values: metrics and costs by name: ``acc``, ``nmi``, ``ari``, ``knn`` in [0, 1]; ``seconds``,
             ``pretrain_seconds`` (of the training that it starts from), ``images_seen``, ``peak_rss_mb``, ``epochs``.
-        dataset: as in :class:`About`, like the three that follow.
-        evaluated_on: name of the data that was evaluated.
-        images: how many.
-        num_clusters: K.
+        dataset, evaluated_on, images, num_clusters: as in :class:`About`.
         config: what it was trained by; empty for an estimator.
         folder: where the cell has left its files, within that of the comparison.
         precision: that it was trained in.
         threads: that it computed with.
         key: hash of all that decides the result.
-        versions: of Python and packages.
-        machine: processor and cores.
-        git_revision: of the checkout; empty where there was none.
-        command: the call that it was run by.
-        date: when, in ISO format.
+        versions, machine, git_revision, command, date: as in :func:`odc.comparison.provenance.provenance`.
         error: why it failed, ``None`` where it ended.
         log: file with what it printed, where it failed.
         before: of a shared stage, which is no row of the table: the rows that start from it.

@@ -13,7 +13,7 @@ from torch import Tensor
 from odc.clustering import kmeans, l2_normalize
 from odc.data.datasets import Targets
 from odc.errors import InputError
-from odc.evaluation.metrics import Ids, evaluate_clustering, knn_accuracy, label_churn, nmi
+from odc.evaluation.metrics import Ids, evaluate_clustering, knn_accuracy, label_churn, nmi, size_entropy
 from odc.evaluation.probes import HELD_OUT, linear_probe, stratified_split
 from odc.registry import METRICS
 from odc.structures import Labels, make_generator
@@ -66,6 +66,17 @@ def _truth(evaluation: Evaluation, metric: object) -> Targets | None:
         "current",
     )
     return None
+
+
+def _known(evaluation: Evaluation, metric: object, most: int) -> tuple[Tensor, Tensor] | None:
+    """Return features and targets of at most so many evenly spaced samples of known class; ``None`` as above."""
+    truth = _truth(evaluation, metric)
+    if truth is None:
+        return None
+    known = torch.from_numpy(np.flatnonzero(truth >= 0))
+    if len(known) > most:
+        known = known[torch.linspace(0, len(known) - 1, most).round().long()]
+    return evaluation.features[known], torch.from_numpy(truth)[known]
 
 
 @METRICS.register_module()
@@ -154,14 +165,8 @@ class KNNMetric:
 
     def __call__(self, evaluation: Evaluation) -> dict[str, float]:
         """Return ``{"knn": accuracy}``, or nothing without ground truth."""
-        truth = _truth(evaluation, self)
-        if truth is None:
-            return {}
-        known = torch.from_numpy(np.flatnonzero(truth >= 0))
-        if len(known) > self.max_samples:
-            known = known[torch.linspace(0, len(known) - 1, self.max_samples).round().long()]
-        targets = torch.from_numpy(truth)[known]
-        return {"knn": knn_accuracy(evaluation.features[known], targets, min(self.k, len(known) - 1))}
+        known = _known(evaluation, self, self.max_samples)
+        return {} if known is None else {"knn": knn_accuracy(*known, min(self.k, len(known[1]) - 1))}
 
 
 @METRICS.register_module()
@@ -189,13 +194,10 @@ class LinearProbe:
 
     def __call__(self, evaluation: Evaluation) -> dict[str, float]:
         """Return ``{"linear": accuracy}``, or nothing without ground truth."""
-        truth = _truth(evaluation, self)
-        if truth is None:
+        known = _known(evaluation, self, self.max_samples)
+        if known is None:
             return {}
-        known = torch.from_numpy(np.flatnonzero(truth >= 0))
-        if len(known) > self.max_samples:
-            known = known[torch.linspace(0, len(known) - 1, self.max_samples).round().long()]
-        x, y = evaluation.features[known], torch.from_numpy(truth)[known]
+        x, y = known
         generator = make_generator(self.seed, "LinearProbe")
         train, test = stratified_split(y, HELD_OUT, generator)
         if len(y.unique()) < 2 or not len(test):
@@ -226,8 +228,7 @@ def label_statistics(index_before: Tensor, target_before: Tensor, labels: Labels
         if bool(both.any()):
             values["churn"] = label_churn(before[both], now[both])
             values["nmi_prev"] = nmi(before[both], now[both])
-    counts = labels.counts.double()
-    share = counts[counts > 0] / counts.sum()
-    values["entropy"] = float(-(share * share.log()).sum() / np.log(n_clusters))
-    values["empty"] = float((counts == 0).sum())
+    sizes = labels.counts.cpu().numpy()
+    values["entropy"] = size_entropy(sizes)
+    values["empty"] = float((sizes == 0).sum())
     return values

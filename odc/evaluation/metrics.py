@@ -57,11 +57,13 @@ def ari(pred: Ids, target: Ids) -> float:
 
 def cluster_entropy(pred: Ids, n_clusters: int) -> float:
     """Return the entropy of the cluster sizes over ln K: 1 is perfectly even, 0 everything in one cluster; K = 1: 1."""
-    if n_clusters == 1:
-        return 1.0
-    sizes = _sizes(pred, n_clusters)
+    return size_entropy(_sizes(pred, n_clusters)) if n_clusters > 1 else 1.0
+
+
+def size_entropy(sizes: npt.NDArray[Any]) -> float:
+    """Return the entropy of the sizes (K,) of two clusters or more, over ln K."""
     share = sizes[sizes > 0] / sizes.sum()
-    return max(0.0, float(-(share * np.log(share)).sum() / np.log(n_clusters)))
+    return max(0.0, float(-(share * np.log(share)).sum() / np.log(len(sizes))))
 
 
 def empty_clusters(pred: Ids, n_clusters: int) -> int:

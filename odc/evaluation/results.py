@@ -13,7 +13,7 @@ from odc.evaluation.gallery import CLUSTERS, PICTURE, write_clusters
 from odc.files import write_text
 from odc.reading import fields, listing, mapping, read_json, real, text, whole
 
-METRICS, MARK = "metrics.json", ".results.json"
+METRICS_FILE, MARK_FILE = "metrics.json", ".results.json"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def write_results(
         epochs: of training behind it: a mark, written last, binds the files to that, for :func:`read_results`.
     """
     files = list(write_clusters(dataset, evaluation, folder)) if evaluation.scores.shape[1] else []
-    files.append(folder / METRICS)
+    files.append(folder / METRICS_FILE)
     write_text(files[-1], json.dumps({**values, "precision": precision}, indent=2) + "\n")
     if epochs is not None:
         mark = {
@@ -57,12 +57,12 @@ def write_results(
             "without_images": evaluation.without_images,
             "files": {file.name: _checksum(file) for file in files},
         }
-        write_text(folder / MARK, json.dumps(mark) + "\n")
+        write_text(folder / MARK_FILE, json.dumps(mark) + "\n")
     return files
 
 
 _MARK = fields({"epochs": whole(), "without_images": listing(whole()), "files": mapping(text)})
-_METRICS = fields({"precision": text}, real())
+_VALUES = fields({"precision": text}, real())
 _NONE = "is no record of results", "they are made again"
 
 
@@ -72,13 +72,13 @@ def read_results(folder: Path, epochs: int) -> Results | None:
     The files are compared with their checksums in the mark, so nothing damaged or cut short counts.
     """
     try:
-        mark = read_json(folder / MARK, _MARK, *_NONE)
+        mark = read_json(folder / MARK_FILE, _MARK, *_NONE)
         files = mark["files"]
-        if mark["epochs"] != epochs or set(files) not in ({METRICS}, {METRICS, CLUSTERS, PICTURE}):
+        if mark["epochs"] != epochs or set(files) not in ({METRICS_FILE}, {METRICS_FILE, CLUSTERS, PICTURE}):
             return None
         if any(_checksum(folder / name) != checksum for name, checksum in files.items()):
             return None
-        values = read_json(folder / METRICS, _METRICS, *_NONE)
+        values = read_json(folder / METRICS_FILE, _VALUES, *_NONE)
     except (OSError, ValueError):  # missing, or not what write_results wrote
         return None
     return Results({name: value for name, value in values.items() if name != "precision"}, mark["without_images"])
