@@ -9,13 +9,13 @@ from mmengine import Config
 from torch import Tensor
 
 from odc.apis import embed, load_runner
-from odc.data.datasets import ImageDataset
+from odc.data.datasets import ImageDataset, build_dataset
 from odc.data.embeddings import Embeddings
 from odc.engine.data import ClusterData
 from odc.errors import InputError
 from odc.evaluation.probes import HELD_OUT, ProbeReport, run_probes, stratified_split
 from odc.files import writable_file, write_text
-from odc.registry import DATASETS, build, check_arguments
+from odc.registry import check_arguments
 from odc.structures import make_generator
 
 
@@ -63,9 +63,9 @@ def probe(
             data.close()
     else:
         check_arguments(ClusterData, cfg.data, "data")
-        train = test = build(DATASETS, cfg.data.dataset)
+        train = test = build_dataset(cfg.data.dataset)
         if cfg.data.get("eval_dataset"):
-            test = build(DATASETS, cfg.data.eval_dataset)
+            test = build_dataset(cfg.data.eval_dataset)
         separate = _check_labels(train, test)
         if separate and test_features is None:
             raise InputError(

@@ -15,6 +15,7 @@ import torch
 from small_heads import HEAD_CONFIGS, config
 
 from odc.apis import build_runner
+from odc.data.table import read_table
 
 EVERY_STEP = {"default_hooks.checkpoint": dict(type="CheckpointHook", by_epoch=False, interval=1, max_keep_ckpts=99)}
 
@@ -122,6 +123,13 @@ def test_two_ranks_agree_and_resume(tmp_path: Path) -> None:
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     for found in ranks:
         assert found.pop("precision") == {"whole": {"precision": "float32"}}, "a rank computes in bfloat16 alone"
+    alone, again = (rank.pop("table")["alone"] for rank in ranks)
+    rows = read_table(tmp_path / "table" / "clusters.csv", "path", "cluster", "confidence")
+    assert {row["path"]: row["cluster"] for row in rows} == {path: cluster for path, (cluster, _) in alone.items()}
+    for row in rows:
+        assert float(row["confidence"]) == pytest.approx(alone[row["path"]][1], abs=1e-4)
+    assert alone == again
+    assert len({f"{p:.3f}" for _, p in alone.values()}) > 15, "rows in another order would look the same"
     refused, quiet = (rank.pop("refused") for rank in ranks)
     assert "2 trained parameters, 'backbone.fc.weight' first" in refused["unused"]
     assert "find_unused_parameters=True" in refused["unused"]

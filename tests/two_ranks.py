@@ -14,9 +14,12 @@ import torch
 from small_heads import HEAD_CONFIGS, config
 
 from odc.apis import build_runner
+from odc.engine.extract import extract
 from odc.errors import InputError
+from odc.evaluation.gallery import write_clusters
 from odc.models.backbones import ConvNet
 from odc.registry import BACKBONES
+from odc.structures import LocalComm
 
 EVERY_STEP = {"default_hooks.checkpoint": dict(type="CheckpointHook", by_epoch=False, interval=1, max_keep_ckpts=99)}
 
@@ -44,6 +47,22 @@ def digests(runner: Any) -> dict[str, str]:
     }
 
 
+def clusters(folder: Path) -> dict[str, tuple[str, float]]:
+    """Let two ranks share 47 images, write the table of their clusters, and return it as one rank alone finds it."""
+    runner = build_runner(config("odc", str(folder), launcher="pytorch", **{"data.dataset.n": 47}))
+    runner.train()
+    data, model = runner.train_loop.data, runner.model.module
+    model.head.predict = lambda z: 30 * torch.nn.functional.normalize(z - z.new_tensor(range(z.shape[1])).sin())
+    evaluation = runner.val_loop.evaluate()
+    if runner.rank == 0:
+        write_clusters(data.dataset, evaluation, folder)
+    table = extract(model, data.train, LocalComm(), batch_size=5, logits=model.head.predict)
+    assert table.logits is not None
+    confidence, cluster = table.logits.softmax(1).max(1)
+    found = zip(table.index.tolist(), cluster.tolist(), confidence.tolist(), strict=True)
+    return {data.dataset.paths[i]: (str(c), p) for i, c, p in found}
+
+
 def main(folder: Path) -> None:
     results: dict[str, dict[str, Any]] = {}
     rank = 0
@@ -60,6 +79,7 @@ def main(folder: Path) -> None:
         again.train()
         results[name] = {"whole": digests(whole), "resumed": digests(again)}
         rank = whole.rank
+    results["table"] = {"alone": clusters(folder / "table")}
     os.environ["ODC_BFLOAT16"] = str(1 - rank)  # the second rank must not
     one = build_runner(config("dc", str(folder / "one"), launcher="pytorch", precision="auto"))
     one.train()

@@ -29,13 +29,12 @@ from odc.comparison.results import (
     read_results,
 )
 from odc.comparison.table import document
-from odc.data.datasets import ImageDataset
+from odc.data.datasets import ImageDataset, build_dataset
 from odc.errors import DamagedError, InputError
 from odc.evaluation.gallery import write_skipped
 from odc.files import write_text
 from odc.reading import reading
 from odc.recipes.stage import FILES
-from odc.registry import DATASETS, build
 from odc.work_dir import working
 
 
@@ -72,8 +71,8 @@ def _compare(request: Request, stream: TextIO) -> list[Record]:
             how = "with other settings or another version of its config"
             how = how if ran == runs else f"trained in {ran}, but here and now it would be in {runs}"
             raise InputError(f"{out / RESULTS} has {cell.title} {how}: choose another --out, or delete that folder")
-    dataset: ImageDataset = build(DATASETS, told["data"])
-    trained: ImageDataset = dataset if clustered == told["data"] else build(DATASETS, clustered)
+    dataset = build_dataset(told["data"])
+    trained = dataset if clustered == told["data"] else build_dataset(clustered)
     write_skipped(dataset, out)
     # Rows of earlier calls on the same folder stay in its table.
     methods = [*([] if before is None else before.methods), *(cell.method for cell in cells)]
@@ -126,7 +125,7 @@ def report_only(out: Path) -> list[Record]:
     if not records:
         raise InputError(f"no cell of the comparison in {out} has ended yet: there is nothing to report")
     with reading(out / ABOUT, "names data that cannot be read", "put back the images that were compared on"):
-        dataset: ImageDataset = build(DATASETS, about.data)
+        dataset = build_dataset(about.data)
     if dataset.fingerprint != about.fingerprint:
         raise InputError(
             f"the {len(dataset):,} images {dataset.origin} are not those that were compared on (fingerprint "

@@ -1,6 +1,6 @@
 """Images, the views of them that training asks for, and the order in which rows are drawn."""
 
-from odc.data.datasets import ArrayDataset, Digits, ImageDataset, LongTail, TorchvisionDataset
+from odc.data.datasets import ArrayDataset, Digits, ImageDataset, LongTail, TorchvisionDataset, build_dataset
 from odc.data.embeddings import Embeddings
 from odc.data.image_files import FileDataset, ImageCSV, ImageFolder, ImageList
 from odc.data.keyed import Cutout, RandomOps
@@ -34,6 +34,7 @@ __all__ = [
     "VariantTransform",
     "ViewDataset",
     "ViewRequest",
+    "build_dataset",
     "build_transform",
     "draw_rows",
     "low_shot",

@@ -26,7 +26,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from odc.errors import InputError, nearest
-from odc.registry import DATASETS, build
+from odc.registry import DATASETS, resolve
 from odc.structures import UNLABELLED, make_generator
 
 Targets = npt.NDArray[np.int64]
@@ -156,6 +156,28 @@ class ImageDataset(ABC):
         return f"{len(self):,} images {self.origin} ({labels}), fingerprint {self.fingerprint}"
 
 
+def build_dataset(config: Mapping[str, Any]) -> ImageDataset:
+    """Build a data set from its config.
+
+    Raises:
+        InputError: as :func:`odc.registry.build`, or for a class of one's own that something is missing of.
+    """
+    kind, arguments = resolve(DATASETS, config)
+    missing = sorted(getattr(kind, "__abstractmethods__", ()))
+    if not missing:
+        dataset: ImageDataset = kind(**arguments)
+        public = (name for name in dir(ImageDataset) if not name.startswith("_"))
+        needed = dict.fromkeys(("paths", *sorted(ImageDataset.__abstractmethods__), *public))
+        missing = [name for name in needed if name not in dir(dataset)]
+    if missing:
+        others = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise InputError(
+            f"data set '{kind.__name__}' does not have {', '.join(missing[:3])}{others}: inherit from "
+            "odc.data.ArrayDataset (images in memory) or odc.data.ImageDataset, and define what is missing"
+        )
+    return dataset
+
+
 class ArrayDataset(ImageDataset):
     """Images that are in memory already.
 
@@ -262,7 +284,7 @@ class LongTail(ImageDataset):
     """
 
     def __init__(self, dataset: dict[str, Any], ratio: float, seed: int = 0) -> None:
-        whole: ImageDataset = build(DATASETS, dataset)
+        whole = build_dataset(dataset)
         if not 0.0 < ratio <= 1.0:
             raise InputError(f"LongTail's ratio is in (0, 1], not {ratio}")
         if whole.targets is None or bool((whole.targets < 0).any()):

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from mmengine.device import get_device
 
-from odc.data.datasets import ImageDataset
+from odc.data.datasets import ImageDataset, build_dataset
 from odc.data.image_files import FileDataset
 from odc.data.pipeline import Pipeline
 from odc.data.views import ViewDataset, make_loader
 from odc.errors import InputError
-from odc.registry import DATASETS, build
 
 EXTRACT_VIEW = "extract"
 
@@ -69,10 +68,10 @@ class ClusterData:
         self.views = {name: Pipeline(transforms) for name, transforms in views.items()}
         self.extract_batch_size = extract_batch_size
         device = get_device()  # where the runner will put the model
-        self.train = Source(build(DATASETS, dataset), self.views, num_workers, device, batched)
+        self.train = Source(build_dataset(dataset), self.views, num_workers, device, batched)
         self.eval = self.train
         if eval_dataset is not None:
-            self.eval = Source(build(DATASETS, eval_dataset), self.views, num_workers, device, batched)
+            self.eval = Source(build_dataset(eval_dataset), self.views, num_workers, device, batched)
             _check_ranges(self.train.dataset, self.eval.dataset)
         self.steps = 1  # of the epoch that is running; mmengine's logs and timers read it through len()
 

@@ -71,7 +71,12 @@ class ClusterModel(BaseModel):
         self.pretrained = pretrained
         # Convolutions are faster so, by a third on a CPU; networks without any take no notice.
         self.backbone = build(BACKBONES, backbone).to(memory_format=torch.channels_last)
-        self.neck = build(NECKS, neck or {"type": "AvgPool"}, in_channels=self.backbone.out_channels)
+        width = getattr(self.backbone, "out_channels", None)
+        if not isinstance(width, int):
+            raise InputError(
+                f"backbone '{backbone['type']}' has no out_channels: set it in __init__ to the width of its output"
+            )
+        self.neck = build(NECKS, neck or {"type": "AvgPool"}, in_channels=width)
         self.head: ClusterHead = build(HEADS, head, in_channels=self.neck.out_channels)
         if not isinstance(self.head, ClusterHead):
             raise InputError(f"head '{type(self.head).__name__}' must inherit from odc.heads.ClusterHead")

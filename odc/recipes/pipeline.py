@@ -20,7 +20,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 
-from odc.data.datasets import ImageDataset
+from odc.data.datasets import build_dataset
 from odc.engine.precision import settle_precision
 from odc.errors import InputError
 from odc.evaluation.gallery import listed, write_skipped
@@ -29,7 +29,6 @@ from odc.files import writable, write_text
 from odc.reading import fields, listing, optional, read_json, real, text, whole
 from odc.recipes.recipe import Recipe
 from odc.recipes.stage import Left, Stage, Train
-from odc.registry import DATASETS, build
 from odc.work_dir import working
 
 MEASURED = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "knn": "kNN", "kmeans_acc": "k-means ACC"}
@@ -80,7 +79,7 @@ class Pipeline:
         self.folder, self.hooks, self.fitted = Path(folder), hooks, list[str]()
         self.places = {stage.name: self.folder / stage.name for stage in recipe.stages} | dict(places or {})
         config = next(stage.config for stage in recipe.stages if stage.config is not None)
-        self.dataset: ImageDataset = build(DATASETS, config.data.dataset)
+        self.dataset = build_dataset(config.data.dataset)
         stages = list[Stage]()
         for stage in recipe.stages:
             if isinstance(stage, Train):
