@@ -76,7 +76,7 @@ def probe(
             raise InputError(f"the config has no data.eval_dataset that '{test_features}' could be of: set it")
         tables = [Embeddings.load(file) for file in (features, test_features) if file is not None]
     x, y = tables[0].for_dataset(train), _targets(train)
-    rng = make_generator(cfg.randomness.seed, "probe")
+    generator = make_generator(cfg.randomness.seed, "probe")
     if separate:
         queries, wanted = tables[1].for_dataset(test), _targets(test)
         for name, value in tables[0].meta.items():
@@ -87,7 +87,7 @@ def probe(
                 )
         told = f"{int((wanted >= 0).sum()):,} images {test.origin} (data.eval_dataset), fingerprint {test.fingerprint}"
     else:
-        kept, held = stratified_split(y, HELD_OUT, rng)
+        kept, held = stratified_split(y, HELD_OUT, generator)
         x, y, queries, wanted = x[kept], y[kept], x[held], y[held]
         told = (
             f"the other {len(held):,}, {HELD_OUT:.0%} of every class, drawn by seed {cfg.randomness.seed} "
@@ -101,7 +101,7 @@ def probe(
         "training": f"{int((y >= 0).sum()):,} images {train.origin}, fingerprint {train.fingerprint}",
         "test": told,
     }
-    report = ProbeReport(provenance, run_probes(x, y, queries, wanted, generator=rng))
+    report = ProbeReport(provenance, run_probes(x, y, queries, wanted, generator=generator))
     if out is not None:
         write_text(out, report.to_json())
     return report

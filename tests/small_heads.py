@@ -6,6 +6,7 @@ Each is the essence of a published method, small enough to train for two epochs 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,10 @@ class MeanTeacher(_Linear):
         wanted = self.teacher(z["other"][:, 0]).softmax(1).detach()
         return Losses({"loss": F.cross_entropy(self.predict(z["train"][:, 0]), wanted)})
 
-    def update(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> None:
+    def update(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> tuple[()]:
         for teacher, student in zip(self.teacher.parameters(), self.classifier.parameters(), strict=True):
             teacher.lerp_(student, 0.1)
+        return ()
 
 
 @HEADS.register_module(force=True)
@@ -174,10 +176,11 @@ class TwoStreams(_Linear):
 
     def update(
         self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm
-    ) -> LabelDelta | None:
+    ) -> Iterator[LabelDelta]:
         row = comm.gather(batches["labelled"].row).unique()
         row = row[torch.rand(len(row), generator=generator) < 0.2]
-        return LabelDelta(row, (labels.target[row] + 1) % self.num_clusters) if len(row) else None
+        for part in row.split(3):  # one after the other
+            yield LabelDelta(part, (labels.target[part] + 1) % self.num_clusters)
 
     def select(self, table: FeatureTable, comm: Comm) -> None:
         self.best.copy_(torch.maximum(self.best, comm.gather(table.features).norm(dim=1).max()))

@@ -1,7 +1,7 @@
 """Time of ODC's memory per iteration, against the matrix product that no implementation of it can avoid.
 
-One iteration is ``SampleMemory.update`` on a batch of B samples, plus a tenth of the ``update_centroids`` and the
-``split_small`` that follow every tenth. The yardstick is ``torch.mm`` of (B, D) by (D, K): the scores of B samples
+One iteration is what ``ODCHead.update`` does with a batch of B samples, labels included, plus a tenth of the centroids
+and splits that follow every tenth. The yardstick is ``torch.mm`` of (B, D) by (D, K): the scores of B samples
 under K centroids. Blocks of ten of either are timed in turn, and the median of the blocks' ratios is the result.
 
 The memory starts from K random unit vectors with noise around them, in clusters of uneven sizes, so that labels are
@@ -27,7 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odc.comparison.provenance import cpu_model
-from odc.memory import SampleMemory
+from odc.heads import ODCHead
+from odc.memory import LabelStore
+from odc.structures import Batch, LabelDelta, LocalComm, PseudoLabels
 
 EVERY = 10  # iterations between two recomputations of the centroids
 
@@ -38,17 +40,19 @@ def around(centres: Tensor, clusters: Tensor, generator: torch.Generator) -> Ten
     return centres[clusters] + noise.mul_(0.7 / centres.shape[1] ** 0.5)
 
 
-def filled_memory(args: argparse.Namespace, centres: Tensor, generator: torch.Generator) -> SampleMemory:
-    """Return a memory filled with synthetic clusters whose sizes are log-normal."""
+def filled(args: argparse.Namespace, centres: Tensor, generator: torch.Generator) -> tuple[ODCHead, LabelStore]:
+    """Return a head whose memory is filled with synthetic clusters of log-normal sizes, and the store of its labels."""
     N, K, D = args.samples, args.clusters, args.dim
-    memory = SampleMemory(D, K, min_cluster=args.min_cluster)
+    head = ODCHead(D, K, batch_size=args.batch, min_cluster=args.min_cluster, centroid_interval=EVERY)
     weights = torch.randn(K, generator=generator).mul_(0.5).exp_()
     labels = torch.multinomial(weights, N, replacement=True, generator=generator)
     features = torch.empty(N, D, dtype=torch.float16)
     for start in range(0, N, 65536):
         features[start : start + 65536] = around(centres, labels[start : start + 65536], generator)
-    memory.fill(features, labels)
-    return memory
+    head.memory.fill(features, labels)
+    store = LabelStore(0)
+    store.replace(PseudoLabels(torch.arange(N)[:, None], labels[:, None], (K,)))
+    return head, store
 
 
 def make_batches(
@@ -58,7 +62,7 @@ def make_batches(
     batches = []
     for _ in range(EVERY * min(args.pairs, 8)):
         ids = torch.randint(args.samples, (args.batch,), generator=generator)
-        clusters = labels[ids].long()
+        clusters = labels[ids]
         stray = torch.rand(args.batch, generator=generator) < 0.05
         clusters[stray] = torch.randint(args.clusters, (int(stray.sum()),), generator=generator)
         batches.append((ids, around(centres, clusters, generator)))
@@ -82,25 +86,33 @@ def main() -> None:
 
     generator = torch.Generator().manual_seed(args.seed)
     centres = F.normalize(torch.randn(args.clusters, args.dim, generator=generator), dim=1)
-    memory = filled_memory(args, centres, generator)
+    head, store = filled(args, centres, generator)
+    memory, comm = head.memory, LocalComm()
     start = time.perf_counter()
-    moved_first = len(memory.split_small(generator)[0])
-    first_split = time.perf_counter() - start
-    batches = make_batches(args, memory.labels, centres, generator)
+    rows, new = memory.plan_split(store.view(), generator)
+    memory.relabel(rows, new, store.view())
+    store.update(LabelDelta(rows, new[:, None]))
+    memory.update_centroids(store.counts)
+    first_split, moved_first = time.perf_counter() - start, len(rows)
+    batches = make_batches(args, store.target[:, 0], centres, generator)
     scores = torch.empty(args.batch, args.clusters)
     changed = moved = 0
 
     def ours(block: int) -> float:
         nonlocal changed, moved
         chosen = [batches[(block * EVERY + i) % len(batches)] for i in range(EVERY)]
-        before = [memory.labels[torch.unique(ids)] for ids, _ in chosen]
+        given = [
+            {"train": Batch(ids, ids[:, None], ids, ids[:, None], {"train": features[:, None]})}
+            for ids, features in chosen
+        ]
+        before = store.target.clone()
         start = time.perf_counter()
-        results = [memory.update(ids, features) for ids, features in chosen]
-        memory.update_centroids()
-        split_ids, _ = memory.split_small(generator)
+        for batch in given:
+            for number, delta in enumerate(head.update(batch, store.view(), generator, comm)):
+                store.update(delta)
+                moved += number * len(delta.row)  # the second ones are those of splits
         seconds = (time.perf_counter() - start) / EVERY
-        changed += sum(int((old != new).sum()) for old, (_, new) in zip(before, results, strict=True))
-        moved += len(split_ids)
+        changed += int((store.target != before).sum())
         return seconds
 
     def product(block: int) -> float:
@@ -145,13 +157,13 @@ def main() -> None:
     print(
         f"N={args.samples} K={args.clusters} D={args.dim} B={args.batch}, {args.threads} thread(s), "
         f"torch {torch.__version__}, {cpu_model()}\n"
-        f"memory   {result['iteration_ms']:8.2f} ms an iteration: update, a tenth of update_centroids and split_small\n"
+        f"memory   {result['iteration_ms']:8.2f} ms an iteration: memory, labels, a tenth of centroids and splits\n"
         f"product  {result['product_ms']:8.2f} ms (torch.mm, B×D by D×K)\n"
         f"ratio    {result['ratio']:8.2f}    median of n={args.pairs} paired blocks of {EVERY}, "
         f"quartiles {low:.2f} to {high:.2f}\n"
         f"labels changed {changed / (EVERY * args.pairs):.1f} an iteration, "
         f"moved by splits {moved / (EVERY * args.pairs):.1f}; "
-        f"first split_small {first_split:.2f} s for {moved_first} samples; "
+        f"first splits {first_split:.2f} s for {moved_first} samples; "
         f"peak memory {result['peak_memory_mib']:.0f} MiB"
     )
     if args.json:

@@ -5,9 +5,10 @@ What takes ``comm`` works on the rows of all ranks, each of which gives its own.
 
 from odc.clustering.confidence import log_odds
 from odc.clustering.consistency import local_consistency, reliable_samples
-from odc.clustering.kmeans import KMeansResult, KMeansStats, MissingFaissError, kmeans
+from odc.clustering.kmeans import KMeansResult, KMeansStats, MissingFaissError, kmeans, kmeans_over_ranks
 from odc.clustering.knn import knn_search
 from odc.clustering.preprocess import Whitening, fit_whitening, l2_normalize, l2_normalize_
+from odc.clustering.sizes import imbalance, size_entropy
 from odc.clustering.two_level import TwoLevelResult, TwoLevelStats, share_clusters, two_level_kmeans
 
 __all__ = [
@@ -18,7 +19,9 @@ __all__ = [
     "TwoLevelStats",
     "Whitening",
     "fit_whitening",
+    "imbalance",
     "kmeans",
+    "kmeans_over_ranks",
     "knn_search",
     "l2_normalize",
     "l2_normalize_",
@@ -26,5 +29,6 @@ __all__ = [
     "log_odds",
     "reliable_samples",
     "share_clusters",
+    "size_entropy",
     "two_level_kmeans",
 ]

@@ -58,7 +58,7 @@ def local_consistency(
 def reliable_samples(
     beta: Tensor,
     labels: Tensor,
-    n_clusters: int,
+    num_clusters: int,
     threshold: float = 0.99,
     scores: Tensor | None = None,
     score_threshold: float | None = None,
@@ -72,7 +72,7 @@ def reliable_samples(
     Args:
         beta: (N,) of :func:`local_consistency`.
         labels: (N,) int64 in 0..K - 1.
-        n_clusters: K.
+        num_clusters: K.
         threshold: s_c; in the paper .99 (CIFAR) and .90 (STL).
         scores: (N,) confidence of the label.
         score_threshold: keep only scores above this; needs ``scores``.
@@ -98,8 +98,8 @@ def reliable_samples(
         shapes = [tuple(x.shape) for x in (beta, labels, scores) if x is not None]
         raise InputError(f"β, labels and scores must be (N,), N at least 1; got {', '.join(map(str, shapes))}")
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= n_clusters:
-        raise InputError(f"labels run from {low} to {high}, but the clusters are 0 to {n_clusters - 1}")
+    if low < 0 or high >= num_clusters:
+        raise InputError(f"labels run from {low} to {high}, but the clusters are 0 to {num_clusters - 1}")
     for name, x in (("β", beta), ("scores", scores)):
         if x is not None and not bool(x.isfinite().all()):
             raise InputError(f"{int((~x.isfinite()).sum())} of {N} {name} are not finite: evaluate the features anew")
@@ -118,11 +118,11 @@ def reliable_samples(
                 f"no sample is reliable: {consistent:,} of {len(beta):,} have a local consistency above {threshold}, "
                 f"but their highest score is {highest:.4f}, not above {score_threshold}: lower score_threshold"
             )
-    counts = torch.bincount(labels[mask], minlength=n_clusters)
+    counts = torch.bincount(labels[mask], minlength=num_clusters)
     if bool((counts == 0).any()):
         none = (counts == 0).nonzero().squeeze(1).tolist()
         some = ", ".join(map(str, none[:10])) + (", ..." if len(none) > 10 else "")
-        print_log(f"{len(none)} of {n_clusters} clusters have no reliable sample: {some}", "current", logging.WARNING)
+        print_log(f"{len(none)} of {num_clusters} clusters have no reliable sample: {some}", "current", logging.WARNING)
     if balance is not None:
         most = int(counts[counts > 0].min()) if quota is None else quota
         mask = mask & (_rank_in_cluster(mask, labels, beta, scores) < most)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from odc.clustering.preprocess import check_differ
+from odc.clustering.sizes import imbalance
 from odc.errors import InputError
 from odc.structures import Comm
 
@@ -30,7 +30,7 @@ class KMeansStats:
     Attributes:
         sizes: (K,) int64 points in each cluster; all at least 1.
         objective: FAISS's objective before each update of the centroids: the sum over points of the squared distance
-            to the nearest centroid, or, spherical, of the inner product with it. Empty when K = N.
+            to the nearest centroid. Empty when K = N.
         imbalance: K · Σ sizes² / N²; 1 is perfectly even, K is everything in one cluster.
         refilled: clusters that the last assignment left empty and that were refilled.
     """
@@ -104,32 +104,27 @@ def finite_array(x: Tensor | npt.NDArray[Any], name: str) -> FloatArray:
 
 def kmeans(
     x: Tensor | npt.NDArray[Any],
-    n_clusters: int,
+    num_clusters: int,
     *,
     generator: torch.Generator,
     n_iter: int = 20,
     n_redo: int = 1,
     plus_plus: bool = False,
-    spherical: bool = False,
-    max_points_per_centroid: int = 10_000_000,
 ) -> KMeansResult:
-    """Cluster the rows of ``x`` into ``n_clusters`` clusters, none of them empty.
+    """Cluster the rows of ``x`` into ``num_clusters`` clusters, none of them empty.
 
     FAISS trains the centroids; then every point is assigned once more. Which consistency holds: a label is the nearest
-    centroid (spherical: the largest inner product) as trained. Clusters that this assignment leaves empty are refilled
-    by splitting the largest cluster in two by 2-means; those two then have the mean of their own members as centroid
-    (spherical: normalised), and no other point is looked at again.
+    centroid as trained. Clusters that this assignment leaves empty are refilled by splitting the largest cluster in two
+    by 2-means; those two then have the mean of their own members as centroid, and no other point is looked at again.
 
     Args:
         x: (N, D) points, converted to float32; normalise them first if the method says so.
-        n_clusters: K, 1 to N.
+        num_clusters: K, 1 to N.
         generator: the seed is drawn from it; the same seed gives the same bits on the same machine.
         n_iter: Lloyd's iterations.
         n_redo: runs from different starts; the one with the best objective is kept.
         plus_plus: start from points far from each other (k-means++, Arthur & Vassilvitskii, SODA 2007) instead of from
             random ones.
-        spherical: unit-length centroids, assignment by inner product.
-        max_points_per_centroid: train on a random sample of K times this many points if there are more.
 
     Raises:
         InputError: K is not within 1..N, ``n_iter`` or ``n_redo`` < 1, ``x`` is not (N, D), or rows are not finite or
@@ -138,8 +133,8 @@ def kmeans(
     """
     points = finite_array(x, "x")
     N, D = points.shape
-    if not 1 <= n_clusters <= N:
-        raise InputError(f"{n_clusters} clusters from {N} samples: lower the number of clusters to between 1 and {N}")
+    if not 1 <= num_clusters <= N:
+        raise InputError(f"{num_clusters} clusters from {N} samples: lower the number of clusters to between 1 and {N}")
     if n_iter < 1:
         raise InputError(f"k-means needs at least 1 iteration, not {n_iter}")
     if n_redo < 1:
@@ -147,32 +142,30 @@ def kmeans(
     faiss = load_faiss()
     device = x.device if isinstance(x, Tensor) else torch.device("cpu")
 
-    clustering = faiss.Clustering(D, n_clusters)
+    clustering = faiss.Clustering(D, num_clusters)
     clustering.niter = n_iter
     clustering.nredo = n_redo
     if plus_plus:
         clustering.init_method = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
-    clustering.spherical = spherical
     clustering.min_points_per_centroid = 1  # fewer than 39 is a warning on stderr otherwise
-    clustering.max_points_per_centroid = max_points_per_centroid
+    clustering.max_points_per_centroid = 10_000_000  # all points; 256 otherwise
     clustering.seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
-    index = flat_index(D, inner_product=spherical, device=device)
+    index = flat_index(D, inner_product=False, device=device)
     clustering.train(points, index)
-    centroids: FloatArray = faiss.vector_float_to_array(clustering.centroids).reshape(n_clusters, D)
+    centroids: FloatArray = faiss.vector_float_to_array(clustering.centroids).reshape(num_clusters, D)
     stats = clustering.iteration_stats
     objective = tuple(float(stats.at(i).obj) for i in range(stats.size()))
 
     index.reset()
     index.add(centroids)
     labels: npt.NDArray[np.int64] = index.search(points, 1)[1][:, 0]  # FAISS blocks this: never N×K in memory
-    refilled = _refill(points, labels, centroids, spherical)
+    refilled = _refill(points, labels, centroids)
 
-    sizes = np.bincount(labels, minlength=n_clusters)
-    imbalance = n_clusters * float((sizes.astype(np.float64) ** 2).sum()) / N**2
+    sizes = np.bincount(labels, minlength=num_clusters)
     return KMeansResult(
         torch.from_numpy(centroids).to(device),
         torch.from_numpy(labels).to(device),
-        KMeansStats(torch.from_numpy(sizes), objective, imbalance, refilled),
+        KMeansStats(torch.from_numpy(sizes), objective, imbalance(sizes, num_clusters), refilled),
     )
 
 
@@ -211,24 +204,17 @@ def kmeans_over_ranks(
     return labels, centroids
 
 
-def _refill(points: FloatArray, labels: npt.NDArray[np.int64], centroids: FloatArray, spherical: bool) -> int:
+def _refill(points: FloatArray, labels: npt.NDArray[np.int64], centroids: FloatArray) -> int:
     """Give every empty cluster a part of the cluster that is largest then; in place; return how many there were."""
     sizes = np.bincount(labels, minlength=len(centroids))
     empty = np.flatnonzero(sizes == 0)
-    heap = [(-int(n), c) for c, n in enumerate(sizes)]
-    heapq.heapify(heap)
     for cluster in empty.tolist():
-        # N >= K and an empty cluster: the largest one has at least two members.
-        _, donor = heap[0]
+        donor = int(sizes.argmax())  # N >= K and an empty cluster: the largest one has at least two members
         members = np.flatnonzero(labels == donor)
         half = _two_means(points[members])
         labels[members[half]] = cluster
         for c, rows in ((cluster, members[half]), (donor, members[~half])):
-            centroids[c] = points[rows].mean(axis=0)
-            if spherical:
-                centroids[c] /= max(float(np.linalg.norm(centroids[c])), 1e-12)
-        heapq.heapreplace(heap, (-int((~half).sum()), donor))
-        heapq.heappush(heap, (-int(half.sum()), cluster))
+            centroids[c], sizes[c] = points[rows].mean(axis=0), len(rows)
     return len(empty)
 
 

@@ -57,13 +57,12 @@ class Whitening:
 
     Attributes:
         mean: (D,) float32.
-        projection: (D, d) float32: principal directions, largest variance first, over their standard deviations.
-        requested: the components asked for; d is less where there were too few samples or dimensions.
+        projection: (D, d) float32: principal directions, largest variance first, over their standard deviations; d is
+            less than asked for where there were too few samples or dimensions.
     """
 
     mean: Tensor
     projection: Tensor
-    requested: int
 
     def apply(self, x: Tensor) -> Tensor:
         """Return ``(x - mean) @ projection`` for ``x`` (N, D): (N, d) float32; chunked, ``x`` stays as it is."""
@@ -139,4 +138,4 @@ def fit_whitening(x: Tensor, n_components: int, comm: Comm, floor: float = 1e-5)
     scale = largest.sign() / variances.clamp(min=floor * float(variances[0])).sqrt()
     # eigh may differ in its last bits between machines: rank 0's is everybody's.
     projection = comm.broadcast((directions * scale).float())
-    return Whitening(comm.broadcast(mean.float()), projection, n_components)
+    return Whitening(comm.broadcast(mean.float()), projection)

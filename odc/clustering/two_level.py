@@ -15,14 +15,15 @@ The points stay on the ranks that hold them. A rank assigns its own rows, and on
 
 from __future__ import annotations
 
-import heapq
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from odc.clustering.kmeans import LONGEST
+from odc.clustering.sizes import imbalance
 from odc.errors import InputError
 from odc.structures import Comm
 
@@ -73,16 +74,16 @@ class TwoLevelResult:
     stats: TwoLevelStats
 
 
-def share_clusters(n_clusters: int, n_super: int) -> list[int]:
+def share_clusters(num_clusters: int, num_super: int) -> list[int]:
     """Return how many of the k sub-clusters each of the m super-clusters gets: k / m, the first ones one more."""
-    return [n_clusters // n_super + (s < n_clusters % n_super) for s in range(n_super)]
+    return [num_clusters // num_super + (s < num_clusters % num_super) for s in range(num_super)]
 
 
 @torch.no_grad()
 def two_level_kmeans(
-    x: Tensor, n_clusters: int, n_super: int, *, generator: torch.Generator, comm: Comm, n_iter: int = 10
+    x: Tensor, num_clusters: int, num_super: int, *, generator: torch.Generator, comm: Comm, n_iter: int = 10
 ) -> TwoLevelResult:
-    """Cluster the rows of all ranks into ``n_super`` super-clusters and these into ``n_clusters`` sub-clusters in all.
+    """Cluster the rows of all ranks into ``num_super`` super-clusters, and these into ``num_clusters`` in all.
 
     Lloyd's iterations on all points, from random points of the set, on both levels; then every point is assigned once
     more. A label is the nearest centroid of its level. No cluster is empty: during the iterations and for some rounds
@@ -92,8 +93,8 @@ def two_level_kmeans(
 
     Args:
         x: (Nr, D) float32, this rank's rows; the order of all rows is that of the ranks. It is not changed.
-        n_clusters: k, 1 to N.
-        n_super: m, 1 to k.
+        num_clusters: k, 1 to N.
+        num_super: m, 1 to k.
         generator: in the same state on every rank.
         comm: the ranks.
         n_iter: Lloyd's iterations on each level; fewer where no label moves any more.
@@ -106,23 +107,23 @@ def two_level_kmeans(
         raise InputError(f"x must be (N, D), D at least 1; got shape {tuple(x.shape)}")
     x = x.float().contiguous()
     N = _total(x.shape[0], x, comm)
-    if not 1 <= n_clusters <= N:
-        raise InputError(f"{n_clusters} clusters from {N} samples: lower the number of clusters to between 1 and {N}")
-    if not 1 <= n_super <= n_clusters:
-        raise InputError(f"{n_super} super-clusters of {n_clusters} clusters: take between 1 and {n_clusters}")
+    if not 1 <= num_clusters <= N:
+        raise InputError(f"{num_clusters} clusters from {N} samples: lower the number of clusters to between 1 and {N}")
+    if not 1 <= num_super <= num_clusters:
+        raise InputError(f"{num_super} super-clusters of {num_clusters} clusters: take between 1 and {num_clusters}")
     if n_iter < 1:
         raise InputError(f"k-means needs at least 1 iteration, not {n_iter}")
     units = _units(x, N, comm)
 
-    wanted = share_clusters(n_clusters, n_super)
+    wanted = share_clusters(num_clusters, num_super)
     C = wanted[0]
-    super_labels, super_centroids, super_sizes, refilled = _lloyd(x, n_super, C, n_iter, units, generator, comm)
+    super_labels, super_centroids, super_sizes, refilled = _lloyd(x, num_super, C, n_iter, units, generator, comm)
     sub_labels = torch.zeros_like(super_labels)
-    sub_centroids = x.new_zeros(n_super, C, x.shape[1])
-    sub_sizes = super_sizes.new_zeros(n_super, C)
+    sub_centroids = x.new_zeros(num_super, C, x.shape[1])
+    sub_sizes = super_sizes.new_zeros(num_super, C)
     num_sub = [min(k, int(size)) for k, size in zip(wanted, super_sizes.tolist(), strict=True)]
     for s, k in enumerate(num_sub):
-        rows = (super_labels == s).nonzero().squeeze(1) if n_super > 1 else slice(None)
+        rows = (super_labels == s).nonzero().squeeze(1) if num_super > 1 else slice(None)
         sub_labels[rows], sub_centroids[s, :k], sub_sizes[s, :k], more = _lloyd(
             x[rows], k, 1, n_iter, units, generator, comm
         )
@@ -130,10 +131,10 @@ def two_level_kmeans(
     stats = TwoLevelStats(
         super_sizes,
         sub_sizes,
-        _imbalance(super_sizes, n_super),
-        _imbalance(sub_sizes, sum(num_sub)),
+        imbalance(super_sizes, num_super),
+        imbalance(sub_sizes, sum(num_sub)),
         refilled,
-        n_clusters - sum(num_sub),
+        num_clusters - sum(num_sub),
     )
     found = torch.tensor(num_sub, device=x.device)
     return TwoLevelResult(super_labels, sub_labels, super_centroids, sub_centroids, found, stats)
@@ -141,11 +142,6 @@ def two_level_kmeans(
 
 def _total(count: int, like: Tensor, comm: Comm) -> int:
     return int(comm.sum(torch.tensor([count], device=like.device)))
-
-
-def _imbalance(sizes: Tensor, K: int) -> float:
-    share = sizes.double() / sizes.sum()
-    return K * float(share.square().sum())
 
 
 def _units(x: Tensor, N: int, comm: Comm) -> float:
@@ -271,20 +267,18 @@ def _split_largest(centroids: Tensor, counts: Tensor, min_size: int) -> int:
     Both halves keep the centroid, moved a little apart: the next assignment divides the points. A donor counts half
     as much afterwards, so that the next small cluster may have another one. Returns how many were refilled.
     """
-    sizes = counts.tolist()
-    heap = [(-n, c) for c, n in enumerate(sizes) if n >= min_size]
-    heapq.heapify(heap)
+    sizes = counts.numpy(force=True).copy()
     shift = torch.full_like(centroids[0], _EPS)
     shift[1::2] *= -1
     refilled = 0
-    for cluster in (c for c, n in enumerate(sizes) if n < min_size):
-        if not heap or -heap[0][0] < 2 * min_size:
+    for cluster in np.flatnonzero(sizes < min_size).tolist():
+        donor = int(sizes.argmax())
+        n = int(sizes[donor])
+        if n < 2 * min_size:
             break
-        n, donor = -heap[0][0], heap[0][1]
         centroids[cluster] = centroids[donor] * (1 + shift)
         centroids[donor] *= 1 - shift
-        heapq.heapreplace(heap, (-(n - n // 2), donor))
-        heapq.heappush(heap, (-(n // 2), cluster))
+        sizes[donor], sizes[cluster] = n - n // 2, n // 2
         refilled += 1
     return refilled
 
@@ -292,14 +286,13 @@ def _split_largest(centroids: Tensor, counts: Tensor, min_size: int) -> int:
 def _deal(labels: Tensor, counts: Tensor, comm: Comm) -> Tensor:
     """Return labels with the empty clusters filled from the largest, members dealt in the order of all ranks' rows."""
     K = len(counts)
-    sizes = counts.tolist()
-    parts = [[c] if n else [] for c, n in enumerate(sizes)]  # the clusters that share what is now in c
-    heap: list[tuple[float, int]] = [(-n, c) for c, n in enumerate(sizes) if n]  # members for each who shares
-    heapq.heapify(heap)
-    for cluster in (c for c, n in enumerate(sizes) if not n):
-        donor = heap[0][1]
+    sizes = counts.numpy(force=True)
+    parts = [[c] if n else [] for c, n in enumerate(sizes.tolist())]  # the clusters that share what is now in c
+    share = sizes.astype(np.float64)  # members for each of them
+    for cluster in np.flatnonzero(sizes == 0).tolist():
+        donor = int(share.argmax())
         parts[donor].append(cluster)
-        heapq.heapreplace(heap, (-sizes[donor] / len(parts[donor]), donor))
+        share[donor] = sizes[donor] / len(parts[donor])
     shares = torch.tensor([len(p) for p in parts], device=labels.device)
     names = torch.tensor([c for p in parts for c in p], device=labels.device)
 

@@ -120,11 +120,11 @@ def strip_of(
 ) -> list[tuple[str, Sprite, str]]:
     """Return a cluster in pictures, ``(kind, sprite, description)``; no image is in it twice."""
     left = np.flatnonzero(outcome.cluster == c)
-    rng = make_generator(0, "report", method, c)
+    generator = make_generator(0, "report", method, c)
     choose: dict[str, Callable[[Ints], Ints]] = {
         "most central": lambda left: np.argsort(-outcome.confidence[left], kind="stable"),
         "borderline": lambda left: np.argsort(outcome.margin[left], kind="stable"),
-        "random": lambda left: torch.randperm(len(left), generator=rng).numpy(),
+        "random": lambda left: torch.randperm(len(left), generator=generator).numpy(),
     }
     kinds = []
     for kind, rank in choose.items():

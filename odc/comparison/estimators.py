@@ -47,8 +47,8 @@ class KMeans:
 
     def fit_predict(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         """Return the clusters (N,) of features (N, D)."""
-        rng = make_generator(self.random_state, "kmeans")
-        found = kmeans(torch.from_numpy(x), self.n_clusters, n_iter=100, n_redo=20, plus_plus=True, generator=rng)
+        generator = make_generator(self.random_state, "kmeans")
+        found = kmeans(torch.from_numpy(x), self.n_clusters, n_iter=100, n_redo=20, plus_plus=True, generator=generator)
         clusters: npt.NDArray[np.int64] = found.labels.cpu().numpy()
         return clusters
 

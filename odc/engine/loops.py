@@ -37,6 +37,7 @@ from odc.engine.schedules import Schedule
 from odc.errors import InputError, nearest
 from odc.evaluation.evaluator import Evaluation
 from odc.evaluation.results import read_results
+from odc.memory.sample_buffer import SampleBuffer
 from odc.models.cluster_model import ClusterModel
 from odc.reading import fields, flag, mapping, whole
 from odc.registry import LOOPS, METRICS, SCHEDULES, build
@@ -253,6 +254,9 @@ class ClusterTrainLoop(BaseLoop):
         for what, index, most in (("labels", model.labels.index, N), ("rows", _flat(state["order"]), M)):
             if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < most:
                 raise ValueError(f"{what} {int(index.min())} to {int(index.max())} of {most:,}")
+        memories = [module.rows for module in model.modules() if isinstance(module, SampleBuffer)]
+        if any(len(rows) not in (0, M, N) for rows in memories):
+            raise ValueError(f"memories of {[len(rows) for rows in memories]} rows for {M:,} labels of {N:,} images")
         if any(state["step"] > len(order) for order in state["order"].values()):
             raise ValueError(f"step {state['step']}, but its order ends before")
         expected, found = model.head.label_classes, tuple(model.labels.num_classes.tolist())
@@ -612,8 +616,7 @@ class ClusterTrainLoop(BaseLoop):
             self._average_statistics(model)
             if moves:
                 model.after_move()
-            delta = model.head.update(batches, store.view(), self._generator("update"), self.comm)
-            if delta is not None:
+            for delta in model.head.update(batches, store.view(), self._generator("update"), self.comm):
                 store.update(delta)
         return {name: float(value.detach()) for name, value in {**losses.train, **losses.log}.items()}
 

@@ -48,12 +48,12 @@ NEAR_CHANCE = 0.3  # excess of the consistency
 SAME = 1e-6  # mean squared distance of unit features from their mean
 
 
-def feature_statistics(features: Tensor, n_clusters: int, seed: int, targets: Ids | None = None) -> dict[str, float]:
+def feature_statistics(features: Tensor, num_clusters: int, seed: int, targets: Ids | None = None) -> dict[str, float]:
     """Return how far features agree with themselves, and with the true classes where these are known.
 
     Args:
-        features: (N, D) float32, finite, N > n_clusters.
-        n_clusters: K of the k-means runs, on the features normalised to unit length.
+        features: (N, D) float32, finite, N > num_clusters.
+        num_clusters: K of the k-means runs, on the features normalised to unit length.
         seed: of the k-means runs and of the permutations.
         targets: (N,) int64 true classes, -1 unknown.
 
@@ -70,7 +70,7 @@ def feature_statistics(features: Tensor, n_clusters: int, seed: int, targets: Id
         if prefix:
             columns = [column[torch.randperm(len(column), generator=generator)] for column in features.unbind(1)]
             unit, _ = l2_normalize(torch.stack(columns, dim=1))
-        first, second = (kmeans(unit, n_clusters, generator=generator).labels for _ in range(2))
+        first, second = (kmeans(unit, num_clusters, generator=generator).labels for _ in range(2))
         nearest, _ = knn_search(unit, k=min(NEIGHBOURS, len(unit) - 1))
         values[f"{prefix}consistency"] = float((first[nearest] == first[:, None]).float().mean())
         values[f"{prefix}stability"] = nmi(first, second)
@@ -126,11 +126,11 @@ class PreflightHook(Hook):
             targets = loop.data.dataset.targets
             self._tell(runner, features, min(K, max(2, len(index) // 20)), None if targets is None else targets[index])
 
-    def _tell(self, runner: Any, features: Tensor, n_clusters: int, targets: Ids | None) -> None:
-        values = feature_statistics(features, n_clusters, runner.train_loop.seed, targets)
+    def _tell(self, runner: Any, features: Tensor, num_clusters: int, targets: Ids | None) -> None:
+        values = feature_statistics(features, num_clusters, runner.train_loop.seed, targets)
         runner.message_hub.update_info("preflight", values)
         line = (
-            f"pre-flight on {len(features):,} images, {n_clusters} clusters: neighbours in one cluster "
+            f"pre-flight on {len(features):,} images, {num_clusters} clusters: neighbours in one cluster "
             f"{values['consistency']:.3f} (chance {values['chance_consistency']:.3f}), NMI of two k-means "
             f"{values['stability']:.3f} (chance {values['chance_stability']:.3f})"
         )

@@ -137,7 +137,7 @@ def _map(value: Any) -> dict[str, Any]:
 
 def align(
     clusters: IntArray,
-    n_clusters: int,
+    num_clusters: int,
     index: IntArray,
     label: IntArray,
     classes: tuple[str, ...],
@@ -148,7 +148,7 @@ def align(
 
     Args:
         clusters: (N,) cluster of every image.
-        n_clusters: K.
+        num_clusters: K.
         index: (L,) ids of the labelled images, each at most once.
         label: (L,) their classes.
         classes: C names.
@@ -163,7 +163,7 @@ def align(
     C = len(classes)
     if len(index) == 0 or C == 0:
         raise InputError("no labelled image is among the clustered ones: there is nothing to name the clusters by")
-    votes = np.zeros((n_clusters, C))
+    votes = np.zeros((num_clusters, C))
     np.add.at(votes, (clusters[index], label), 1)
     per_class = votes.sum(axis=0)
     by_votes = bool((per_class >= ENOUGH_VOTES).all())
@@ -178,14 +178,14 @@ def align(
         bad = int((~np.isfinite(features).all(axis=1)).sum())
         if bad:
             raise InputError(f"{bad} of {len(features)} rows of features are not finite: extract them anew")
-        scores = _similarities(features.astype(np.float64), clusters, n_clusters, index, label, C)
-    assigned = np.full(n_clusters, -1)
+        scores = _similarities(features.astype(np.float64), clusters, num_clusters, index, label, C)
+    assigned = np.full(num_clusters, -1)
     rows, columns = linear_sum_assignment(scores, maximize=True)
     assigned[rows] = columns
     left = assigned < 0
     assigned[left] = scores[left].argmax(axis=1)
     matches = []
-    for k in range(n_clusters):
+    for k in range(num_clusters):
         c, labelled = int(assigned[k]), int(votes[k].sum())
         others = np.delete(scores[k], c)
         margin = float(scores[k, c] - others.max()) if C > 1 else float(scores[k, c])
@@ -199,7 +199,7 @@ def align(
 
 
 def _similarities(
-    features: FloatArray, clusters: IntArray, n_clusters: int, index: IntArray, label: IntArray, n_classes: int
+    features: FloatArray, clusters: IntArray, num_clusters: int, index: IntArray, label: IntArray, num_classes: int
 ) -> FloatArray:
     """Return the cosine of each cluster's prototype and each class's, (K, C)."""
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
@@ -211,7 +211,7 @@ def _similarities(
         mean: FloatArray = total / norms
         return mean
 
-    similarity: FloatArray = prototypes(unit, clusters, n_clusters) @ prototypes(unit[index], label, n_classes).T
+    similarity: FloatArray = prototypes(unit, clusters, num_clusters) @ prototypes(unit[index], label, num_classes).T
     return similarity
 
 

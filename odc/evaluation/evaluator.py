@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +11,10 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from odc.clustering import kmeans, l2_normalize
+from odc.clustering import kmeans, l2_normalize, size_entropy
 from odc.data.datasets import Targets
 from odc.errors import InputError
-from odc.evaluation.metrics import Ids, evaluate_clustering, knn_accuracy, label_churn, nmi, size_entropy
+from odc.evaluation.metrics import Ids, evaluate_clustering, knn_accuracy, label_churn, nmi
 from odc.evaluation.probes import HELD_OUT, linear_probe, stratified_split
 from odc.registry import METRICS
 from odc.structures import Labels, make_generator
@@ -205,7 +206,9 @@ class LinearProbe:
         return {"linear": linear_probe(x[train], y[train], x[test], y[test], generator=generator).accuracy}
 
 
-def label_statistics(index_before: Tensor, target_before: Tensor, labels: Labels, n_clusters: int) -> dict[str, float]:
+def label_statistics(
+    index_before: Tensor, target_before: Tensor, labels: Labels, num_clusters: int
+) -> dict[str, float]:
     """Return how the pseudo-labels of the first column moved, and how their clusters are filled.
 
     Keys: ``churn``, share of rows whose label changed, and ``nmi_prev``, NMI with the labels before (both only where
@@ -216,10 +219,10 @@ def label_statistics(index_before: Tensor, target_before: Tensor, labels: Labels
         index_before: (M', P) int64 sample ids of the rows before.
         target_before: (M', T) int64 labels before.
         labels: the labels now.
-        n_clusters: K.
+        num_clusters: K.
     """
     values: dict[str, float] = {}
-    if n_clusters < 2:  # one class, or no labels at all: nothing could move
+    if num_clusters < 2:  # one class, or no labels at all: nothing could move
         return values
     now = labels.target[:, 0]
     if torch.equal(index_before, labels.index):
@@ -228,7 +231,6 @@ def label_statistics(index_before: Tensor, target_before: Tensor, labels: Labels
         if bool(both.any()):
             values["churn"] = label_churn(before[both], now[both])
             values["nmi_prev"] = nmi(before[both], now[both])
-    sizes = labels.counts.cpu().numpy()
-    values["entropy"] = size_entropy(sizes)
-    values["empty"] = float((sizes == 0).sum())
+    values["entropy"] = size_entropy(labels.counts) / math.log(num_clusters)
+    values["empty"] = float((labels.counts == 0).sum())
     return values

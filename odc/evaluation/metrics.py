@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
-from odc.clustering import l2_normalize
+from odc.clustering import l2_normalize, size_entropy
 from odc.errors import InputError
 
 Ids = Tensor | npt.NDArray[Any]
@@ -55,20 +56,14 @@ def ari(pred: Ids, target: Ids) -> float:
     return float(adjusted_rand_score(t, p))
 
 
-def cluster_entropy(pred: Ids, n_clusters: int) -> float:
+def cluster_entropy(pred: Ids, num_clusters: int) -> float:
     """Return the entropy of the cluster sizes over ln K: 1 is perfectly even, 0 everything in one cluster; K = 1: 1."""
-    return size_entropy(_sizes(pred, n_clusters)) if n_clusters > 1 else 1.0
+    return size_entropy(_sizes(pred, num_clusters)) / math.log(num_clusters) if num_clusters > 1 else 1.0
 
 
-def size_entropy(sizes: npt.NDArray[Any]) -> float:
-    """Return the entropy of the sizes (K,) of two clusters or more, over ln K."""
-    share = sizes[sizes > 0] / sizes.sum()
-    return max(0.0, float(-(share * np.log(share)).sum() / np.log(len(sizes))))
-
-
-def empty_clusters(pred: Ids, n_clusters: int) -> int:
-    """Return how many of the ``n_clusters`` clusters have no sample."""
-    return int((_sizes(pred, n_clusters) == 0).sum())
+def empty_clusters(pred: Ids, num_clusters: int) -> int:
+    """Return how many of the ``num_clusters`` clusters have no sample."""
+    return int((_sizes(pred, num_clusters) == 0).sum())
 
 
 def label_churn(old: Ids, new: Ids) -> float:
@@ -151,7 +146,7 @@ def majorities(pred: Ids, target: Ids) -> dict[int, tuple[int, float]]:
     return found
 
 
-def evaluate_clustering(pred: Ids, target: Ids, n_clusters: int) -> dict[str, float]:
+def evaluate_clustering(pred: Ids, target: Ids, num_clusters: int) -> dict[str, float]:
     """Return all metrics of a clustering.
 
     Keys: ``accuracy``, ``nmi`` (arithmetic), ``nmi_geometric``, ``ari`` over the samples of known class, missing if
@@ -165,8 +160,8 @@ def evaluate_clustering(pred: Ids, target: Ids, n_clusters: int) -> dict[str, fl
         metrics["nmi"] = nmi(p, t)
         metrics["nmi_geometric"] = nmi(p, t, "geometric")
         metrics["ari"] = ari(p, t)
-    metrics["entropy"] = cluster_entropy(p, n_clusters)
-    metrics["empty_clusters"] = float(empty_clusters(p, n_clusters))
+    metrics["entropy"] = cluster_entropy(p, num_clusters)
+    metrics["empty_clusters"] = float(empty_clusters(p, num_clusters))
     metrics["unknown"] = float((t < 0).sum())
     return metrics
 
@@ -192,9 +187,9 @@ def _known(pred: Ids, target: Ids) -> tuple[IntArray, IntArray]:
     return p[known], t[known]
 
 
-def _sizes(pred: Ids, n_clusters: int) -> IntArray:
+def _sizes(pred: Ids, num_clusters: int) -> IntArray:
     p = _ids(pred)
-    if len(p) == 0 or p.min() < 0 or p.max() >= n_clusters:
+    if len(p) == 0 or p.min() < 0 or p.max() >= num_clusters:
         span = f"run from {p.min()} to {p.max()}" if len(p) else "are none"
-        raise InputError(f"clusters {span}, but there must be some within 0 to {n_clusters - 1}")
-    return np.bincount(p, minlength=n_clusters).astype(np.int64, copy=False)
+        raise InputError(f"clusters {span}, but there must be some within 0 to {num_clusters - 1}")
+    return np.bincount(p, minlength=num_clusters).astype(np.int64, copy=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -54,12 +55,13 @@ class ClusterHead(nn.Module, ABC):
 
     def update(
         self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm
-    ) -> LabelDelta | None:
-        """Learn from the batch at the end of a step; return the rows whose label changes.
+    ) -> Iterable[LabelDelta]:
+        """Learn from the batch at the end of a step; return, or yield one by one, the rows whose label changes.
 
-        The optimiser has moved before, unless gradients are accumulated.
+        What is yielded is in ``labels`` when the next line runs. The optimiser has moved before, unless gradients are
+        accumulated.
         """
-        return None
+        return ()
 
     def select(self, table: FeatureTable, comm: Comm) -> None:
         """Choose among candidates at the end of an epoch; ``table`` has features, no logits; writes buffers only."""

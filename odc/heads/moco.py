@@ -111,9 +111,10 @@ class MoCoHead(ClusterHead):
         losses = info_nce(z["query"].flatten(0, 1), z["key"].flatten(0, 1), queue, self.temperature)
         return Losses({"loss": losses.mean()})
 
-    def update(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> None:
+    def update(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> tuple[()]:
         """Enqueue the keys of all ranks."""
         self.queue.enqueue(comm.gather(batches["train"].z["key"].flatten(0, 1)))
+        return ()
 
     def predict(self, z: Tensor) -> Tensor:
         """Map features (B, D) to scores of no clusters, (B, 0)."""

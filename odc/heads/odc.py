@@ -17,6 +17,8 @@ clusters above the threshold, not those of this last assignment.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -113,34 +115,33 @@ class ODCHead(ClusterHead):
         # Every target has at least the row itself as a member: no empty cluster is ever weighted.
         return Losses({"loss": weighted_mean(losses, labels.counts[target].float().rsqrt(), comm)})
 
-    def update(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> LabelDelta:
+    def update(
+        self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm
+    ) -> Iterator[LabelDelta]:
         """Steps 2 to 5: move the memory, then the labels, the centroids and the small clusters.
 
         All ranks hold the whole memory and commit the same rows; each decides the labels of its own part of them, so
         every label is decided once.
         """
         batch = batches["train"]
-        ids, stored = self.memory.momentum_step(
-            comm.gather(batch.index[:, 0]), comm.gather(batch.z["train"][:, 0].contiguous())
+        rows, stored = self.memory.momentum_step(
+            comm.gather(batch.row), comm.gather(batch.z["train"][:, 0].contiguous())
         )
         mine = torch.tensor_split(stored, comm.world)[comm.rank]
         new = comm.gather(self.memory.assign(mine))
-        self.memory.commit(ids, stored, new)
+        self.memory.commit(rows, stored, new, labels)
+        yield LabelDelta(rows, new[:, None])
         self.iteration += 1
         step = int(self.iteration)
-        changed = [ids]
         if step % self.centroid_interval == 0:
-            self.memory.update_centroids()
-            # The first rank decides the splits; the others send none of their own.
-            ids, moved = self.memory.plan_split(generator)
-            own = slice(None) if comm.rank == 0 else slice(0)
-            ids, moved = comm.gather(ids[own]), comm.gather(moved[own])
-            self.memory.relabel(ids, moved)
-            changed.append(ids)
+            self.memory.update_centroids(labels.counts)
+            rows, new = comm.first(lambda: self.memory.plan_split(labels, generator))
+            if len(rows):
+                self.memory.relabel(rows, new, labels)
+                yield LabelDelta(rows, new[:, None])
+                self.memory.update_centroids(labels.counts)
         if step % max(1, labels.target.shape[0] // self.batch_size) == 0:
-            self.memory.resync()  # once an epoch: the running sums are exact to 2e-7 after thousands of steps
-        index = torch.cat(changed).unique()
-        return LabelDelta(labels.rows_of(index), self.memory.labels[index].long()[:, None])
+            self.memory.resync(labels)  # once an epoch: the running sums are exact to 2e-7 after thousands of steps
 
     def predict(self, z: Tensor) -> Tensor:
         """Map features (B, D) to what assignment compares, f·c - ‖c‖²/2 (B, K), f the normalised feature."""

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from odc.clustering.confidence import log_odds
 from odc.clustering.preprocess import check_differ, l2_normalize
+from odc.clustering.sizes import size_entropy
 from odc.errors import InputError
 from odc.heads.base import ClusterHead, weighted_mean
 from odc.registry import HEADS
@@ -84,22 +85,17 @@ def label_around_prototypes(embedding: Tensor, confidence: Tensor, center_ratio:
 
 def mean_pairwise_nmi(labels: Tensor, num_clusters: int) -> float:
     """Return the mean NMI (arithmetic) over all pairs of the columns of ``labels`` (N, H) int64; 1 for one column."""
-    N, H = labels.shape
+    H = labels.shape[1]
     pairs = [1.0]
     if H > 1:
         pairs = []
         sizes = [torch.bincount(column, minlength=num_clusters) for column in labels.unbind(1)]
         for a, b in itertools.combinations(range(H), 2):
             joint = torch.bincount(labels[:, a] * num_clusters + labels[:, b])
-            entropies = _entropy(sizes[a], N) + _entropy(sizes[b], N)
+            entropies = size_entropy(sizes[a]) + size_entropy(sizes[b])
             # Two heads that each put everything into one cluster agree.
-            pairs.append(2 * (entropies - _entropy(joint, N)) / entropies if entropies > 0 else 1.0)
+            pairs.append(2 * (entropies - size_entropy(joint)) / entropies if entropies > 0 else 1.0)
     return sum(pairs) / len(pairs)
-
-
-def _entropy(counts: Tensor, total: int) -> float:
-    p = counts[counts > 0].double() / total
-    return float(-(p * p.log()).sum())
 
 
 class ParallelMLPs(nn.Module):

@@ -1,6 +1,7 @@
-"""What training remembers, as buffers: pseudo-labels, and ODC's samples and centroids. No FAISS, no gradients."""
+"""What training remembers, as buffers: pseudo-labels, what is kept of every sample, ODC's centroids. No gradients."""
 
 from odc.memory.labels import LabelStore, LabelView
+from odc.memory.sample_buffer import SampleBuffer
 from odc.memory.sample_memory import SampleMemory
 
-__all__ = ["LabelStore", "LabelView", "SampleMemory"]
+__all__ = ["LabelStore", "LabelView", "SampleBuffer", "SampleMemory"]

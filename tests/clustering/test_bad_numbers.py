@@ -54,7 +54,6 @@ REFUSED: dict[str, tuple[Tensor, str]] = {
 KMEANS: dict[str, Callable[[Tensor, int], Any]] = {
     "k-means": lambda x, K: kmeans(x, K, generator=make_generator(0)),
     "k-means++": lambda x, K: kmeans(x, K, plus_plus=True, n_redo=2, generator=make_generator(0)),
-    "spherical": lambda x, K: kmeans(x, K, spherical=True, generator=make_generator(0)),
     "two levels": lambda x, K: two_level_kmeans(x, K, min(2, K), generator=make_generator(0), comm=LocalComm()),
 }
 

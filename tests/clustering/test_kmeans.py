@@ -49,13 +49,6 @@ def test_labels_are_the_nearest_centroids_and_the_objective_falls() -> None:
     assert list(result.stats.objective) == sorted(result.stats.objective, reverse=True)
 
 
-def test_spherical_centroids_have_unit_length() -> None:
-    x = 5 * torch.randn(300, 4, generator=make_generator(0))
-    result = run(x, 6, spherical=True)
-    torch.testing.assert_close(result.centroids.norm(dim=1), torch.ones(6))
-    assert torch.equal(result.labels, (x @ result.centroids.T).argmax(dim=1))
-
-
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
     x = torch.randn(2000, 16, generator=make_generator(0))
     first, second, other = run(x, 50, 3), run(x.numpy(), 50, 3), run(x, 50, 4)  # type: ignore[arg-type]
@@ -72,19 +65,11 @@ def test_the_generator_moves_on_and_global_random_state_does_not() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_fewer_training_points_on_request() -> None:
-    x = torch.randn(4000, 4, generator=make_generator(0))
-    few = run(x, 2, max_points_per_centroid=50)
-    assert few.stats.objective[-1] < run(x, 2).stats.objective[-1] / 20
-    assert len(few.labels) == 4000
-
-
-@pytest.mark.parametrize("spherical", [False, True])
 @pytest.mark.parametrize(("distinct", "k"), [(1, 5), (3, 10), (3, 40), (40, 40)])
-def test_no_cluster_is_empty_where_points_repeat(distinct: int, k: int, spherical: bool) -> None:
+def test_no_cluster_is_empty_where_points_repeat(distinct: int, k: int) -> None:
     points = torch.randn(distinct, 3, generator=make_generator(1))
     x = points[torch.arange(40) % distinct]
-    result = run(x, k, spherical=spherical)
+    result = run(x, k)
     assert int(result.stats.sizes.min()) >= 1
     assert int(result.stats.sizes.sum()) == 40
     assert result.stats.refilled >= (k - distinct if k < 40 else 0)
@@ -95,7 +80,7 @@ def test_refill_by_hand() -> None:
     x = np.array([[0, 0], [0, 1], [8, 0], [8, 1], [50, 50]], dtype=np.float32)
     labels = np.array([0, 0, 0, 0, 2])
     centroids = np.array([[4, 0.5], [-99, -99], [50, 50]], dtype=np.float32)
-    assert _refill(x, labels, centroids, spherical=False) == 1
+    assert _refill(x, labels, centroids) == 1
     assert labels[0] == labels[1] != labels[2] == labels[3]
     assert sorted(centroids[:2].tolist()) == [[0, 0.5], [8, 0.5]]
     assert (centroids[labels[0]] == [0, 0.5]).all()

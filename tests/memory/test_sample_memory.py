@@ -14,22 +14,68 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from odc.errors import InputError
-from odc.memory import SampleMemory
+from odc.errors import DamagedError, InputError
+from odc.memory import LabelStore, SampleBuffer, SampleMemory
 from odc.memory.sample_memory import _accumulate_sorted
-from odc.structures import make_generator
+from odc.structures import LabelDelta, PseudoLabels, make_generator
 
 Array = npt.NDArray[np.float64]
+
+
+class Memory(SampleMemory):
+    """A memory with the store of its labels: what the loop and ODC's head do with them."""
+
+    def __init__(self, dim: int, num_clusters: int, **options: Any) -> None:
+        super().__init__(dim, num_clusters, **options)
+        self.store = [LabelStore(0)]  # in a list, so that it is no part of the state
+
+    @property
+    def labels(self) -> Tensor:
+        return self.store[0].target[:, 0]
+
+    @property
+    def count(self) -> Tensor:
+        return self.store[0].counts
+
+    def start(self, features: Tensor, labels: Tensor) -> None:
+        """Fill memory and store."""
+        self.fill(features, labels)
+        index = torch.arange(len(labels))[:, None]
+        self.store[0].replace(PseudoLabels(index, labels[:, None], (len(self.sum),)))
+
+    def give(self, rows: Tensor, stored: Tensor, new: Tensor) -> None:
+        """Commit a batch."""
+        self.commit(rows, stored, new, self.store[0].view())
+        self.store[0].update(LabelDelta(rows, new[:, None]))
+
+    def move(self, index: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Learn from a batch; return its rows and their labels."""
+        rows, stored = self.momentum_step(index, features)
+        new = self.assign(stored)
+        self.give(rows, stored, new)
+        return rows, new
+
+    def recentre(self) -> None:
+        self.update_centroids(self.count)
+
+    def split(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Fill the small clusters; return the rows that moved and their labels."""
+        self.recentre()
+        rows, new = self.plan_split(self.store[0].view(), generator)
+        self.relabel(rows, new, self.store[0].view())
+        self.store[0].update(LabelDelta(rows, new[:, None]))
+        self.recentre()
+        return rows, new
 
 
 class Oracle:
     """ODC's memory with plain loops, in float64, every mean from its members. Features are those stored by ours."""
 
-    def __init__(self, memory: SampleMemory) -> None:
+    def __init__(self, memory: Memory) -> None:
         self.memory, self.t = memory, memory.least(len(memory.labels))
-        self.bank: Array = memory.bank.double().numpy().copy()
+        self.bank: Array = memory.bank.rows.double().numpy().copy()
         self.labels: list[int] = memory.labels.tolist()
-        self.K = memory.count.shape[0]
+        self.K = len(memory.sum)
         self.centroids = np.zeros((self.K, self.bank.shape[1]))
         self.ties = 0
         self.recompute()
@@ -65,7 +111,7 @@ class Oracle:
             blended = m * f / np.linalg.norm(f) + (1 - m) * self.bank[i]
             if self.memory.renormalize:
                 blended /= np.linalg.norm(blended)
-            stored = self.memory.bank[i].double().numpy()
+            stored = self.memory.bank.rows[i].double().numpy()
             np.testing.assert_allclose(stored, blended, rtol=2**-10, atol=1e-6)  # of half precision
             self.bank[i] = stored
             self.labels[i] = self.nearest(stored, list(range(self.K)), ours[i])
@@ -114,22 +160,22 @@ def two_means(x: Array, least: int) -> list[bool]:
     return half
 
 
-def random_memory(sizes: list[int], dim: int = 4, seed: int = 0, **kwargs: Any) -> SampleMemory:
+def random_memory(sizes: list[int], dim: int = 4, seed: int = 0, **kwargs: Any) -> Memory:
     generator = make_generator(seed, "memory")
     labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     centres = torch.randn(len(sizes), dim, generator=generator)
     features = centres[labels] + 0.3 * torch.randn(len(labels), dim, generator=generator)
-    memory = SampleMemory(dim, len(sizes), **kwargs)
-    memory.fill(features, labels)
+    memory = Memory(dim, len(sizes), **kwargs)
+    memory.start(features, labels)
     return memory
 
 
-def assert_exact(memory: SampleMemory) -> None:
+def assert_exact(memory: Memory) -> None:
     """Sums, counts and centroids are those of the bank and the labels."""
-    K = memory.count.shape[0]
+    K = len(memory.sum)
     assert memory.count.tolist() == torch.bincount(memory.labels, minlength=K).tolist()
     for c in range(K):
-        rows = memory.bank[memory.labels == c].double()
+        rows = memory.bank.rows[memory.labels == c].double()
         torch.testing.assert_close(memory.sum[c].double(), rows.sum(dim=0), rtol=0, atol=1e-4)
         if len(rows):
             torch.testing.assert_close(memory.centroids[c].double(), rows.mean(dim=0), rtol=0, atol=1e-5)
@@ -140,8 +186,8 @@ def test_a_thousand_iterations_follow_the_equations(assign: str, renormalize: bo
     N, D, K, B, t = 200, 6, 5, 16, 25
     generator = make_generator(1, "oracle")
     features = torch.randn(N, D, generator=generator)
-    memory = SampleMemory(D, K, min_cluster=t, assign=assign, renormalize=renormalize)
-    memory.fill(features, torch.arange(N) % K)
+    memory = Memory(D, K, min_cluster=t, assign=assign, renormalize=renormalize)
+    memory.start(features, torch.arange(N) % K)
     oracle = Oracle(memory)
     splits = 0
     for step in range(1000):
@@ -151,13 +197,13 @@ def test_a_thousand_iterations_follow_the_equations(assign: str, renormalize: bo
         batch = 0.7 * features[index] + 1.5 * drift + 0.5 * torch.randn(B, D, generator=generator)
         if step % 50 == 7:
             batch[3], batch[5] = torch.nan, 0
-        ids, labels = memory.update(index, batch)
+        ids, labels = memory.move(index, batch)
         oracle.update(index.tolist(), batch.double().numpy(), dict(zip(ids.tolist(), labels.tolist(), strict=True)))
         assert memory.labels.tolist() == oracle.labels
         if step % 10 == 9:
-            memory.update_centroids()
+            memory.recentre()
             oracle_generator = torch.Generator().set_state(generator.get_state())
-            memory.split_small(generator)
+            memory.split(generator)
             splits += oracle.split(oracle_generator, memory.labels.tolist())
             assert torch.equal(generator.get_state(), oracle_generator.get_state())
             assert min(memory.count.tolist()) >= t
@@ -170,58 +216,58 @@ def test_a_thousand_iterations_follow_the_equations(assign: str, renormalize: bo
 
 
 def test_one_update_by_hand() -> None:
-    memory = SampleMemory(2, 2, min_cluster=1)
-    memory.fill(torch.tensor([[2.0, 0], [0, 3], [1, 0], [0, 1]]), torch.tensor([0, 1, 0, 1]))
-    assert memory.bank.tolist() == [[1, 0], [0, 1], [1, 0], [0, 1]]
+    memory = Memory(2, 2, min_cluster=1)
+    memory.start(torch.tensor([[2.0, 0], [0, 3], [1, 0], [0, 1]]), torch.tensor([0, 1, 0, 1]))
+    assert memory.bank.rows.tolist() == [[1, 0], [0, 1], [1, 0], [0, 1]]
     assert memory.centroids.tolist() == [[1, 0], [0, 1]]
     assert memory.bias.tolist() == [-0.5, -0.5]
 
-    ids, labels = memory.update(torch.tensor([0]), torch.tensor([[-0.5, 0.0]]))  # (-1, 0) / 2 + (1, 0) / 2 = (0, 0)
+    ids, labels = memory.move(torch.tensor([0]), torch.tensor([[-0.5, 0.0]]))  # (-1, 0) / 2 + (1, 0) / 2 = (0, 0)
     assert (ids.tolist(), labels.tolist()) == ([0], [0])
-    ids, labels = memory.update(torch.tensor([0]), torch.tensor([[0.0, 8.0]]))  # (0, 1/2): nearer to (0, 1)
+    ids, labels = memory.move(torch.tensor([0]), torch.tensor([[0.0, 8.0]]))  # (0, 1/2): nearer to (0, 1)
     assert (ids.tolist(), labels.tolist()) == ([0], [1])
     assert memory.sum.tolist() == [[1, 0], [0, 2.5]]
     assert memory.count.tolist() == [1, 3]
     assert memory.dirty.tolist() == [True, True]
     assert memory.centroids.tolist() == [[1, 0], [0, 1]]
-    memory.update_centroids()
+    memory.recentre()
     torch.testing.assert_close(memory.centroids, torch.tensor([[1, 0], [0, 2.5 / 3]]))
     assert memory.dirty.tolist() == [False, False]
 
 
 def test_clusters_left_and_joined_change_and_no_others() -> None:
-    memory = SampleMemory(2, 3, min_cluster=1)
-    memory.fill(torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, 1]]), torch.tensor([0, 0, 1, 2]))
-    memory.commit(torch.tensor([1]), memory.bank[[1]], torch.tensor([2]))
+    memory = Memory(2, 3, min_cluster=1)
+    memory.start(torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, 1]]), torch.tensor([0, 0, 1, 2]))
+    memory.give(torch.tensor([1]), memory.bank.rows[[1]], torch.tensor([2]))
     assert memory.dirty.tolist() == [True, False, True]
     memory.centroids[1] = 7.0
-    memory.update_centroids()
+    memory.recentre()
     assert memory.centroids.tolist() == [[1, 0], [7, 7], [0, 1]]
 
 
 def test_rounding_left_in_an_emptied_cluster_is_dropped() -> None:
     memory = random_memory([40, 1], min_cluster=10)
     memory.sum[1] += 0.25
-    memory.split_small(make_generator(0))
+    memory.split(make_generator(0))
     assert_exact(memory)
 
 
 def test_l2_and_dot_differ_for_centroids_of_different_length() -> None:
     labels: dict[str, int] = {}
     for assign in ("l2", "dot"):
-        memory = SampleMemory(2, 2, min_cluster=1, assign=assign)
+        memory = Memory(2, 2, min_cluster=1, assign=assign)
         # Cluster 0: the mean of two opposite-ish vectors is short, (0.6, 0); cluster 1 is (0.8, 0.6), longer.
-        memory.fill(torch.tensor([[0.6, 0.8], [0.6, -0.8], [0.8, 0.6]]), torch.tensor([0, 0, 1]))
+        memory.start(torch.tensor([[0.6, 0.8], [0.6, -0.8], [0.8, 0.6]]), torch.tensor([0, 0, 1]))
         labels[assign] = int(memory.assign(torch.tensor([[0.6, 0.05]]).half()))
     assert labels == {"l2": 0, "dot": 1}
 
 
 def test_momentum_and_renormalize() -> None:
     def stored(**kwargs: Any) -> list[float]:
-        memory = SampleMemory(2, 1, min_cluster=1, dtype=torch.float32, **kwargs)
-        memory.fill(torch.tensor([[1.0, 0]]), torch.tensor([0]))
-        memory.update(torch.tensor([0]), torch.tensor([[0.0, 2]]))
-        return [round(v, 4) for v in memory.bank[0].tolist()]
+        memory = Memory(2, 1, min_cluster=1, dtype=torch.float32, **kwargs)
+        memory.start(torch.tensor([[1.0, 0]]), torch.tensor([0]))
+        memory.move(torch.tensor([0]), torch.tensor([[0.0, 2]]))
+        return [round(v, 4) for v in memory.bank.rows[0].tolist()]
 
     assert stored() == [0.5, 0.5]
     assert stored(momentum=0.75) == [0.25, 0.75]
@@ -230,14 +276,14 @@ def test_momentum_and_renormalize() -> None:
 
 def test_the_last_valid_row_of_an_id_counts_and_bad_rows_are_skipped() -> None:
     memory = random_memory([3, 3], dim=2, min_cluster=1, momentum=1.0)
-    before = memory.bank[4].clone()
+    before = memory.bank.rows[4].clone()
     rows = torch.tensor([[1.0, 0], [torch.inf, 0], [0, 1], [0, 0], [torch.nan, 1], [1e30, 1e30]])
-    ids, _ = memory.update(torch.tensor([2, 4, 2, 4, 2, 4]), rows)
+    ids, _ = memory.move(torch.tensor([2, 4, 2, 4, 2, 4]), rows)
     assert ids.tolist() == [2]
-    assert memory.bank[2].tolist() == [0, 1]
-    assert torch.equal(memory.bank[4], before)
+    assert memory.bank.rows[2].tolist() == [0, 1]
+    assert torch.equal(memory.bank.rows[4], before)
     assert int(memory.skipped) == 4
-    ids, labels = memory.update(torch.tensor([1]), torch.zeros(1, 2))
+    ids, labels = memory.move(torch.tensor([1]), torch.zeros(1, 2))
     assert ids.numel() == labels.numel() == 0
 
 
@@ -246,9 +292,9 @@ def test_update_is_momentum_step_assign_commit_and_parts_can_be_assigned_apart()
     parts = copy.deepcopy(whole)
     generator = make_generator(0)
     index, features = torch.randint(60, (24,), generator=generator), torch.randn(24, 4, generator=generator)
-    whole.update(index, features)
+    whole.move(index, features)
     ids, stored = parts.momentum_step(index, features)
-    parts.commit(ids, stored, torch.cat([parts.assign(stored[:7]), parts.assign(stored[7:])]))
+    parts.give(ids, stored, torch.cat([parts.assign(stored[:7]), parts.assign(stored[7:])]))
     for name, value in whole.state_dict().items():
         assert torch.equal(value, parts.state_dict()[name]), name
 
@@ -258,26 +304,27 @@ def test_state_dict_continues_bitwise() -> None:
     generator = make_generator(0)
     batches = [(torch.randint(60, (8,), generator=generator), torch.randn(8, 4, generator=generator)) for _ in range(9)]
     for index, features in batches[:4]:
-        memory.update(index, features)
-    other = SampleMemory(4, 2, min_cluster=5)
+        memory.move(index, features)
+    other = Memory(4, 2, min_cluster=5)
     other.load_state_dict(memory.state_dict())
+    other.store = copy.deepcopy(memory.store)
     for each in (memory, other):
         for index, features in batches[4:]:
-            each.update(index, features)
-        each.update_centroids()
-        each.split_small(make_generator(1))
+            each.move(index, features)
+        each.recentre()
+        each.split(make_generator(1))
     for name, value in memory.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
 
 
 def test_only_the_number_of_samples_may_differ_on_loading() -> None:
     state = random_memory([4, 4], min_cluster=1).state_dict()
-    for other in (SampleMemory(5, 2, min_cluster=1), SampleMemory(4, 3, min_cluster=1)):
+    for other in (Memory(5, 2, min_cluster=1), Memory(4, 3, min_cluster=1)):
         with pytest.raises(RuntimeError, match="size mismatch"):
             other.load_state_dict(state)
     filled = random_memory([9, 9], min_cluster=1)
     filled.load_state_dict(state)
-    assert filled.bank.shape == (8, 4)
+    assert filled.bank.rows.shape == (8, 4)
 
 
 def test_accumulation_by_sorting_agrees_and_repeats_bitwise() -> None:
@@ -294,11 +341,11 @@ def test_accumulation_by_sorting_agrees_and_repeats_bitwise() -> None:
 
 
 def test_an_emptied_cluster_keeps_its_centroid_and_one_never_filled_attracts_nothing() -> None:
-    memory = SampleMemory(2, 3, min_cluster=1)
-    memory.fill(torch.tensor([[1.0, 0], [1, 0], [-1, 0], [-1, 0]]), torch.tensor([0, 0, 2, 2]))
+    memory = Memory(2, 3, min_cluster=1)
+    memory.start(torch.tensor([[1.0, 0], [1, 0], [-1, 0], [-1, 0]]), torch.tensor([0, 0, 2, 2]))
     assert memory.assign(torch.tensor([[0.01, 0], [-0.01, 0]]).half()).tolist() == [0, 2]  # (0, 0) would be nearer
-    memory.commit(torch.tensor([0, 1]), memory.bank[:2].clone(), torch.tensor([2, 2]))
-    memory.update_centroids()
+    memory.give(torch.tensor([0, 1]), memory.bank.rows[:2].clone(), torch.tensor([2, 2]))
+    memory.recentre()
     assert memory.centroids[0].tolist() == [1, 0]
     assert memory.assign(torch.tensor([[1.0, 0]]).half()).tolist() == [0]
 
@@ -311,9 +358,9 @@ def test_split_by_hand() -> None:
     labels = torch.tensor([0] * 8 + [1] + [2] * 3)
     outcomes = set()
     for seed in range(10):
-        memory = SampleMemory(2, 3, min_cluster=2)
-        memory.fill(features, labels)
-        ids, new = memory.split_small(torch.Generator().manual_seed(seed))
+        memory = Memory(2, 3, min_cluster=2)
+        memory.start(features, labels)
+        ids, new = memory.split(torch.Generator().manual_seed(seed))
         assert memory.labels[ids].tolist() == new.tolist()
         assert ids.tolist() == sorted(ids.tolist())
         assert sorted(memory.count.tolist()) == [3, 4, 5]
@@ -326,30 +373,30 @@ def test_split_by_hand() -> None:
 
 @pytest.mark.parametrize(("least", "N", "expected"), [(0.16, 1_281_167, 20), (0.5, 40, 2), (0.01, 40, 1), (7, 70, 7)])
 def test_the_least_size_as_a_share_of_the_mean_size(least: float, N: int, expected: int) -> None:
-    memory = SampleMemory(2, 10_000 if N > 1000 else 10, min_cluster=least)
+    memory = Memory(2, 10_000 if N > 1000 else 10, min_cluster=least)
     assert memory.least(N) == expected
     memory.check(N)
 
 
 def test_a_cluster_below_its_share_is_split() -> None:
     memory = random_memory([18, 2], min_cluster=0.25)  # of a mean size of 10: 2.5, so 2 are enough
-    assert not len(memory.split_small(make_generator(0))[0])
+    assert not len(memory.split(make_generator(0))[0])
     memory = random_memory([19, 1], min_cluster=0.25)
-    memory.split_small(make_generator(0))
+    memory.split(make_generator(0))
     assert int(memory.count.min()) >= 2
 
 
 @pytest.mark.parametrize("least", [0, 0.0, 1.0, 2.5, -1])
 def test_a_least_size_that_is_none(least: float) -> None:
     with pytest.raises(InputError, match="min_cluster"):
-        SampleMemory(2, 2, min_cluster=least)
+        Memory(2, 2, min_cluster=least)
 
 
 def test_nothing_small_moves_nothing_and_draws_nothing() -> None:
     memory = random_memory([5, 5], min_cluster=5)
     before, generator = copy.deepcopy(memory.state_dict()), make_generator(0)
     state = generator.get_state()
-    ids, labels = memory.split_small(generator)
+    ids, labels = memory.split(generator)
     assert ids.numel() == labels.numel() == 0
     assert torch.equal(generator.get_state(), state)
     for name, value in memory.state_dict().items():
@@ -373,16 +420,16 @@ def test_nothing_small_moves_nothing_and_draws_nothing() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_no_cluster_stays_small(sizes: list[int], t: int, seed: int) -> None:
     memory = random_memory(sizes, min_cluster=t, seed=seed)
-    memory.split_small(make_generator(seed))
+    memory.split(make_generator(seed))
     assert min(memory.count.tolist()) >= t
     assert int(memory.count.sum()) == sum(sizes)
     assert_exact(memory)
 
 
 def test_identical_features_are_split_at_the_median() -> None:
-    memory = SampleMemory(3, 2, min_cluster=20)
-    memory.fill(torch.ones(40, 3), torch.zeros(40, dtype=torch.int64))
-    memory.split_small(make_generator(0))
+    memory = Memory(3, 2, min_cluster=20)
+    memory.start(torch.ones(40, 3), torch.zeros(40, dtype=torch.int64))
+    memory.split(make_generator(0))
     assert memory.count.tolist() == [20, 20]
     assert_exact(memory)
 
@@ -402,9 +449,9 @@ def test_any_small_clusters_are_filled(sizes: list[int], t: int, seed: int, leve
     labels = torch.repeat_interleave(torch.arange(K), torch.tensor(sizes))
     # Few levels: many samples are the same.
     features = torch.randint(-levels, levels + 1, (N, 3), generator=make_generator(seed)).float()
-    memory = SampleMemory(3, K, min_cluster=t)
-    memory.fill(features, labels)
-    ids, _ = memory.split_small(make_generator(seed, "split"))
+    memory = Memory(3, K, min_cluster=t)
+    memory.start(features, labels)
+    ids, _ = memory.split(make_generator(seed, "split"))
     assert min(memory.count.tolist()) >= t
     assert int(memory.count.sum()) == N
     assert len(set(ids.tolist())) == len(ids)
@@ -415,59 +462,74 @@ def test_resync_removes_drift_only() -> None:
     memory = random_memory([30, 30], min_cluster=5)
     exact, centroids = memory.sum.clone(), memory.centroids.clone()
     memory.sum += 0.25
-    memory.count += 1
-    memory.resync()
+    memory.resync(memory.store[0].view())
     torch.testing.assert_close(memory.sum, exact)
-    assert memory.count.tolist() == [30, 30]
     assert torch.equal(memory.centroids, centroids)
 
 
 def test_large_assignments_are_cut_into_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = random_memory([30, 30, 30], min_cluster=5)
-    whole = memory.assign(memory.bank)
+    whole = memory.assign(memory.bank.rows)
     monkeypatch.setattr("odc.memory.sample_memory.SCORES", 12)
-    assert torch.equal(memory.assign(memory.bank), whole)
+    assert torch.equal(memory.assign(memory.bank.rows), whole)
 
 
 def test_zero_rows_at_the_start_are_stored_and_counted() -> None:
-    memory = SampleMemory(2, 1, min_cluster=1)
-    memory.fill(torch.tensor([[3.0, 4], [0, 0], [0, 2]]), torch.zeros(3, dtype=torch.int64))
-    assert memory.bank[1].tolist() == [0, 0]
+    memory = Memory(2, 1, min_cluster=1)
+    memory.start(torch.tensor([[3.0, 4], [0, 0], [0, 2]]), torch.zeros(3, dtype=torch.int64))
+    assert memory.bank.rows[1].tolist() == [0, 0]
     assert int(memory.skipped) == 1
 
 
 def test_global_random_state_is_left_alone() -> None:
     before = torch.get_rng_state()
     memory = random_memory([60, 0, 0], min_cluster=20)
-    memory.update(torch.tensor([1]), torch.ones(1, 4))
-    memory.split_small(make_generator(0))
+    memory.move(torch.tensor([1]), torch.ones(1, 4))
+    memory.split(make_generator(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_errors_name_the_numbers() -> None:
     with pytest.raises(InputError, match=r"10 clusters of at least 20 samples need 200 samples, but there are 150"):
-        SampleMemory(4, 10).check(150)
+        Memory(4, 10).check(150)
     with pytest.raises(InputError, match="40 samples, but there are 4"):
-        SampleMemory(2, 2).fill(torch.ones(4, 2), torch.tensor([0, 1, 0, 1]))
+        Memory(2, 2).fill(torch.ones(4, 2), torch.tensor([0, 1, 0, 1]))
     with pytest.raises(InputError, match="momentum"):
-        SampleMemory(4, 1, min_cluster=1, momentum=0)
+        Memory(4, 1, min_cluster=1, momentum=0)
     with pytest.raises(InputError, match="at least 1"):
-        SampleMemory(4, 1, min_cluster=0)
+        Memory(4, 1, min_cluster=0)
     with pytest.raises(InputError, match="cosine"):
-        SampleMemory(4, 1, min_cluster=1, assign="cosine")
-    memory = SampleMemory(2, 2, min_cluster=1)
+        Memory(4, 1, min_cluster=1, assign="cosine")
+    memory = Memory(2, 2, min_cluster=1)
     with pytest.raises(InputError, match="fill it"):
-        memory.update(torch.tensor([1]), torch.ones(1, 2))
+        memory.move(torch.tensor([1]), torch.ones(1, 2))
     good = F.normalize(torch.ones(4, 2))
     labels: Tensor = torch.tensor([0, 1, 0, 1])
     with pytest.raises(InputError, match=r"\(3, 2\) and \(4,\)"):
-        memory.fill(good[:3], labels)
+        memory.start(good[:3], labels)
     with pytest.raises(InputError, match="from 0 to 2, but the clusters are 0 to 1"):
-        memory.fill(good, labels + torch.tensor([0, 0, 0, 1]))
+        memory.start(good, labels + torch.tensor([0, 0, 0, 1]))
     with pytest.raises(InputError, match="1 of the features"):
-        memory.fill(good.index_fill(0, torch.tensor([2]), torch.nan), labels)
-    memory.fill(good, labels)
+        memory.start(good.index_fill(0, torch.tensor([2]), torch.nan), labels)
+    memory.start(good, labels)
     with pytest.raises(InputError, match="from 1 to 4, but the memory holds 0 to 3"):
-        memory.update(torch.tensor([4, 1]), torch.ones(2, 2))
+        memory.move(torch.tensor([4, 1]), torch.ones(2, 2))
     with pytest.raises(InputError, match="features"):
-        memory.update(torch.tensor([1]), torch.ones(1, 3))
+        memory.move(torch.tensor([1]), torch.ones(1, 3))
+
+
+def test_a_buffer_sizes_itself() -> None:
+    buffer = SampleBuffer(2, 3, dtype=torch.float16)
+    assert buffer.rows.shape == (0, 2, 3)
+    rows = buffer.sized(4)
+    rows[1] = 7
+    assert buffer.sized(4) is buffer.rows is rows
+    assert buffer.rows[1].unique().tolist() == [7]
+    assert not buffer.sized(5).any()
+    other = SampleBuffer(2, 3, dtype=torch.float16)
+    other.load_state_dict({"rows": rows})
+    assert torch.equal(other.rows, rows)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        SampleBuffer(3, dtype=torch.float16).load_state_dict({"rows": rows})
+    with pytest.raises(DamagedError, match="not finite"):
+        other.load_state_dict({"rows": rows.index_fill(0, torch.tensor([2]), torch.nan)})
