@@ -36,8 +36,9 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error says, in one line; its kind where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return what an error says, in one line without the name of a file; its kind where it says nothing."""
+    said = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(said.split()) or type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -59,7 +59,6 @@ class OneLiners(logging.Filter):
         "HardDiskBackend",
         "Saving checkpoint at",
         "Checkpoints will be saved to",
-        "Loads checkpoint by",
         "all SyncBatchNorm (SyncBN) layers in the model",
         "paramwise_options -- ",  # a line for every parameter
     )

@@ -49,8 +49,6 @@ def reading(path: str | Path, what: str, remedy: str) -> Iterator[None]:
         reason = one_line(error)[:300]
         if isinstance(error, RecursionError | MemoryError):
             reason = "nested too deep" if isinstance(error, RecursionError) else "more than memory holds"
-        elif isinstance(error, OSError) and error.strerror:
-            reason = error.strerror.lower()
         raise DamagedError(f"'{path}' {what} ({reason}): {remedy}") from error
 
 

@@ -19,17 +19,17 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import is_model_wrapper
 from torch import nn
 
+import odc.engine.checkpointing  # noqa: F401  # its hooks take the place of mmengine's
 from odc import logs
 from odc.checkpoints import TAKE_PART, find_resume, load_state, model_state, read_checkpoint, to_plain
-from odc.engine.checkpointing import CheckpointHook
 from odc.engine.finite import diverged, non_finite
 from odc.engine.precision import PRECISIONS, lacks_bfloat16_anywhere, settle_precision
 from odc.engine.ranks import ONE_BUCKET, average_in_order, init_gloo
-from odc.engine.resumed import HUB, META, change_options, check_state, flat, like, options_of
+from odc.engine.resume import HUB, META, change_options, check_state, options_of
 from odc.errors import DamagedError, InputError, one_line
 from odc.files import write_text
 from odc.processes import end_with_parent
-from odc.reading import fields, reading
+from odc.reading import reading
 
 
 @runtime_checkable
@@ -69,7 +69,6 @@ class Runner(mmengine.runner.Runner):
     _timestamp: str
     _randomness_cfg: dict[str, Any]
     optim_wrapper: Any
-    param_schedulers: Any
 
     # -- building
 
@@ -155,14 +154,6 @@ class Runner(mmengine.runner.Runner):
     def _maybe_compile(self, target: str) -> None:
         """Do nothing: mmengine would compile ``train_step``, which no loop here calls (:mod:`odc.engine.compiled`)."""
 
-    def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
-        """Register mmengine's default hooks, with this package's :class:`CheckpointHook` for its own in any scope."""
-        hooks = dict(hooks or {})
-        checkpoint = hooks.setdefault("checkpoint", {"type": "CheckpointHook"})
-        if isinstance(checkpoint, dict) and checkpoint["type"] in ("CheckpointHook", "mmengine.CheckpointHook"):
-            hooks["checkpoint"] = {**checkpoint, "type": CheckpointHook}
-        super().register_default_hooks(hooks)
-
     # -- precision
 
     def settle_precision(self) -> None:
@@ -236,26 +227,26 @@ class Runner(mmengine.runner.Runner):
 
     # -- loading
 
-    def load_checkpoint(self, filename: str, strict: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(self, filename: str) -> dict[str, Any]:
         """Load the model's state from ``filename`` and return the whole checkpoint.
+
+        Names and shapes must all fit, unless the config has ``load_partial = True`` and this is not to resume a run.
 
         Args:
             filename: local path, ``http(s)://`` or ``torchvision://`` address.
-            strict: whether names and shapes must all fit; ``None``: unless the config has ``load_partial = True``.
 
         Raises:
             InputError: the file cannot be read safely, or does not fit (see :func:`load_state`).
         """
-        partial = self.cfg.get("load_partial", False) if strict is None else not strict
         checkpoint = read_checkpoint(filename)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        otherwise = TAKE_PART
+        partial, otherwise = self.cfg.get("load_partial", False), TAKE_PART
         if self.resumes:  # which takes all or nothing
+            partial = False
             otherwise = f"start anew with what fits: load_from='{filename}' and load_partial=True, without --resume"
         source = f"checkpoint '{filename}'"
-        report = load_state(
-            self.model, model_state(checkpoint, source), partial=partial, source=source, otherwise=otherwise
-        )
+        state = model_state(checkpoint, source)
+        report = load_state(self.model, state, partial=partial, source=source, otherwise=otherwise)
         self._loaded = True
         meta = checkpoint.get("meta")
         saved = meta.get("precision") if isinstance(meta, Mapping) else None
@@ -301,11 +292,10 @@ class Runner(mmengine.runner.Runner):
         self.logger.info(f"no checkpoint to resume from in {self.work_dir}; starting from the beginning")
 
     def resume(self, filename: str) -> None:
-        """Continue the run that wrote ``filename``: model, position, seed, optimiser, schedules, the loop's own state.
+        """Continue the run that wrote ``filename``: model, position, seed, optimiser, the loop's own state.
 
         Options of the optimiser that the config has changed since, the learning rate say, are applied, with a warning
-        that has both numbers. mmengine's parameter schedulers keep the schedule they were saved with, so a changed one
-        (a grown ``max_epochs``) is reported with both numbers.
+        that has both numbers.
 
         Args:
             filename: local path or ``http(s)://`` address.
@@ -317,7 +307,7 @@ class Runner(mmengine.runner.Runner):
         loop = self.train_loop
         if loop is None:
             raise InputError(f"resuming '{filename}' needs a training config; to evaluate it, set load_from only")
-        checkpoint = self.load_checkpoint(filename, strict=True)
+        checkpoint = self.load_checkpoint(filename)
         needed = {"meta", "message_hub", "optimizer"} | ({"loop"} if isinstance(loop, StatefulLoop) else set())
         if lacking := sorted(needed - checkpoint.keys()):
             raise InputError(
@@ -331,9 +321,6 @@ class Runner(mmengine.runner.Runner):
             self._resumed_precision = self.precision
             self.message_hub.load_state_dict(hub)
             self._resume_optimizer(checkpoint["optimizer"], filename)
-            if self.param_schedulers is not None and "param_schedulers" in checkpoint:
-                self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
-                self._resume_schedulers(checkpoint["param_schedulers"])
             if isinstance(loop, StatefulLoop):
                 loop.load_state_dict(checkpoint["loop"])
         self.logger.info(f"resumed {filename} at epoch {self.epoch}, iteration {self.iter}")
@@ -358,17 +345,3 @@ class Runner(mmengine.runner.Runner):
         except ValueError as error:
             raise InputError(f"the optimiser of checkpoint '{filename}' does not fit: {one_line(error)}") from None
         change_options(optimizer, self._configured)
-
-    def _resume_schedulers(self, saved: Any) -> None:
-        position = {"last_step", "best", "num_bad_epochs", "cooldown_counter"}
-        for number, (scheduler, state) in enumerate(zip(flat(self.param_schedulers), flat(saved), strict=False)):
-            own = to_plain(scheduler.state_dict())
-            fields({}, **{name: functools.partial(like, value) for name, value in own.items()})(state)
-            for name, value in own.items():
-                if name.startswith("_") or name in position or name not in state or state[name] == value:
-                    continue
-                self.logger.warning(
-                    f"param_scheduler {number} ({type(scheduler).__name__}) keeps {name}={state[name]} of the "
-                    f"checkpoint; the config's {name}={value} is not used"
-                )
-            scheduler.load_state_dict(state)

@@ -139,22 +139,6 @@ def test_another_optimiser_cannot_be_resumed(tmp_path: Path) -> None:
     one_line(error)
 
 
-def test_a_changed_schedule_is_reported_with_both_numbers(tmp_path: Path) -> None:
-    def schedule(epochs: int) -> dict[str, Any]:
-        cosine = {"type": "CosineAnnealingLR", "T_max": epochs, "end": epochs}
-        return {"epochs": epochs, "param_scheduler": [cosine, {"type": "MultiStepLR", "milestones": [epochs - 1]}]}
-
-    build(tmp_path, **schedule(2)).train()
-    same = build(tmp_path, resume=True, **schedule(2))
-    same.train()
-    assert "keeps" not in log_of(same)
-    grown = build(tmp_path, resume=True, **schedule(5))
-    grown.train()
-    assert "keeps end=2 of the checkpoint; the config's end=5" in log_of(grown)
-    assert "keeps T_max=2" in log_of(grown)
-    assert grown.param_schedulers[0].end == 2
-
-
 class CountingLoop(mmengine.runner.EpochBasedTrainLoop):
     order = torch.tensor([-1])
 

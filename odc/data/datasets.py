@@ -25,7 +25,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from odc.errors import InputError, nearest
+from odc.errors import InputError, nearest, one_line
 from odc.registry import DATASETS, resolve
 from odc.structures import UNLABELLED, make_generator
 
@@ -379,7 +379,7 @@ def _torchvision_split(name: str, root: str, split: str, download: bool) -> tupl
         source = kind(root, download=download, **which)
     except Exception as error:  # its readers check little of what they read
         raise InputError(
-            f"{name} is missing or incomplete under {os.path.abspath(root)} ({reason(error)}); "
+            f"{name} is missing or incomplete under {os.path.abspath(root)} ({one_line(error)}); "
             "put its files there, or set download=True"
         ) from error
     images = torch.as_tensor(source.data)
@@ -417,10 +417,3 @@ def in_threads(
                 left = (now - start) / done * (len(parts) - done)
                 line = f"{done_word} {done * size:,} of at most {len(parts) * size:,} files, {left:.0f} s left"
                 print_log(line, logger="current")
-
-
-def reason(error: Exception) -> str:
-    """Return what went wrong, in one line that does not repeat the file's name."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return (str(error) or type(error).__name__).splitlines()[0]

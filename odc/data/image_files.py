@@ -16,10 +16,10 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from odc.data import decoding
-from odc.data.datasets import ImageDataset, Targets, in_threads, reason
+from odc.data.datasets import ImageDataset, Targets, in_threads
 from odc.data.decoding import MAX_PIXELS, Header
 from odc.data.table import label_of, read_names, read_table
-from odc.errors import InputError, nearest, printable
+from odc.errors import InputError, nearest, one_line, printable
 from odc.registry import DATASETS
 from odc.structures import UNLABELLED, make_generator
 
@@ -172,7 +172,7 @@ class FileDataset(ImageDataset):
             image = decoding.decode(path, self._grey, self._max_pixels, self.value_range)
         except Exception as error:  # decoders raise whatever the damaged bytes lead them to
             raise InputError(
-                f"cannot decode {path} ({reason(error)}); remove the file, or set verify=True to decode every "
+                f"cannot decode {path} ({one_line(error)}); remove the file, or set verify=True to decode every "
                 "file once at the start and skip such files"
             ) from error
         if self._size is not None and max(self._size) <= 256 and image.shape[1:] != self._size:
@@ -390,8 +390,8 @@ def _walk(root: str) -> tuple[list[str], dict[str, str]]:
             entries = list(os.scandir(folder))
         except OSError as error:
             if not prefix:
-                raise InputError(f"cannot read folder {folder} ({reason(error)})") from error
-            unreadable[prefix] = f"an unreadable folder ({reason(error)})"
+                raise InputError(f"cannot read folder {folder} ({one_line(error)})") from error
+            unreadable[prefix] = f"an unreadable folder ({one_line(error)})"
             continue
         here = (status.st_dev, status.st_ino)
         if here in above:
@@ -443,7 +443,7 @@ def _survey(paths: Sequence[str], check: Callable[[str], None]) -> dict[str, str
             try:
                 check(path)
             except Exception as error:  # noqa: PERF203  # decoders raise whatever damaged bytes lead them to
-                failures.append((path, reason(error)))
+                failures.append((path, one_line(error)))
         return failures
 
     failures: dict[str, str] = {}
@@ -457,7 +457,7 @@ def _read_text(file: str) -> str:
     try:
         return read_names(file)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {file} ({reason(error)})") from error
+        raise InputError(f"cannot read {file} ({one_line(error)})") from error
 
 
 def _by_path(file: str, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:

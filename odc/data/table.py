@@ -8,7 +8,7 @@ import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 
-from odc.errors import InputError, nearest
+from odc.errors import InputError, nearest, one_line
 from odc.reading import read_text
 from odc.structures import UNLABELLED
 
@@ -51,8 +51,7 @@ def read_table(path: str | Path, *columns: str, optional: Sequence[str] = ()) ->
         reader = csv.reader(io.StringIO(read_names(path), newline=""))
         lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except (OSError, ValueError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InputError(f"cannot read the table '{path}' ({reason})") from error
+        raise InputError(f"cannot read the table '{path}' ({one_line(error)})") from error
     names = lines[0][1] if lines else []
     for column in columns:
         if column not in names:

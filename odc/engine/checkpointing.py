@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import mmengine.hooks
+import mmengine.registry
 import mmengine.runner
 from mmengine.dist import is_main_process
 
@@ -27,7 +28,7 @@ def _check_measured(name: str, metrics: Mapping[str, float], who: str) -> None:
         raise InputError(f"{who} waits for the metric '{name}', which this evaluation lacks{nearest(name, metrics)}")
 
 
-@HOOKS.register_module()
+@mmengine.registry.HOOKS.register_module(force=True)  # whatever the scope
 class CheckpointHook(mmengine.hooks.CheckpointHook):
     """mmengine's hook that never leaves the disk without a complete checkpoint, and writes none during evaluation.
 
@@ -112,7 +113,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             self.out_dir,
             name,
             save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler and runner.param_schedulers is not None,
+            save_param_scheduler=False,
             meta=meta,
             by_epoch=self.by_epoch,
             backend_args=self.backend_args,
