@@ -77,12 +77,12 @@ def make_cell(folder: Path, method: str, seed: int, clusters: int = K, noise: in
     return record(
         method,
         seed,
-        acc=found["accuracy"],
+        acc=found["acc"],
         nmi=found["nmi"],
         ari=found["ari"],
         knn=None,
         entropy=found["entropy"],
-        empty=found["empty_clusters"],
+        empty=found["empty"],
         seconds=1.5 + seed,
         images_seen=5 * N,
         peak_rss_mb=500.0,
@@ -568,13 +568,13 @@ def test_names_in_the_chart_do_not_overlap(given_points: list[tuple[float, float
         chart = charts.cost_chart(points, width, 320)
         assert len(chart.marks) == len(points)
         for i, (mark, label) in enumerate(chart.marks):
-            assert chart.left <= label.box.left <= label.box.right <= chart.right + 0.1
-            assert chart.top <= label.box.top <= label.box.bottom <= chart.bottom + 0.1
-            assert chart.left <= mark.x <= chart.right
-            assert chart.top <= mark.y <= chart.bottom
+            assert chart.frame.left <= label.box.left <= label.box.right <= chart.frame.right + 0.1
+            assert chart.frame.top <= label.box.top <= label.box.bottom <= chart.frame.bottom + 0.1
+            assert chart.frame.left <= mark.x <= chart.frame.right
+            assert chart.frame.top <= mark.y <= chart.frame.bottom
             assert all(label.box.overlap(other.box) == 0 for _, other in chart.marks[:i])
         for position, word in chart.x_ticks:
-            assert chart.left <= position <= chart.right
+            assert chart.frame.left <= position <= chart.frame.right
             assert float(word) > 0
 
 

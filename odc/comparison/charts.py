@@ -16,8 +16,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from odc.comparison.ranking import Spread
 
 # -- quality against cost --------------------------------------------------------------------------------------------
@@ -95,10 +93,7 @@ class CostChart:
 
     width: int
     height: int
-    left: int
-    right: int
-    top: int
-    bottom: int
+    frame: Box
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     marks: list[tuple[Mark, Label]]
@@ -145,7 +140,7 @@ def cost_chart(points: Sequence[Point], width: int, height: int) -> CostChart:
         taken.append(labels[-1].box)
     x_ticks = [(place_x(v), f"{v:g}") for v in log_ticks(10**low_x, 10**high_x, (right - left) // 64)]
     y_ticks = [(place_y(v), f"{v:g}") for v in ticks(low_y, high_y, (bottom - top) // 40)]
-    return CostChart(width, height, left, right, top, bottom, x_ticks, y_ticks, list(zip(marks, labels, strict=True)))
+    return CostChart(width, height, frame, x_ticks, y_ticks, list(zip(marks, labels, strict=True)))
 
 
 def _label(mark: Mark, frame: Box, taken: Sequence[Box]) -> Label:
@@ -222,18 +217,18 @@ def panel(name: str, series: Sequence[Sequence[tuple[float, float]]], span: tupl
     """Draw series of (epoch, value), none of them empty, over the vertical axis ``span``."""
     epochs = [epoch for one in series for epoch, _ in one]
     first, last = min(epochs), max(epochs)
-    low, high = span
+    words = f"{span[0]:.3g}", f"{span[1]:.3g}", f"{first:g}", f"{last:g}"
+    return Panel(name, *words, [_path(one, (first, last), span) for one in series])
 
-    def path(one: Sequence[tuple[float, float]]) -> str:
-        step = math.ceil(len(one) / _MOST_POINTS)
-        kept = [*one[:-1:step], one[-1]]
-        spots = [
-            f"{100 * (epoch - first) / ((last - first) or 1):.4g} {100 * (high - v) / ((high - low) or 1):.4g}"
-            for epoch, v in kept
-        ]
-        return "M" + "L".join(spots) + ("h0" if len(spots) == 1 else "")
 
-    return Panel(name, f"{low:.3g}", f"{high:.3g}", f"{first:g}", f"{last:g}", [path(one) for one in series])
+def _path(series: Sequence[tuple[float, float]], across: tuple[float, float], up: tuple[float, float]) -> str:
+    """Return the SVG path of at most :data:`_MOST_POINTS` of the points, in a square of 100 x 100."""
+    step = math.ceil(len(series) / _MOST_POINTS)
+    spots = [
+        f"{100 * (x - across[0]) / ((across[1] - across[0]) or 1):.4g} {100 * (up[1] - y) / ((up[1] - up[0]) or 1):.4g}"
+        for x, y in [*series[:-1:step], series[-1]]
+    ]
+    return "M" + "L".join(spots) + ("h0" if len(spots) == 1 else "")
 
 
 def curves_of(curves: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]]) -> dict[str, list[Panel]]:
@@ -271,6 +266,5 @@ def curves_of(curves: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]])
 
 def profile(sizes: Sequence[int]) -> str:
     """Return the SVG path of sizes, largest first, as an area in a square of 100 x 100: for many clusters."""
-    kept = np.unique(np.linspace(0, len(sizes) - 1, min(len(sizes), _MOST_POINTS)).round().astype(int)).tolist()
-    tops = [f"{100 * i / max(1, len(sizes) - 1):.4g} {100 - 100 * sizes[i] / max(sizes):.4g}" for i in kept]
-    return f"M0 100L{'L'.join(tops)}L100 100z"
+    tops = _path(list(enumerate(sizes)), (0, len(sizes) - 1), (0, sizes[0]))
+    return f"M0 100L{tops[1:]}L100 100z"

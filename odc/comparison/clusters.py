@@ -28,13 +28,11 @@ class Confusion:
     """Images by class and cluster: a row a class, a column a cluster, the matched ones on the diagonal.
 
     Attributes:
-        classes: names of the rows.
         clusters: names of the columns.
         counts: images.
         uri: the same as a picture, where there are too many for numbers; else empty.
     """
 
-    classes: list[str]
     clusters: list[str]
     counts: list[list[int]]
     uri: str
@@ -112,7 +110,7 @@ def confusion_of(
         pixels[..., :3] = (47, 125, 196)  # between the light page's and the dark page's blue
         pixels[..., 3] = np.rint(255 * np.sqrt(share))  # the root lifts small shares into sight
         uri = data_uri(Image.fromarray(pixels))
-    return Confusion(list(classes), names, counts.tolist(), uri)
+    return Confusion(names, counts.tolist(), uri)
 
 
 def strip_of(

@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from odc.data.datasets import ImageDataset
 from odc.errors import InputError
+from odc.evaluation.gallery import fitted
 
 _SMALLEST, _LARGEST, _ROW = 48, 64, 300  # CSS pixels: of a tile, and of the tiles in a row
 _BESIDE = 128  # grey level beside an image of another shape: visible on a light page and on a dark one
@@ -79,12 +80,8 @@ class Thumbnails:
                 image = to_pil_image(self._dataset.image(i))
             except InputError:  # it has gone since it was clustered
                 image = Image.new("L", self._size, _BESIDE)
-            image = image if image.mode == "L" else image.convert("RGB")
-            image.thumbnail(self._size, Image.Resampling.LANCZOS)
-            width, height = self._size
-            factor = max(1, min(width // image.width, height // image.height))
-            image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-            tile = _blank([image], self._size)
+            image = fitted(image if image.mode == "L" else image.convert("RGB"), self._size)
+            tile, (width, height) = _blank([image], self._size), self._size
             tile.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
             self._tiles[i] = tile
         return self._tiles[i]
@@ -99,14 +96,10 @@ def _blank(tiles: Sequence[Image.Image], size: tuple[int, int]) -> Image.Image:
 
 def data_uri(image: Image.Image) -> str:
     """Return a picture as a ``data:`` URI: PNG or, of a photograph where that is smaller, JPEG."""
-    files = {"png": _encode(image, "PNG", optimize=True)}
-    if image.mode in ("L", "RGB"):
-        files["jpeg"] = _encode(image, "JPEG", quality=88, subsampling=0, optimize=True)
+    files: dict[str, bytes] = {}
+    for kind in ("png", "jpeg") if image.mode in ("L", "RGB") else ("png",):
+        file = io.BytesIO()
+        image.save(file, kind, optimize=True, **({"quality": 88, "subsampling": 0} if kind == "jpeg" else {}))
+        files[kind] = file.getvalue()
     kind = min(files, key=lambda k: len(files[k]))
     return f"data:image/{kind};base64,{base64.b64encode(files[kind]).decode()}"
-
-
-def _encode(image: Image.Image, kind: str, **options: int) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()

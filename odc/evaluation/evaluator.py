@@ -96,12 +96,7 @@ class ClusterMetrics:
         """Return the metrics by name."""
         if not evaluation.scores.shape[1]:
             return {}
-        targets = _truth(evaluation, self)
-        if targets is None:
-            targets = np.full(len(evaluation.scores), -1, dtype=np.int64)
-        values = evaluate_clustering(evaluation.clusters, targets, evaluation.scores.shape[1])
-        names = {"accuracy": "acc", "empty_clusters": "empty"}
-        return {names.get(name, name): value for name, value in values.items() if name != "unknown"}
+        return evaluate_clustering(evaluation.clusters, _truth(evaluation, self), evaluation.scores.shape[1])
 
 
 @METRICS.register_module()
@@ -137,9 +132,7 @@ class KMeansMetric:
         generator = make_generator(self.seed, "KMeansMetric")
         result = kmeans(features, K, n_iter=100, n_redo=self.n_redo, plus_plus=True, generator=generator)
         values = evaluate_clustering(result.labels, targets, K)
-        return {
-            f"kmeans_{short}": values[name] for short, name in (("acc", "accuracy"), ("nmi", "nmi"), ("ari", "ari"))
-        }
+        return {f"kmeans_{name}": values[name] for name in ("acc", "nmi", "ari")}
 
 
 @METRICS.register_module()

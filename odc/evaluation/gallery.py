@@ -77,6 +77,13 @@ def listed(numbers: Iterable[int], most: int = 10) -> str:
     return ", ".join(every[:most]) + (", ..." if len(every) > most else "")
 
 
+def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return an image as large as fits; a tiny one is enlarged in whole pixels, so that one sees what is there."""
+    image.thumbnail(size, Image.Resampling.LANCZOS)
+    factor = max(1, min(size[0] // image.width, size[1] // image.height))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
 def _readable(dataset: ImageDataset, samples: list[int]) -> Iterator[Tensor]:
     """Yield the images that are still there: a file may have gone since it was trained on."""
     for sample in samples:
@@ -110,10 +117,6 @@ def draw_clusters(dataset: ImageDataset, cluster: Tensor, confidence: Tensor) ->
         best = members[confidence[members].argsort(descending=True, stable=True)]
         readable = _readable(dataset, best[: 4 * _COLUMNS].tolist())  # some may have gone since
         for column, image in enumerate(itertools.islice(readable, _COLUMNS)):
-            tile = to_pil_image(image).convert("RGB")
-            tile.thumbnail((_TILE, _TILE))
-            if max(tile.size) < _TILE:  # tiny images are enlarged in whole pixels, so that one sees what is there
-                factor = max(1, _TILE // max(tile.size))
-                tile = tile.resize((tile.width * factor, tile.height * factor), Image.Resampling.NEAREST)
+            tile = fitted(to_pil_image(image).convert("RGB"), (_TILE, _TILE))
             sheet.paste(tile, (_MARGIN + column * step, top))
     return sheet

@@ -146,23 +146,20 @@ def majorities(pred: Ids, target: Ids) -> dict[int, tuple[int, float]]:
     return found
 
 
-def evaluate_clustering(pred: Ids, target: Ids, num_clusters: int) -> dict[str, float]:
+def evaluate_clustering(pred: Ids, target: Ids | None, num_clusters: int) -> dict[str, float]:
     """Return all metrics of a clustering.
 
-    Keys: ``accuracy``, ``nmi`` (arithmetic), ``nmi_geometric``, ``ari`` over the samples of known class, missing if
-    there are none; ``entropy`` and ``empty_clusters`` over all samples; ``unknown``, the samples with target -1.
+    Keys: ``acc``, ``nmi`` (arithmetic), ``nmi_geometric``, ``ari`` over the samples of known class, missing if there
+    are none; ``entropy`` and ``empty`` clusters over all samples.
     """
-    p, t = _ids(pred), _ids(target)
-    _check_lengths(p, t)
     metrics: dict[str, float] = {}
-    if (t >= 0).any():
-        metrics["accuracy"] = clustering_accuracy(p, t)[0]
-        metrics["nmi"] = nmi(p, t)
-        metrics["nmi_geometric"] = nmi(p, t, "geometric")
-        metrics["ari"] = ari(p, t)
-    metrics["entropy"] = cluster_entropy(p, num_clusters)
-    metrics["empty_clusters"] = float(empty_clusters(p, num_clusters))
-    metrics["unknown"] = float((t < 0).sum())
+    if target is not None and (_ids(target) >= 0).any():
+        metrics["acc"] = clustering_accuracy(pred, target)[0]
+        metrics["nmi"] = nmi(pred, target)
+        metrics["nmi_geometric"] = nmi(pred, target, "geometric")
+        metrics["ari"] = ari(pred, target)
+    metrics["entropy"] = cluster_entropy(pred, num_clusters)
+    metrics["empty"] = float(empty_clusters(pred, num_clusters))
     return metrics
 
 
