@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mmengine.visualization import LocalVisBackend
 from torchvision.transforms.v2.functional import to_pil_image
 
 from odc.cli import main
+from odc.comparison.results import read_results
 from odc.config import parse_config
 from odc.data.datasets import Digits
 from odc.data.label_file import LabelFile
@@ -448,3 +450,33 @@ def test_a_key_follows_what_a_stage_needs() -> None:
     assert changed(reliable__threshold=0.5) == {"reliable", "semi"}
     assert changed(self__train_cfg__max_epochs=2) == {"self", "reliable", "semi"}
     assert changed(moco__train_cfg__max_epochs=2) == set(ran)
+
+
+def test_a_method_of_two_stages_is_one_file_outside_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file is the one that the documentation shows, with a head of one's own in a module beside it."""
+    page = (ROOT / "docs/recipes.md").read_text()
+    text = page[page.index("# turned.py") : page.index("```\n\n```\nodc run")].replace(": 3", ": 1")
+    text += "custom_imports = dict(imports=['turned_head'])\nrecipe[1]['options']['model.head.type'] = 'TurnedHead'\n"
+    (tmp_path / "turned.py").write_text(text)
+    (tmp_path / "turned_head.py").write_text(
+        "from odc.heads import ODCHead\nfrom odc.registry import HEADS\n\n\n"
+        "@HEADS.register_module(force=True)\nclass TurnedHead(ODCHead):\n    pass\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert main(["run", "turned.py", "--clusters", "10", "--work-dir", "run"]) == 0, capsys.readouterr().err
+    assert "stage 2/2, clusters: begins" in capsys.readouterr().out
+    assert len(read_table("run/clusters/clusters.csv", "path", "cluster")) == 1797
+    assert main(["compare", "--methods", "turned.py", "kmeans-pixels", "--seeds", "0", "--out", "out"]) == 0
+    records = {r.method: r for r in read_results(Path("out")).values()}
+    assert set(records) == {"rotations", "turned", "kmeans-pixels"}
+    assert records["rotations"].before == ("turned",)
+    assert records["turned"].values["epochs"] == 1
+    assert records["turned"].number("pretrain_seconds") == records["rotations"].number("seconds")
+    assert "stage rotations, 1 epochs of" in Path("out/table.md").read_text()
+    for folder in ("run", "out/turned-0"):
+        values = json.loads(Path(folder, "clusters/metrics.json").read_text())
+        assert values["acc"] == records["turned"].number("acc"), "the same, run either way"
+    monkeypatch.delitem(sys.modules, "turned_head")

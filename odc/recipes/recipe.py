@@ -7,8 +7,9 @@ A config file writes it as a list. A stage that says no type is a training (:cla
         dict(name='mine', config='my_config.py', backbone='moco'),
     ]
 
-The config of one training is a recipe of one stage. An option's address is ``STAGE.key``; without a stage's name in
-front it is for the configs of all trainings.
+A config is a file beside the recipe, or one of the package by its name; ``options``, ``{"dotted.key": value}``, change
+it. The config of one training is a recipe of one stage. On a command line, an option's address is ``STAGE.key``;
+without a stage's name in front it is for the configs of all trainings.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 from mmengine import Config
 
-from odc.config import find_config, parse_config
+from odc.config import find_config, override, parse_config
 from odc.config.checking import KNOWN_KEYS
 from odc.errors import InputError, nearest
 from odc.recipes.stage import Stage, Train
@@ -69,9 +70,14 @@ class Recipe:
         entries = cfg["recipe"]
         if not isinstance(entries, Sequence) or not entries or not all(isinstance(e, Mapping) for e in entries):
             raise InputError(f"{path}: a recipe is a list of stages, dicts with a name; it is {entries!r}")
+        imports = {"custom_imports": cfg["custom_imports"]} if "custom_imports" in cfg else {}
+        override(cfg)  # imports what the recipe names
         stages: list[Stage] = []
         for entry in entries:
-            stages.append(_stage(dict(entry), stages, path, read))
+            stage = _stage(dict(entry), stages, path, read)
+            if imports and stage.config is not None and "custom_imports" not in stage.config:
+                stage = replace(stage, config=override(stage.config, imports))
+            stages.append(stage)
         return cls(name, _taken(stages), str(path))
 
     @property
@@ -147,7 +153,7 @@ class Recipe:
             seed: of all trainings; by default the configs'.
             amp: bfloat16 autocast.
             strict: unreadable images are an error instead of being skipped.
-            clusters: K of every head that has clusters; by default the configs'.
+            clusters: K of every head that has clusters, but for pre-training; by default the configs'.
 
         Raises:
             InputError: for an option that no stage reads, a part that is configured wrongly, or trainings that do not
@@ -169,7 +175,8 @@ class Recipe:
         stages = []
         for stage in self.stages:
             mine = by_stage[stage.name]
-            if clusters is not None and stage.config is not None and "num_clusters" in stage.config.model.head:
+            finds = stage.config is not None and stage.name not in self.pretraining
+            if clusters is not None and finds and "num_clusters" in stage.config.model.head:
                 mine = {**mine, "model.head.num_clusters": clusters}
             stages.append(stage.configured(mine, seed, amp, strict))
         new = replace(self, stages=tuple(stages))

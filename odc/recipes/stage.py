@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 
 from odc.apis import extract_features, prepare_config, train
 from odc.checkpoints import find_resume
+from odc.config import override
 from odc.config.checking import check_parts
 from odc.errors import InputError
 from odc.evaluation.results import read_results
@@ -83,8 +84,7 @@ class Stage(ABC):
 
     def lacks(self, folder: Path, result: Mapping[str, Any], needed: bool) -> str | None:
         """Return which file of the stage, which is done, is missing or damaged; ``needed``: a stage is to follow."""
-        files = [FILES[what] for what in self.leaves if what in FILES and (what in self.gives or len(self.leaves) == 1)]
-        return next((file for file in files if not (folder / file).is_file()), None)
+        return next((FILES[what] for what in self.leaves if not (folder / FILES[what]).is_file()), None)
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,12 @@ class Train(Stage):
 
     @classmethod
     def read(cls, name: str, entry: Mapping[str, Any], near: Path, read: Callable[[Path], Config]) -> Train:
-        """Read the config."""
-        if set(entry) != {"config"}:
+        """Read the config, and change what the recipe's ``options`` say."""
+        if "config" not in entry or set(entry) - {"config", "options"}:
             raise InputError(f"{near}: stage '{name}' is a training, which needs a config and has {sorted(entry)}")
-        return cls(name, config=read(near.parent / entry["config"]))
+        beside = near.parent / entry["config"]
+        config = read(beside if beside.is_file() else entry["config"])
+        return cls(name, config=override(config, entry["options"]) if entry.get("options") else config)
 
     def configured(self, options: Mapping[str, Any], seed: int | None, amp: bool, strict: bool) -> Train:
         """Return the training with options applied to its config, which is then checked whole."""
