@@ -15,7 +15,6 @@ from odc.config import override, parse_config
 from odc.config.checking import check_compile, check_config, check_monitored, check_parts, check_seed
 from odc.data.embeddings import Embeddings, check_ending
 from odc.engine.comm import get_comm
-from odc.engine.compiled import compile_backbone
 from odc.engine.data import EXTRACT_VIEW, ClusterData, Source
 from odc.engine.extract import extract
 from odc.engine.loops import ClusterValLoop, unwrap
@@ -25,10 +24,17 @@ from odc.errors import InputError
 from odc.evaluation.gallery import sizes_told, write_skipped
 from odc.evaluation.results import write_results
 from odc.files import writable, writable_file
+from odc.models.cluster_model import ClusterModel
 from odc.models.necks import AvgPool
 from odc.registry import check_kind
 from odc.runner import Runner
 from odc.work_dir import of_another_run, set_aside, working
+
+# Keys of a config that mmengine's runner takes as they are.
+_OF_THE_RUNNER = (
+    *("auto_scale_lr", "custom_hooks", "default_hooks", "env_cfg", "experiment_name", "launcher", "load_from"),
+    *("log_level", "log_processor", "model", "randomness", "resume", "visualizer", "work_dir"),
+)
 
 
 def prepare_config(
@@ -88,34 +94,22 @@ def build_runner(cfg: Config) -> Runner:
     val = dict(type="ClusterValLoop") if cfg.get("val_evaluator") else None
     optim_wrapper = cfg.optim_wrapper.copy()
     counts = optim_wrapper.pop("accumulative_counts", 1)
+    passed_on = {key: cfg[key] for key in _OF_THE_RUNNER if cfg.get(key) is not None}
     runner = Runner(
-        model=cfg.model,
-        work_dir=cfg.work_dir,
+        **passed_on,
         train_dataloader={},  # both follow: what the data has to say belongs into the log of this run
         train_cfg=dict(type="ClusterTrainLoop", accumulative_counts=counts, **cfg.train_cfg),
         optim_wrapper=optim_wrapper,  # the loop accumulates: mmengine's wrapper knows no position to resume
         val_dataloader={} if val else None,
         val_cfg=val,
         val_evaluator=cfg.val_evaluator if val else None,
-        auto_scale_lr=cfg.get("auto_scale_lr"),
-        default_hooks=cfg.get("default_hooks"),
-        custom_hooks=cfg.get("custom_hooks"),
-        load_from=cfg.get("load_from"),
-        resume=cfg.get("resume", False),
-        launcher=cfg.get("launcher", "none"),
-        env_cfg=cfg.get("env_cfg", dict(dist_cfg=dict(backend="nccl"))),
-        log_processor=cfg.get("log_processor"),
-        log_level=cfg.get("log_level", "INFO"),
-        visualizer=cfg.get("visualizer"),
         default_scope="odc",
-        randomness=cfg.randomness,
-        experiment_name=cfg.get("experiment_name"),
         cfg=cfg,
     )
     runner.register_hook(SameRunHook())
     options = check_compile(cfg.get("compile"))
     if options is not None:
-        compile_backbone(unwrap(runner.model), options)
+        _compile_backbone(unwrap(runner.model), options)
     data = ClusterData(**cfg.data)
     runner.use_data(data, data if val else None)
     print_log(data.train.dataset.describe(), "current")
@@ -124,6 +118,18 @@ def build_runner(cfg: Config) -> Runner:
     if runner.rank == 0:
         _write_skipped(data, Path(cfg.work_dir))
     return runner
+
+
+def _compile_backbone(model: ClusterModel, options: Mapping[str, Any]) -> None:
+    """Compile the backbone, where a step spends its time, and what has its architecture, as MoCo's key encoder.
+
+    It is done in place, so that parameters keep their names: checkpoints with and without it are the same. Heads stay
+    as they are: they are small, and what they do depends on data.
+    """
+    for module in model.modules():
+        if type(module) is type(model.backbone):
+            module.compile(**options)
+    print_log("the backbone is compiled at its first use, which takes up to minutes", "current")
 
 
 def _write_skipped(data: ClusterData, folder: Path) -> None:

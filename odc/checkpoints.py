@@ -24,9 +24,7 @@ import numpy as np
 import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner.checkpoint import CheckpointLoader, get_torchvision_models
 from safetensors import safe_open
 from safetensors.torch import load_file, save
@@ -267,7 +265,7 @@ class LoadReport:
         return "; ".join(parts)
 
 
-TAKE_PART = "take what fits with load_partial=True (of init_cfg: partial=True)"
+TAKE_PART = "take what fits with load_partial=True"
 
 
 def load_state(
@@ -350,35 +348,6 @@ def model_state(checkpoint: Mapping[str, Any], source: str) -> Mapping[str, Any]
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
         raise DamagedError(f"{source} is damaged: its state_dict is no dictionary of names; use another file")
     return state
-
-
-@WEIGHT_INITIALIZERS.register_module(name="Pretrained", force=True)
-class Pretrained:
-    """``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=..., partial=...)`` that checks names and shapes.
-
-    Args:
-        checkpoint: local path, ``http(s)://`` or ``torchvision://`` address.
-        prefix: take only the names under it, without it (``'backbone.'``).
-        partial: take what fits, for example a backbone from a classifier with its last layer.
-
-    Raises:
-        InputError: as :func:`load_state`, and for a prefix that no name starts with.
-    """
-
-    def __init__(self, checkpoint: str, prefix: str | None = None, partial: bool = False) -> None:
-        self.checkpoint, self.prefix, self.partial = checkpoint, prefix, partial
-
-    def __call__(self, module: nn.Module) -> None:
-        """Load the weights into ``module``."""
-        source = f"checkpoint '{self.checkpoint}'"
-        state = model_state(read_checkpoint(self.checkpoint), source)
-        if self.prefix is not None:
-            prefix = self.prefix.rstrip(".") + "."
-            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            if not state:
-                raise InputError(f"{source} has no names under prefix '{prefix}'; check prefix")
-        report = load_state(module, state, partial=self.partial, source=source)
-        print_log(f"{self.checkpoint}: {report}", logger="current")
 
 
 # ---------------------------------------------------------------------------------------------- writing checkpoints

@@ -152,7 +152,7 @@ class Runner(mmengine.runner.Runner):
         return wrapped
 
     def _maybe_compile(self, target: str) -> None:
-        """Do nothing: mmengine would compile ``train_step``, which no loop here calls (:mod:`odc.engine.compiled`)."""
+        """Do nothing: mmengine would compile ``train_step``, which no loop here calls."""
 
     # -- precision
 

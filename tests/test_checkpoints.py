@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.fileio import get_file_backend
-from mmengine.model import BaseModule
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 from toy_runner import Toy, build, one_line, save, truncate
@@ -213,30 +212,6 @@ def test_shapes_are_not_compared_where_a_module_resizes_itself() -> None:
     bare = Resizing(2)
     load_state(bare, Resizing(3).state_dict())
     assert bare.labels.shape == (3,)
-
-
-class Net(BaseModule):
-    def __init__(self, **init_cfg: Any) -> None:
-        super().__init__(init_cfg={"type": "Pretrained", **init_cfg})
-        self.fc = nn.Linear(2, 1)
-
-
-def test_pretrained_weights_are_strict_too(tmp_path: Path) -> None:
-    path = str(tmp_path / "net.pth")
-    torch.save({"state_dict": {"backbone.fc.weight": torch.ones(1, 2), "backbone.fc.bias": torch.ones(1)}}, path)
-    net = Net(checkpoint=path, prefix="backbone")
-    net.init_weights()
-    assert net.fc.weight.tolist() == [[1.0, 1.0]]
-    with pytest.raises(InputError, match="nothing in it fits"):
-        Net(checkpoint=path).init_weights()
-    with pytest.raises(InputError, match="no names under prefix 'neck"):
-        Net(checkpoint=path, prefix="neck.").init_weights()
-    torch.save({"fc.weight": torch.zeros(1, 2), "head.weight": torch.ones(1)}, path)
-    with pytest.raises(InputError, match=r"1 missing \(fc.bias\); 1 unexpected \(head.weight\)"):
-        Net(checkpoint=path).init_weights()
-    net = Net(checkpoint=path, partial=True)
-    net.init_weights()
-    assert net.fc.weight.tolist() == [[0.0, 0.0]]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,108 +36,67 @@ _DEEPEST = 3  # keys above a dictionary of tensors
 _VGG_CONVOLUTIONS = {8: 11, 10: 13, 13: 16, 16: 19}
 
 
+_PLAIN = ("state_dict", "model", "")
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a project's checkpoints name a backbone.
 
     Attributes:
-        about: whose checkpoints they are.
+        fits: whether names (wrappers left out) are of this layout.
         holds: the checkpoint's keys under which the tensors lie, best first; ``""`` is the checkpoint itself, and then
             they may lie under any other key too, a nested one as well.
         prefixes: what the backbone's names start with, best first, wrappers left out.
-        heads: pattern of names under the prefix that are no backbone's.
-        fits: whether names (wrappers left out) are of this layout.
+        heads: pattern of names under the prefix that are no backbone's; by default none are.
     """
 
-    about: str
-    holds: tuple[str, ...]
-    prefixes: tuple[str, ...]
-    heads: str
     fits: Callable[[set[str]], bool]
+    holds: tuple[str, ...] = _PLAIN
+    prefixes: tuple[str, ...] = ("",)
+    heads: str = r"(?!)"
 
 
 def _under(prefix: str) -> Callable[[set[str]], bool]:
     return lambda names: any(name.startswith(prefix) for name in names)
 
 
+def _any_of(*known: str) -> Callable[[set[str]], bool]:
+    return lambda names: bool(names & set(known))
+
+
+def _is_dinov2(names: set[str]) -> bool:
+    return "patch_embed.proj.weight" in names and _any_of("mask_token", "register_tokens")(names)
+
+
 def _is_timm(names: set[str]) -> bool:
     transformer = "patch_embed.proj.weight" in names and _under("blocks.")(names)
-    return transformer or bool(names & {"pre_logits.fc1.weight", "conv_stem.weight", "stem.0.weight"})
+    return transformer or _any_of("pre_logits.fc1.weight", "conv_stem.weight", "stem.0.weight")(names)
 
 
-_PLAIN = ("state_dict", "model", "")
-# The first that fits is the one.
+def _is_torchvision(names: set[str]) -> bool:
+    others = ("features.0.weight", "features.0.0.weight", "features.conv0.weight", "conv_proj.weight")
+    return {"conv1.weight", "layer1.0.conv1.weight"} <= names or _any_of(*others)(names)
+
+
+# The first that fits is the one; docs/checkpoints.md says whose they are.
 LAYOUTS: dict[str, Layout] = {
-    "dino": Layout(
-        "DINO's and DINOv2's training: backbone.* of the teacher",
-        ("teacher", "student"),
-        ("backbone.",),
-        r"(head|fc)\.",
-        _under("backbone."),
-    ),
-    "spice-semi": Layout(
-        "SPICE's last stage and other FixMatch code: eval_model",
-        ("eval_model", "train_model"),
-        ("",),
-        r"fc\.",
-        lambda names: "conv1.weight" in {name.removeprefix("model.") for name in names},
-    ),
+    "dino": Layout(_under("backbone."), ("teacher", "student"), ("backbone.",), r"(head|fc)\."),
+    "spice-semi": Layout(_any_of("conv1.weight", "model.conv1.weight"), ("eval_model", "train_model"), heads=r"fc\."),
     "odc": Layout(
-        "this package's: backbone.* next to the labels",
-        ("state_dict", ""),
-        ("backbone.",),
-        r"(?!)",
-        lambda names: "labels.index" in names and _under("backbone.")(names),
+        lambda names: "labels.index" in names and _under("backbone.")(names), ("state_dict", ""), ("backbone.",)
     ),
-    "openselfsup": Layout(
-        "OpenSelfSup's, MMSelfSup's: backbone.*", _PLAIN, ("backbone.",), r"(?!)", _under("backbone.")
-    ),
-    "spice": Layout(
-        "SPICE-Self's: feature_module.*",
-        ("state_dict", ""),
-        ("feature_module.",),
-        r"(fc|mlp)\.",
-        _under("feature_module."),
-    ),
-    "moco": Layout(
-        "MoCo's, of its authors or of SPICE: encoder_q.*",
-        _PLAIN,
-        ("encoder_q.backbone.", "encoder_q."),
-        r"(fc|mlp)\.",
-        _under("encoder_q."),
-    ),
-    "deepercluster": Layout("DeeperCluster's: body.*", _PLAIN, ("body.",), r"(?!)", _under("body.features.")),
+    "openselfsup": Layout(_under("backbone."), prefixes=("backbone.",)),
+    "spice": Layout(_under("feature_module."), ("state_dict", ""), ("feature_module.",), r"(fc|mlp)\."),
+    "moco": Layout(_under("encoder_q."), prefixes=("encoder_q.backbone.", "encoder_q."), heads=r"(fc|mlp)\."),
+    "deepercluster": Layout(_under("body.features."), prefixes=("body.",)),
     "deepcluster": Layout(
-        "DeepCluster's AlexNet and VGG-16: features.*, classifier.*, top_layer",
-        _PLAIN,
-        ("",),
-        r"(top_layer|sobel|pred_layer)\.",
-        lambda names: "features.0.weight" in names and bool(names & {"top_layer.weight", "sobel.0.weight"}),
+        lambda names: "features.0.weight" in names and _any_of("top_layer.weight", "sobel.0.weight")(names),
+        heads=r"(top_layer|sobel|pred_layer)\.",
     ),
-    "dinov2": Layout(
-        "DINOv2's published transformers: plain names with mask_token",
-        _PLAIN,
-        ("",),
-        r"head\.",
-        lambda names: "patch_embed.proj.weight" in names and bool(names & {"mask_token", "register_tokens"}),
-    ),
-    "timm": Layout(
-        "timm's, and DINO's published transformers: plain names",
-        _PLAIN,
-        ("",),
-        r"(fc|classifier|head|head\.fc)\.(weight|bias)$",
-        _is_timm,
-    ),
-    "torchvision": Layout(
-        "torchvision's, and timm's ResNets: plain names",
-        _PLAIN,
-        ("",),
-        r"(fc|heads|classifier)\.(head\.)?(weight|bias)$",
-        lambda names: (
-            {"conv1.weight", "layer1.0.conv1.weight"} <= names
-            or bool(names & {"features.0.weight", "features.0.0.weight", "features.conv0.weight", "conv_proj.weight"})
-        ),
-    ),
+    "dinov2": Layout(_is_dinov2, heads=r"head\."),
+    "timm": Layout(_is_timm, heads=r"(fc|classifier|head|head\.fc)\.(weight|bias)$"),
+    "torchvision": Layout(_is_torchvision, heads=r"(fc|heads|classifier)\.(head\.)?(weight|bias)$"),
 }
 
 
