@@ -16,6 +16,7 @@ VERSION = re.findall(r'__version__ = "(.+)"', (ROOT / "odc" / "__init__.py").rea
 TEST = ["pytest>=8", "hypothesis>=6.100", "selenium>=4.20"]
 TIMM = ["timm>=1.0.9"]
 PARQUET = ["pyarrow>=16"]
+SLURM = ["submitit>=1.5"]
 
 setup(
     name="online-deep-clustering",
@@ -49,7 +50,8 @@ setup(
         "gpu": ["faiss-gpu>=1.15"],
         "timm": TIMM,
         "parquet": PARQUET,
-        "test": [*TEST, *TIMM, *PARQUET],
+        "slurm": SLURM,
+        "test": [*TEST, *TIMM, *PARQUET, *SLURM],
         "dev": ["ruff>=0.9", "mypy>=1.14", "pre-commit>=3.5"],
     },
     entry_points={"console_scripts": ["odc = odc.cli:main"]},

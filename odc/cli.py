@@ -11,7 +11,7 @@ from typing import Any
 import odc
 from odc.errors import InputError, printable
 from odc.files import explain
-from odc.options import Overrides
+from odc.options import Overrides, parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -294,7 +294,24 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--clusters", type=int, help="number of clusters (default: the configs')")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--jobs", type=int, help="cells at a time (default: one a core; with a GPU, one)")
+    parser.add_argument(
+        "--jobs", type=int, help="cells at a time (default: one a core; with a GPU, one; on Slurm, 100)"
+    )
+    parser.add_argument(
+        "--executor",
+        choices=["local", "local-jobs", "slurm"],
+        default="local",
+        help="where cells run: in processes that end with this one (default), or as jobs, which go on and are found "
+        "again, on this machine or a cluster",
+    )
+    parser.add_argument(
+        "--executor-options",
+        nargs="+",
+        action=Overrides,
+        metavar="KEY=VALUE",
+        help="what each job asks for, e.g. partition=gpu gpus_per_node=1 cpus_per_task=8 timeout_min=600 (default: a "
+        "day)",
+    )
     parser.add_argument("--epochs", type=int, help="the same number of epochs for every method; SPICE's two share it")
     parser.add_argument("--minutes", type=float, help="time of every method, instead of epochs; SPICE's two share it")
     parser.add_argument("--pretrained", metavar="FILE", help="start from this backbone instead of training MoCo")
@@ -323,7 +340,8 @@ def _compare(args: argparse.Namespace) -> int:
     elif not args.methods:
         raise InputError("--methods: name at least one")
     else:
-        jobs = default_jobs() if args.jobs is None else args.jobs
+        asked = {key: parse(value) for key, value in (args.executor_options or {}).items()}
+        jobs = args.jobs if args.jobs is not None else 100 if args.executor == "slurm" else default_jobs()
         request = Request(
             methods=args.methods,
             out=out,
@@ -331,13 +349,15 @@ def _compare(args: argparse.Namespace) -> int:
             evaluate_on=args.evaluate_on,
             seeds=args.seeds,
             jobs=jobs,
-            threads=default_threads(max(1, jobs)),
+            threads=asked.get("cpus_per_task") or default_threads(max(1, jobs)),
             epochs=args.epochs,
             minutes=args.minutes,
             pretrain_epochs=args.pretrain_epochs,
             pretrained=args.pretrained,
             clusters=args.clusters,
             options=_options(args),
+            executor=args.executor,
+            executor_options=asked,
         )
         records = compare(request, sys.stdout)
     _show(f"\n{table(records)}\n\n{out / 'report.html'}")

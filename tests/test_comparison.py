@@ -181,6 +181,24 @@ def test_a_name_wins_over_a_folder_of_the_same_name(tmp_path: Path, monkeypatch:
     assert cells_of(tmp_path, "odc", dataset="./digits")[0].config.data.dataset.root == "./digits"
 
 
+def test_a_comparison_config_of_ones_own_names_configs_by_path_or_by_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(f"_base_ = '{ODC}'\n")
+    (tmp_path / "recipe.py").write_text(
+        "recipe = [dict(name='moco', config='moco_convnet_1xb64-100e_digits'),\n"
+        "          dict(name='second', config='mine.py', backbone='moco')]\n"
+    )
+    (tmp_path / "compared.py").write_text(
+        "comparison = dict(moco='moco_convnet_1xb64-100e_digits', methods=dict(\n"
+        "    mine='mine.py', dc='deepcluster_convnet_1xb64-30e_digits.py', two='recipe.py'))\n"
+    )
+    cells = cells_of(tmp_path, "mine", "dc", "two", dataset=str(tmp_path / "compared.py"), seeds=[0])
+    assert titles(cells) == [("moco", 0), ("mine", 0), ("dc", 0), ("two", 0)]
+    sources = [Path(cell.config.filename) for cell in cells]
+    assert sources[1] == sources[3] == tmp_path / "mine.py"
+    assert sources[0] == ROOT / "configs/moco/moco_convnet_1xb64-100e_digits.py"
+    assert sources[2] == ROOT / "configs/deepcluster/deepcluster_convnet_1xb64-30e_digits.py"
+
+
 def test_two_configs_of_one_name_are_two_rows_of_one_name(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -60,7 +61,14 @@ def test_the_code_and_the_configs_are_those_of_the_wheel(installed: Path, tmp_pa
     assert "type='Digits'" in printed, "from _base_"
 
 
-def test_it_trains_by_name(installed: Path, tmp_path: Path) -> None:
+def test_it_trains_and_compares_by_name(installed: Path, tmp_path: Path) -> None:
     options = ["--cfg-options", "train_cfg.max_epochs=1", "model.head.batch_size=512"]
     call([str(installed / "odc"), "train", "odc_convnet_1xb64-30e_digits", *options], tmp_path)
     assert (tmp_path / "work_dirs/odc_convnet_1xb64-30e_digits/clusters.csv").is_file()
+    methods = ["--methods", "kmeans-pixels", "odc", "--seeds", "0", *options]
+    told = call([str(installed / "odc"), "compare", *methods, "--out", "compared"], tmp_path)
+    assert "kmeans-pixels" in told
+    records = [json.loads(line) for line in (tmp_path / "compared/results.jsonl").read_text().splitlines()]
+    assert {r["config"] for r in records} == {"", "odc/configs/odc/odc_convnet_1xb64-30e_digits.py"}
+    assert {r["git_revision"] for r in records} == {""}, "the environment is in no checkout of this project"
+    assert (tmp_path / "compared/report.html").is_file()

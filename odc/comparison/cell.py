@@ -10,9 +10,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from mmengine.hooks import Hook
@@ -125,7 +124,14 @@ def _evaluated(stage: Train, folder: Path, checkpoint: str) -> Evaluation:
     return evaluation
 
 
-def run_cell(cell: Cell, pipe: Connection) -> None:
+class Listener(Protocol):
+    """Whom a cell tells how it goes."""
+
+    def send(self, message: tuple[Any, ...], /) -> None:
+        """Take ``("progress", share, where)`` or ``("record", values)``."""
+
+
+def run_cell(cell: Cell, pipe: Listener) -> None:
     """Run one cell and send its record; everything it prints goes into a file."""
     end_with_parent()  # the comparison may be killed
     if cell.recipe.single:  # it begins anew: what an interrupted run has left would mix with this one's

@@ -25,6 +25,7 @@ from mmengine.runner import set_random_seed
 from odc.apis import prepare_config
 from odc.clustering import kmeans, l2_normalize
 from odc.comparison.results import OUTCOME, Outcome
+from odc.config import find_config
 from odc.config.checking import check_parts
 from odc.engine.data import ClusterData
 from odc.engine.extract import extract
@@ -174,7 +175,7 @@ class Estimate(Stage):
         if estimator is None:
             names = [f"{estimator}-{features}" for estimator in ESTIMATORS for features in FEATURES]
             raise InputError(f"{near}: unknown estimator '{entry['estimator']}'{nearest(entry['estimator'], names)}")
-        return cls(name, config=read(near.parent / entry["config"]), estimator=estimator)
+        return cls(name, config=read(find_config(entry["config"], near.parent)), estimator=estimator)
 
     def configured(self, options: Mapping[str, Any], seed: int | None, amp: bool, strict: bool) -> Estimate:
         """Return the stage with options applied to its config."""

@@ -1,72 +1,117 @@
-"""Where the cells of a comparison run: in processes of this machine."""
+"""Where the cells of a comparison run: in processes of this machine, or elsewhere (:mod:`odc.comparison.jobs`)."""
 
 from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 from odc.comparison.cell import LOG, run_cell
 from odc.comparison.plan import Cell
 
+QUEUED = "queued"  # where a cell is that has been started and waits for a place
 
-class Running:
-    """A cell that runs in a process of its own, and what is known of it so far."""
 
-    def __init__(self, cell: Cell, context: Any) -> None:
+class Running(ABC):
+    """A cell that has begun, and what is known of it so far.
+
+    Attributes:
+        share: of it that is done.
+        where: it is.
+        record: its values, once they are known.
+        told: they are written.
+        closed: it has ended; after its record it may still draw its map.
+        started: when, by the monotonic clock.
+        pipe: that speaks when there is something to read.
+    """
+
+    pipe: Connection | None = None
+
+    def __init__(self, cell: Cell, where: str) -> None:
         self.cell = cell
-        self.share, self.where = 0.0, "starting"
+        self.share, self.where = 0.0, where
         self.record: dict[str, Any] | None = None
-        self.told = self.closed = False  # the record is written; the process has ended, after drawing its map
+        self.told = self.closed = False
         self.started = time.monotonic()
-        self.pipe, send = context.Pipe(duplex=False)
-        self.process = context.Process(target=run_cell, args=(cell, send))
-        self.process.start()
-        send.close()
 
-    def receive(self) -> None:
-        """Take one message."""
-        try:
-            message = self.pipe.recv()
-        except EOFError:
-            self.process.join()
-            if self.record is None:
-                code = self.process.exitcode
-                why = "was killed, perhaps because memory ran out" if code == -9 else f"ended with exit code {code}"
-                self.record = {"error": f"the process {why}", "log": str(self.cell.home / LOG)}
-            self.closed = True
-            return
-        if message[0] == "record":
-            self.record = message[1]
-        else:
-            _, self.share, self.where = message
-
-    def stop(self) -> None:
-        """End it, whatever it does."""
-        self.process.terminate()
+    @abstractmethod
+    def poll(self) -> None:
+        """Take what it has said, and see whether it has ended."""
 
 
-class Processes:
-    """Runs cells in processes of this machine, so many at a time."""
+class Executor(ABC):
+    """Runs cells, so many at a time."""
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
-        self.context = multiprocessing.get_context("forkserver")  # imports once; never forks a process with threads
-        self.context.set_forkserver_preload(["odc.comparison.cell"])
 
     def room(self, running: Sequence[Running]) -> bool:
         """Return whether a cell can begin: those that only draw their map give way, but they have memory."""
         return sum(not r.told for r in running) < self.jobs and len(running) < 2 * self.jobs
 
+    @abstractmethod
     def start(self, cell: Cell) -> Running:
         """Begin a cell."""
-        return Running(cell, self.context)
 
     def wait(self, running: Sequence[Running]) -> None:
-        """Wait until one of the cells has something to say, a second at most, and let it be received."""
-        ready = multiprocessing.connection.wait([r.pipe for r in running], timeout=1.0)
+        """Wait until one of the cells has something to say, a second at most, and take it."""
+        multiprocessing.connection.wait([r.pipe for r in running if r.pipe is not None], timeout=1.0)
         for r in running:
-            if r.pipe in ready:
-                r.receive()
+            r.poll()
+
+    @abstractmethod
+    def leave(self, running: Sequence[Running]) -> str | None:
+        """Give up cells; return what has to be said about them."""
+
+
+class Process(Running):
+    """A cell in a process of its own."""
+
+    def __init__(self, cell: Cell, context: Any) -> None:
+        super().__init__(cell, "starting")
+        self.pipe, send = context.Pipe(duplex=False)
+        self.process = context.Process(target=run_cell, args=(cell, send))
+        self.process.start()
+        send.close()
+
+    def poll(self) -> None:
+        """Take what has come through the pipe."""
+        assert self.pipe is not None
+        try:
+            while self.pipe.poll():
+                message = self.pipe.recv()
+                if message[0] == "record":
+                    self.record = message[1]
+                else:
+                    _, self.share, self.where = message
+        except EOFError:
+            self.process.join()
+            self.closed = True
+            if self.record is None:
+                code = self.process.exitcode
+                why = "was killed, perhaps because memory ran out" if code == -9 else f"ended with exit code {code}"
+                self.record = {"error": f"the process {why}", "log": str(self.cell.home / LOG)}
+
+
+class Processes(Executor):
+    """A process of this machine for each cell, which ends with this one."""
+
+    def __init__(self, jobs: int) -> None:
+        super().__init__(jobs)
+        self.context = multiprocessing.get_context("forkserver")  # imports once; never forks a process with threads
+        self.context.set_forkserver_preload(["odc.comparison.cell"])
+
+    def start(self, cell: Cell) -> Running:
+        """Begin a cell."""
+        return Process(cell, self.context)
+
+    def leave(self, running: Sequence[Running]) -> str | None:
+        """End them."""
+        for r in running:
+            if isinstance(r, Process):
+                r.process.terminate()
+        return None

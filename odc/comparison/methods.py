@@ -1,7 +1,8 @@
 """What the names of methods mean: the rows of a comparison, each a recipe.
 
-A comparison config is a dict of ``methods``, paths of configs by name; of pre-trainings that methods may start from,
-each a path by its own name; and where wanted of ``options``, settings for all of them::
+A comparison config is a dict of ``methods``, configs by name; of pre-trainings that methods may start from, each a
+config by its own name; and where wanted of ``options``, settings for all of them. A config is a path, relative to this
+file, or the name of one that the package has::
 
     comparison = dict(moco='../moco/….py', methods={'odc': '../odc/….py', 'spice': '../pipelines/….py'})
 """
@@ -17,7 +18,7 @@ from typing import Any
 from mmengine import Config
 
 from odc.comparison.estimators import ESTIMATORS, FEATURES, Estimate, Estimator
-from odc.config import load_config, parse_config
+from odc.config import find_config, load_config, parse_config
 from odc.errors import InputError, nearest
 from odc.recipes.recipe import Recipe
 from odc.recipes.stage import Stage, Train
@@ -57,9 +58,9 @@ class Methods:
                 "all of them, and of configs of pre-trainings by name"
             )
         self._options: dict[str, Any] = dict(known.get("options") or {})
-        self._files = {name: path.parent / file for name, file in known["methods"].items()}
+        self._files = {name: find_config(file, path.parent) for name, file in known["methods"].items()}
         apart = ("methods", "options")
-        self._first = {name: path.parent / file for name, file in known.items() if name not in apart}
+        self._first = {name: find_config(file, path.parent) for name, file in known.items() if name not in apart}
         self._read = functools.cache(parse_config)  # each file once, however many rows it is in
 
     def rows(self, methods: Sequence[str]) -> list[Row]:

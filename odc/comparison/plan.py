@@ -98,6 +98,8 @@ class Request:
         clusters: K of every head.
         options: ``{"key": value}`` for every config, or ``{"STAGE.key": value}`` for one stage of the recipes; the
             stage of a method that is one training has the method's name.
+        executor: where cells run: ``"local"``, ``"local-jobs"`` or ``"slurm"``.
+        executor_options: what each job asks for.
     """
 
     methods: Sequence[str]
@@ -113,6 +115,8 @@ class Request:
     pretrained: str | None = None
     clusters: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    executor: str = "local"
+    executor_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def plan(request: Request) -> list[Cell]:
@@ -137,7 +141,8 @@ def plan(request: Request) -> list[Cell]:
     by_stage = _by_stage(request, methods, rows, options)
     cells = [_cell(request, by_stage, rows, row, seed) for row in rows for seed in request.seeds]
     check_fair(cells)
-    return [_keyed(cell) for cell in [*_pretraining(request, cells), *cells]]
+    elsewhere = request.executor == "slurm"
+    return [_keyed(cell, elsewhere) for cell in [*_pretraining(request, cells), *cells]]
 
 
 def _check(request: Request) -> None:
@@ -306,7 +311,7 @@ def _pretraining(request: Request, cells: Sequence[Cell]) -> list[Cell]:
                 before=(cell.method,),
             )
             first = found.setdefault((name, cell.seed), new)
-            if _keyed(first).key != _keyed(new).key:
+            if _keyed(first, False).key != _keyed(new, False).key:
                 raise InputError(
                     f"{first.before[0]} and {cell.method} start from pre-trainings of other settings that are both "
                     f"called '{name}': give one of the stages another name"
@@ -347,11 +352,16 @@ def check_fair(cells: Iterable[Cell]) -> None:
                     )
 
 
-def _keyed(cell: Cell) -> Cell:
-    """Return the cell with what it will be trained in on this machine, and its key."""
+def _keyed(cell: Cell, elsewhere: bool) -> Cell:
+    """Return the cell with its key, and with what it will be trained in.
+
+    On this machine that is what it has; elsewhere what the config would like best, and a node without it refuses.
+    """
     ran: dict[str, list[Any]] = {}
     for stage in cell.recipe.stages:
-        precision = settle_precision(stage.config.get("precision")) if isinstance(stage, Train) else "float32"
+        asked = stage.config.get("precision") if isinstance(stage, Train) else None
+        wanted = "bfloat16" if asked in ("bfloat16", "auto") else "float32"
+        precision = wanted if elsewhere else settle_precision(asked)
         ran[stage.name] = [cell.threads, precision]
     precision = " / ".join(dict.fromkeys(ran[stage.name][1] for stage in cell.own if stage.config is not None))
     keys = cell.recipe.keys(ran, cell.minutes)

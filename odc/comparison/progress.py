@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
-from odc.comparison.executor import Running
+from odc.comparison.executor import QUEUED, Running
 from odc.comparison.plan import Cell
 from odc.comparison.ranking import EVENNESS
 from odc.comparison.results import QUALITY, Place, Record
@@ -63,7 +63,10 @@ class Progress:
         seconds = self.left(running, waiting)
         left = "?" if seconds is None else datetime.timedelta(seconds=round(seconds))
         line = f"{self.done}/{self.total} done, about {left} left: "
-        line = printable(line + "; ".join(f"{r.cell.title} {r.where}" for r in running))
+        told = [f"{r.cell.title} {r.where}" for r in running if r.where != QUEUED]
+        if (queued := len(running) - len(told)) > 0:
+            told.append(f"{queued} {QUEUED}")
+        line = printable(line + "; ".join(told))
         if self.terminal:
             self.stream.write(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}")
         else:

@@ -25,7 +25,7 @@ def provenance() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
     return {
         "versions": versions,
-        "machine": f"{cpu_model()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "git_revision": _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain") else ""),
         "command": command(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -37,6 +37,11 @@ def command() -> str:
     program = Path(sys.argv[0])
     called = [program.name] if program.name == "odc" else ["python", relative(sys.argv[0])]
     return shlex.join([*called, *sys.argv[1:]])
+
+
+def machine() -> str:
+    """Return processor and number of cores of this machine."""
+    return f"{cpu_model()}, {os.cpu_count()} cores"
 
 
 def cpu_model() -> str:

@@ -1,4 +1,4 @@
-"""Run the cells of a comparison in processes of their own, keep every result, and go on where it stopped."""
+"""Run the cells of a comparison, each by itself, keep every result, and go on where it stopped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any, TextIO
 import torch
 
 from odc.comparison.estimators import num_clusters
-from odc.comparison.executor import Processes, Running
+from odc.comparison.executor import Executor, Processes, Running
+from odc.comparison.jobs import CLUSTERS, Jobs
 from odc.comparison.plan import Cell, Request, plan
 from odc.comparison.progress import Progress
 from odc.comparison.provenance import command, provenance, relative
@@ -62,6 +63,7 @@ def _compare(request: Request, stream: TextIO) -> list[Record]:
     if threads != request.threads:
         stream.write(f"threads a cell: {threads}, as before in {out}, not {request.threads}\n")
     cells = plan(replace(request, threads=threads))
+    executor = executor_of(request)
     told, clustered = describe(cells, request)
     found = read_results(out)
     for cell in cells:
@@ -107,7 +109,7 @@ def _compare(request: Request, stream: TextIO) -> list[Record]:
     waiting = [cell for cell in cells if (cell.method, cell.seed) not in ended]
     if len(waiting) < len(cells):
         stream.write(f"{len(cells) - len(waiting)} of {len(cells)} cells are there already\n")
-    run_all(waiting, ended, about, request, stream)
+    run_all(waiting, ended, about, request, executor, stream)
     return render(out, list({**found, **ended}.values()), dataset, about)
 
 
@@ -163,9 +165,28 @@ def describe(cells: Sequence[Cell], request: Request) -> tuple[dict[str, Any], d
     return told, cfg.data.dataset.to_dict()
 
 
-def run_all(waiting: list[Cell], ended: dict[Place, Record], about: About, request: Request, stream: TextIO) -> None:
+def executor_of(request: Request) -> Executor:
+    """Return what runs the cells.
+
+    Raises:
+        InputError: for options that nothing reads, or jobs that cannot be.
+    """
+    if request.executor in CLUSTERS:
+        return Jobs(request.executor, request.jobs, request.executor_options, request.out)
+    if request.executor_options:
+        raise InputError(f"--executor-options {' '.join(request.executor_options)}: for jobs; add --executor slurm")
+    return Processes(request.jobs)
+
+
+def run_all(
+    waiting: list[Cell],
+    ended: dict[Place, Record],
+    about: About,
+    request: Request,
+    executor: Executor,
+    stream: TextIO,
+) -> None:
     """Run the cells that wait, ``request.jobs`` at a time; add their records to ``ended`` and to the results."""
-    executor = Processes(request.jobs)
     facts = provenance()
     running = list[Running]()
     progress = Progress(waiting, ended, request.jobs, stream)
@@ -193,8 +214,8 @@ def run_all(waiting: list[Cell], ended: dict[Place, Record], about: About, reque
             running = [r for r in running if not r.closed]
             progress.show(running, waiting)
     finally:
-        for r in running:
-            r.stop()
+        if (left := executor.leave(running)) is not None:
+            stream.write(f"\n{left}\n")
 
 
 def missing(cell: Cell, record: Record, images: int) -> Path | None:
@@ -232,6 +253,7 @@ def complete(
     """Return the record of a cell that has ended, with what is needed to repeat it."""
     shared = [ended[place] for place in cell.after if place in ended and ended[place].before]
     error, log = values.pop("error", None), values.pop("log", None)
+    facts = facts | {"machine": values.pop("machine", facts["machine"])}  # a job says on which it ran
     if shared and all("seconds" in record.values for record in shared):
         values["pretrain_seconds"] = sum(record.values["seconds"] for record in shared)
     return Record(

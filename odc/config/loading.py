@@ -68,23 +68,24 @@ def configs_folder() -> Path:
     return inside if inside.is_dir() else inside.parents[1] / "configs"
 
 
-def find_config(name: str | Path) -> Path:
+def find_config(name: str | Path, folder: Path | None = None) -> Path:
     """Return the path of a config: ``name`` itself where it is a file, else the package's config of this name.
 
     Args:
         name: a path; or as much of the end of one in :func:`configs_folder` as tells it from others, ``.py`` or not.
+        folder: that a path is relative to, by default the current one.
 
     Raises:
         InputError: there is none, or there are several.
     """
-    path, folder = Path(name), configs_folder()
+    path, configs = Path(folder or "", name), configs_folder()
     if path.is_file():
         return path
-    wanted = (*path.parts[:-1], path.name.removesuffix(".py"))
-    known = {p: p.relative_to(folder.parent).with_suffix("").parts for p in sorted(folder.rglob("*.py"))}
+    wanted = (*Path(name).parts[:-1], path.name.removesuffix(".py"))
+    known = {p: p.relative_to(configs.parent).with_suffix("").parts for p in sorted(configs.rglob("*.py"))}
     found = [p for p, parts in known.items() if parts[-len(wanted) :] == wanted]
     if len(found) > 1:
-        several = " and ".join(f"'{p.relative_to(folder)}'" for p in found)
+        several = " and ".join(f"'{p.relative_to(configs)}'" for p in found)
         raise InputError(f"config '{name}' may be {several}: say which, with the folder")
     if not found:
         near = difflib.get_close_matches(wanted[0], [parts[-1] for parts in known.values()], n=1)

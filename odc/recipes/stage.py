@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 
 from odc.apis import extract_features, prepare_config, train
 from odc.checkpoints import find_resume
-from odc.config import override
+from odc.config import find_config, override
 from odc.config.checking import check_parts
 from odc.errors import InputError
 from odc.evaluation.results import read_results
@@ -127,8 +127,7 @@ class Train(Stage):
         """Read the config, and change what the recipe's ``options`` say."""
         if "config" not in entry or set(entry) - {"config", "options"}:
             raise InputError(f"{near}: stage '{name}' is a training, which needs a config and has {sorted(entry)}")
-        beside = near.parent / entry["config"]
-        config = read(beside if beside.is_file() else entry["config"])
+        config = read(find_config(entry["config"], near.parent))
         return cls(name, config=override(config, entry["options"]) if entry.get("options") else config)
 
     def configured(self, options: Mapping[str, Any], seed: int | None, amp: bool, strict: bool) -> Train:
