@@ -14,11 +14,10 @@ from mmengine.logging import print_log
 from odc.config import override, parse_config
 from odc.config.checking import check_compile, check_config, check_monitored, check_parts, check_seed
 from odc.data.embeddings import Embeddings, check_ending
-from odc.engine.comm import get_comm
+from odc.engine.comm import get_comm, is_first_rank
 from odc.engine.data import EXTRACT_VIEW, ClusterData, Source
 from odc.engine.extract import extract
 from odc.engine.loops import ClusterValLoop, unwrap
-from odc.engine.ranks import is_first_rank
 from odc.engine.resume import SameRunHook
 from odc.errors import InputError
 from odc.evaluation.gallery import sizes_told, write_skipped

@@ -63,34 +63,38 @@ def _reading(source: str) -> Iterator[None]:
         raise DamagedError(f"checkpoint '{source}' is damaged ({one_line(error)[:200]}); use another file") from error
 
 
-def load_plain(filename: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of tensors and plain Python values from a local file to the CPU; code in it is never run.
+def load_plain(source: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of tensors and plain Python values to the CPU; code in it is never run.
 
     The checksums that the file has are verified: those of its archive, or the one that :func:`write_tensors` puts
     into a ``.safetensors`` file. Files of torch before 1.6 have none.
 
     Args:
-        filename: local path; one that ends in ``.safetensors`` is read as such.
+        source: local path, where one that ends in ``.safetensors`` is read as such; or an ``http(s)://`` or
+            ``torchvision://`` address.
 
     Returns:
         What the file holds, less ``meta['config']``, which mmengine would execute on resume.
 
     Raises:
-        InputError: the file is missing.
+        InputError: the file is missing, or the address is of another kind or cannot be reached.
         DamagedError: it is damaged, not a dictionary, or holds objects that need unpickling of code, tensors that are
             not dense, or containers nested too deep.
     """
-    path = Path(filename).expanduser()
+    scheme, separator, _ = str(source).partition("://")
+    if separator:
+        return _download(str(source), scheme)
+    path = Path(source).expanduser()
     if not path.is_file():
-        raise InputError(f"checkpoint '{filename}' does not exist; check the path")
-    with _reading(str(filename)):
+        raise InputError(f"checkpoint '{source}' does not exist; check the path")
+    with _reading(str(source)):
         if path.suffix == ".safetensors":
             checkpoint: Any = _load_safetensors(path)
         else:
             if zipfile.is_zipfile(path):
                 _verify_archive(path)
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        return _checked(checkpoint, str(filename))
+        return _checked(checkpoint, str(source))
 
 
 def _verify_archive(path: Path) -> None:
@@ -174,17 +178,9 @@ def _checked(checkpoint: Any, source: str) -> dict[str, Any]:
     return content
 
 
-def read_checkpoint(source: str) -> dict[str, Any]:
-    """Read a checkpoint as :func:`load_plain` does; ``http(s)://`` and ``torchvision://`` addresses too.
-
-    Raises:
-        InputError: as :func:`load_plain`, and for an address that is of another kind or cannot be reached.
-    """
-    scheme, separator, name = source.partition("://")
-    if not separator:
-        return load_plain(source)
+def _download(source: str, scheme: str) -> dict[str, Any]:
     if scheme == "torchvision":
-        urls = get_torchvision_models()
+        urls, name = get_torchvision_models(), source.partition("://")[2]
         if name not in urls:
             close = difflib.get_close_matches(name, urls, n=1)
             raise InputError(f"torchvision has no weights '{name}'" + "".join(f"; did you mean '{c}'?" for c in close))
@@ -204,7 +200,7 @@ def read_checkpoint(source: str) -> dict[str, Any]:
 
 
 def _load_checkpoint(filename: str, map_location: Any = None, logger: Any = None) -> dict[str, Any]:
-    return read_checkpoint(filename)
+    return load_plain(filename)
 
 
 CheckpointLoader.load_checkpoint = _load_checkpoint  # mmengine's initialisers would unpickle unsafely

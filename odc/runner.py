@@ -21,10 +21,10 @@ from torch import nn
 
 import odc.engine.checkpointing  # noqa: F401  # its hooks take the place of mmengine's
 from odc import logs
-from odc.checkpoints import TAKE_PART, find_resume, load_state, model_state, read_checkpoint, to_plain
+from odc.checkpoints import TAKE_PART, find_resume, load_plain, load_state, model_state, to_plain
+from odc.engine.comm import ONE_BUCKET, average_in_order, init_gloo
 from odc.engine.finite import diverged, non_finite
 from odc.engine.precision import PRECISIONS, lacks_bfloat16_anywhere, settle_precision
-from odc.engine.ranks import ONE_BUCKET, average_in_order, init_gloo
 from odc.engine.resume import HUB, META, change_options, check_state, options_of
 from odc.errors import DamagedError, InputError, one_line
 from odc.files import write_text
@@ -238,7 +238,7 @@ class Runner(mmengine.runner.Runner):
         Raises:
             InputError: the file cannot be read safely, or does not fit (see :func:`load_state`).
         """
-        checkpoint = read_checkpoint(filename)
+        checkpoint = load_plain(filename)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         partial, otherwise = self.cfg.get("load_partial", False), TAKE_PART
         if self.resumes:  # which takes all or nothing

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,17 +20,14 @@ from odc.engine.loops import ClusterTrainLoop
 from odc.errors import InputError, one_line
 from odc.reading import anything, fields, flag, listing, mapping, optional, real, scalar, text, whole
 
-# Everything in these decides what is computed, but for what follows.
-_SETTINGS = ("model", "data", "train_cfg", "optim_wrapper.optimizer.type", "optim_wrapper.accumulative_counts")
-_FREE = (
-    "data.num_workers",
-    "data.extract_batch_size",
-    "train_cfg.max_epochs",
-    "train_cfg.val_interval",
-    "train_cfg.schedule",
+# Everything in these decides what is computed, but for what follows: of a data set it is where its images are, and how
+# they are checked, that may change, since the fingerprint tells which they are.
+_SETTINGS = re.compile(r"(model|data|train_cfg|optim_wrapper\.(optimizer\.type|accumulative_counts))(\..+)?")
+_FREE = re.compile(
+    r"(data\.(num_workers|extract_batch_size)|train_cfg\.(max_epochs|val_interval|schedule))(\..+)?"
+    r"|data\.(eval_)?dataset\.(.+\.)?(strict|verify)"
 )
 _ONLY_AT_THE_START = ("model.pretrained", "train_cfg.label_file")
-_CHECKS = ("strict", "verify")  # of a data set: they refuse images, or leave them out, which the fingerprint tells
 
 
 class SameRunHook(Hook):
@@ -98,7 +96,10 @@ def _settings(cfg: Any) -> dict[str, str]:
     return {
         name: text
         for name, text in _flat(cfg.to_dict(), "")
-        if text != "null" and _below(name, _SETTINGS) and not _below(name, _FREE) and not _says_where(name, text)
+        if text != "null"
+        and _SETTINGS.fullmatch(name)
+        and not _FREE.fullmatch(name)
+        and not (text.startswith('"') and name.startswith(("data.dataset", "data.eval_dataset")))
     }
 
 
@@ -109,17 +110,6 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
                 yield from _flat(below, f"{name}.{key}" if name else str(key))
     else:
         yield name, json.dumps(value, sort_keys=True, skipkeys=True, default=lambda x: getattr(x, "__name__", "?"))
-
-
-def _below(name: str, settings: tuple[str, ...]) -> bool:
-    return any(name == setting or name.startswith(f"{setting}.") for setting in settings)
-
-
-def _says_where(name: str, text: str) -> bool:
-    """Return whether a setting says where images are, or how to check them: the fingerprint tells which they are."""
-    if not _below(name, ("data.dataset", "data.eval_dataset")):
-        return False
-    return text.startswith('"') or name.rpartition(".")[2] in _CHECKS
 
 
 def _check_settings(runner: Any, before: Mapping[str, Any], now: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from odc.checkpoints import read_checkpoint
+from odc.checkpoints import load_plain
 from odc.errors import InputError, nearest
 from odc.heads.base import ClusterHead
 from odc.memory.labels import LabelStore
@@ -124,7 +124,7 @@ class ClusterModel(BaseModel):
         super().init_weights()
         if self.pretrained is not None:
             source = f"checkpoint '{self.pretrained}'"
-            loaded = load_backbone(self.backbone, read_checkpoint(self.pretrained), source)
+            loaded = load_backbone(self.backbone, load_plain(self.pretrained), source)
             print_log(f"backbone from {self.pretrained}: {loaded}", "current")
 
     def features(self, images: Tensor) -> Tensor:
