@@ -27,7 +27,6 @@ from odc.structures import UNLABELLED
 
 ENOUGH_VOTES = 3
 _FEW = 10_000  # clusters that a table may have, however few of their images it has
-_MOST_CLUSTERS = 1_000_000  # in a table: a larger number is no number of a cluster
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
@@ -297,14 +296,9 @@ def align_clusters(
                 f"is '{missing[0]}': extract them from the same data set"
             )
         x = table.features[[place[path] for path in paths]].numpy()
-    if of.max() >= max(len(of), _FEW):
-        raise InputError(
-            f"'{clusters}' has cluster {of.max()}, but only {len(of):,} images: clusters are numbered from 0, give a "
-            "table that odc wrote"
-        )
     found = align(of, int(of.max()) + 1, index, label, classes, x, min_margin)
     found.save(file)
-    lines = [f"cluster {m.cluster}: {_told(m, found.rule)}" for m in found.matches]
+    lines = [f"cluster {m.cluster}: {_told(m)}" for m in found.matches]
     if found.unmatched:
         lines.append(f"no cluster is of class {', '.join(found.unmatched)}")
     if unlabelled:
@@ -326,15 +320,15 @@ def _clusters(rows: Sequence[Mapping[str, str]], source: str | Path) -> Any:
             f"'{source}': {sum(n < 0 for n in numbers)} of {len(numbers)} images are in cluster {min(numbers)}, but "
             "clusters are numbered from 0: leave out the rows of images in none (noise, in other programs)"
         )
-    if max(numbers) >= _MOST_CLUSTERS:
+    if max(numbers) >= max(len(numbers), _FEW):
         raise InputError(
-            f"'{source}' has a cluster {max(numbers)}, but numbers below {_MOST_CLUSTERS:,} are expected of "
-            f"{len(numbers):,} images: number the clusters from 0"
+            f"'{source}' has cluster {max(numbers)}, but only {len(numbers):,} images: clusters are numbered from 0, "
+            "give a table that odc wrote"
         )
     return np.array(numbers, dtype=np.int64)
 
 
-def _told(match: Any, rule: str) -> str:
+def _told(match: Match) -> str:
     votes = f"{match.support} of its {match.labelled} labelled images, margin {match.margin:.2f}"
     return f"{match.label} ({votes})" if match.label is not None else f"no class stands out ({votes})"
 
