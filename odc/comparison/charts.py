@@ -144,28 +144,38 @@ def cost_chart(points: Sequence[Point], width: int, height: int) -> CostChart:
 
 
 def _label(mark: Mark, frame: Box, taken: Sequence[Box]) -> Label:
-    """Return the nearest free place of a mark's name, or the one that covers least."""
-    x, y = mark.x, mark.y
-    width, height = CHAR * len(mark.name), _FONT + 3.0
-    found: list[tuple[float, int, Box]] = []
-    for distance in (9, 14, 20, 28, 38, 50, 64, 80, 100, 130):
-        for angle in (0, 180, 270, 90, 315, 225, 45, 135):
-            dx, dy = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-            left = x + distance * dx - width * (1 - dx) / 2
-            top = y + distance * dy - height * (1 - dy) / 2
-            # A name is moved back into the frame rather than refused: phones are narrow.
-            left = max(frame.left, min(left, frame.right - width))
-            top = max(frame.top, min(top, frame.bottom - height))
-            box = Box(round(left, 1), round(top, 1), round(left + width, 1), round(top + height, 1))
-            found.append((sum(box.overlap(other) for other in taken), distance, box))
-    _, distance, box = min(found, key=lambda place: place[0])  # the first of equals is the nearest
+    """Return the place of a mark's name beside it."""
+    box, distance = place(mark.x, mark.y, CHAR * len(mark.name), _FONT + 3.0, frame, taken)
     # The side that faces the mark is the one that is exact, whatever the font.
     anchor, text_x = "middle", (box.left + box.right) / 2
-    if box.left > x:
+    if box.left > mark.x:
         anchor, text_x = "start", box.left
-    elif box.right < x:
+    elif box.right < mark.x:
         anchor, text_x = "end", box.right
     return Label(box, anchor, round(text_x, 1), distance > 20)
+
+
+def place(
+    x: float, y: float, width: float, height: float, frame: Box, taken: Sequence[Box], *, over: bool = False
+) -> tuple[Box, int]:
+    """Return where a name goes beside a point, or ``over`` it, and how far from it: nearest of what covers least."""
+    ways = [(0, 0.0, 0.0)] if over else []
+    ways += [
+        (distance, math.cos(math.radians(angle)), math.sin(math.radians(angle)))
+        for distance in (9, 14, 20, 28, 38, 50, 64, 80, 100, 130)
+        for angle in (0, 180, 270, 90, 315, 225, 45, 135)
+    ]
+    found: list[tuple[float, int, Box]] = []
+    for distance, dx, dy in ways:
+        left = x + distance * dx - width * (1 - dx) / 2
+        top = y + distance * dy - height * (1 - dy) / 2
+        # A name is moved back into the frame rather than refused: phones are narrow.
+        left = max(frame.left, min(left, frame.right - width))
+        top = max(frame.top, min(top, frame.bottom - height))
+        box = Box(round(left, 1), round(top, 1), round(left + width, 1), round(top + height, 1))
+        found.append((sum(box.overlap(other) for other in taken), distance, box))
+    _, distance, box = min(found, key=lambda way: way[0])  # the first of equals is the nearest
+    return box, distance
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import torch
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from odc.comparison.charts import CHAR
+from odc.comparison.charts import CHAR, Box, place
 from odc.comparison.results import Floats, Ints
 from odc.data.datasets import ImageDataset
 from odc.errors import DamagedError
@@ -113,7 +113,7 @@ def scale(xy: Floats) -> Ints:
 def groups(
     spots: Ints, ids: Ints, names: Mapping[int, str], colours: Mapping[int, int], told: Iterable[int], few: bool
 ) -> list[Group]:
-    """Return the marks of every group, and where their names go: nearest to the median, moved apart.
+    """Return the marks of every group, and where their names go: at the median or near it, none over another.
 
     Args:
         spots: (n, 2) from :func:`scale`.
@@ -124,8 +124,11 @@ def groups(
         few: no colour is above seven: every group also gets a shape of its own.
     """
     told = [g for g in told if (ids == g).any()]
-    middles = [_middle(spots[ids == g]) * (_SHOWN / SIDE) for g in told]
-    middle = dict(zip(told, _apart(middles, [names[g] for g in told]), strict=True))
+    boxes: dict[int, Box] = {}
+    for g in told:
+        x, y = _middle(spots[ids == g]) * (_SHOWN / SIDE)
+        taken = list(boxes.values())
+        boxes[g], _ = place(x, y, CHAR * len(names[g]) + 6, 18, Box(0, 0, _SHOWN, _SHOWN), taken, over=True)
     out = []
     for g in sorted({-1, *colours}):
         mine = spots[ids == g].tolist()
@@ -135,10 +138,10 @@ def groups(
         if g >= 0:
             shape = _SHAPES[colours[g]] if few else "h0"
             colour = f"few{colours[g]}" if few else f"many{colours[g] % COLOURS}"
-        x, y = middle.get(g, (0.0, 0.0))
         path = "".join(f"M{a} {b}{shape}" for a, b in mine)
-        label = names[g] if g in middle else ""
-        out.append(Group(colour, shape == "h0", path, label, round(x, 2), round(y, 2)))
+        box = boxes.get(g, Box(0, 0, 0, 0))
+        x, y = (round(50 * ends / _SHOWN, 2) for ends in (box.left + box.right, box.top + box.bottom))
+        out.append(Group(colour, shape == "h0", path, names[g] if g in boxes else "", x, y))
     return out
 
 
@@ -146,28 +149,6 @@ def _middle(spots: Ints) -> npt.NDArray[np.float64]:
     """Return the point nearest to the median: the median itself may lie between two parts of a group."""
     spot: Ints = spots[np.square(spots - np.median(spots, axis=0)).sum(1).argmin()]
     return spot.astype(np.float64)
-
-
-def _apart(middles: Sequence[npt.NDArray[np.float64]], names: Sequence[str]) -> list[tuple[float, float]]:
-    """Return the middles of names in per cent of the map, pushed apart until they do not overlap on a phone."""
-    at = np.array(middles, dtype=np.float64).reshape(-1, 2)
-    half = np.array([(0.5 * CHAR * len(name) + 3, 9.0) for name in names]).reshape(-1, 2)
-    for _ in range(60):
-        moved = False
-        for i in range(len(at)):
-            for j in range(i):
-                gap = np.abs(at[i] - at[j]) - (half[i] + half[j])
-                if (gap < 0).all():
-                    axis = int(gap.argmax())  # the shorter way out
-                    push = -gap[axis] / 2 + 0.1
-                    sign = 1.0 if at[i, axis] >= at[j, axis] else -1.0
-                    at[i, axis] += sign * push
-                    at[j, axis] -= sign * push
-                    moved = True
-        at = np.clip(at, half, _SHOWN - half)
-        if not moved:
-            break
-    return [(100 * float(x) / _SHOWN, 100 * float(y) / _SHOWN) for x, y in at]
 
 
 def maps_of(

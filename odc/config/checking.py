@@ -134,7 +134,7 @@ def check_monitored(cfg: Config, labelled: bool) -> None:
         raise InputError(f"{where} is '{name}', but nothing is measured: the config has no val_evaluator")
     if not all(hasattr(kind, "names") for kind in kinds):
         return
-    known = [name for kind in kinds for name in kind.names(labelled)]
+    known = [name for kind in kinds for name in (kind.names if labelled else kind.unlabelled)]
     for where, name in wanted:
         if name != "auto" and name not in known:
             without = "" if labelled else " of images without labels"

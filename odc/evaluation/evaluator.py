@@ -1,9 +1,14 @@
-"""Metrics of an evaluation, by name from a config; ground truth enters here and nowhere else."""
+"""Metrics of an evaluation, by name from a config; ground truth enters here and nowhere else.
+
+A metric is a class that is called with an :class:`Evaluation` and returns numbers by name. What it measures it says in
+``names``, and in ``unlabelled`` what of that without ground truth.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -87,10 +92,8 @@ class ClusterMetrics:
     Without ground truth of two classes only the last two, for a head without clusters none.
     """
 
-    @staticmethod
-    def names(labelled: bool) -> tuple[str, ...]:
-        """Return the names of the metrics, with ground truth or without."""
-        return (*(("acc", "nmi", "nmi_geometric", "ari") if labelled else ()), "entropy", "empty")
+    names: ClassVar = ("acc", "nmi", "nmi_geometric", "ari", "entropy", "empty")
+    unlabelled: ClassVar = ("entropy", "empty")
 
     def __call__(self, evaluation: Evaluation) -> dict[str, float]:
         """Return the metrics by name."""
@@ -112,10 +115,8 @@ class KMeansMetric:
         seed: of the starts.
     """
 
-    @staticmethod
-    def names(labelled: bool) -> tuple[str, ...]:
-        """Return the names of the metrics, with ground truth or without."""
-        return ("kmeans_acc", "kmeans_nmi", "kmeans_ari") if labelled else ()
+    names: ClassVar = ("kmeans_acc", "kmeans_nmi", "kmeans_ari")
+    unlabelled: ClassVar = ()
 
     def __init__(self, num_clusters: int | None = None, n_redo: int = 20, seed: int = 0) -> None:
         self.num_clusters = num_clusters
@@ -146,10 +147,8 @@ class KNNMetric:
         max_samples: evaluate on evenly spaced samples where there are more, since the cost grows with their square.
     """
 
-    @staticmethod
-    def names(labelled: bool) -> tuple[str, ...]:
-        """Return the names of the metrics, with ground truth or without."""
-        return ("knn",) if labelled else ()
+    names: ClassVar = ("knn",)
+    unlabelled: ClassVar = ()
 
     def __init__(self, k: int = 10, max_samples: int = 50_000) -> None:
         if k < 1 or max_samples < 2:
@@ -175,10 +174,8 @@ class LinearProbe:
         seed: of the split, and of the held-out part that chooses the strength of the penalty.
     """
 
-    @staticmethod
-    def names(labelled: bool) -> tuple[str, ...]:
-        """Return the names of the metrics, with ground truth or without."""
-        return ("linear",) if labelled else ()
+    names: ClassVar = ("linear",)
+    unlabelled: ClassVar = ()
 
     def __init__(self, max_samples: int = 10_000, seed: int = 0) -> None:
         if max_samples < 2:
