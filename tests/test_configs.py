@@ -27,7 +27,8 @@ def test_config_is_complete(path: Path) -> None:
     model = build(MODELS, cfg.model)
     channels = 1 if cfg.model.backbone.get("in_channels") == 1 else 3
     plan = model.head.plan(0)
-    views = {view for stream in plan.streams for view in stream.views} | {plan.logits or "extract", "extract"}
+    views = {view for stream in plan.streams for view in stream.views} | {"extract"}
+    views |= {plan.refresh.logits} if plan.refresh is not None and plan.refresh.logits else set()
     assert views <= set(cfg.data.views)
     for name, transforms in cfg.data.views.items():
         pipeline = Pipeline(transforms)
