@@ -32,7 +32,7 @@ PATIENCE = 30.0  # seconds until a file that another machine has written is seen
 _INTERVAL = 5.0  # seconds between two reports: the disk may be far away
 # A cell is one process, and its job is called after it: nobody else is to decide that.
 _OURS = {"name", "job_name", "nodes", "tasks_per_node", "ntasks_per_node", "array_parallelism"}
-_SAID = fields({"share": real(0, 1.001), "where": text, "record": optional(mapping(scalar))})
+_SAID = fields({"share": real(0), "where": text, "record": optional(mapping(scalar))})
 
 
 def run_job(cell: Cell, file: Path, path: Sequence[str]) -> None:
