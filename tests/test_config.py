@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,3 +153,10 @@ def test_options_leave_the_parsed_config_as_it_is(tmp_path: Path) -> None:
     digits = parse_config(DIGITS)
     assert prepare_config(digits, cfg_options={"train_cfg.max_epochs": 2}, seed=4).train_cfg.max_epochs == 2
     assert digits.to_dict() == parse_config(DIGITS).to_dict()
+
+
+def test_a_config_is_read_without_torch() -> None:
+    code = (
+        f"import sys; from odc.config import parse_config; parse_config('{DIGITS}'); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

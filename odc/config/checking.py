@@ -178,11 +178,6 @@ def check_compile(cfg: Any) -> dict[str, Any] | None:
 # -------------------------------------------------------------------------------------------------------------- parts
 
 
-def _options(name: str, function: Any, *given: str) -> Callable[[Any], None]:
-    """Return the check of a part whose options are the parameters of a function, less those it is ``given`` anyway."""
-    return functools.partial(check_arguments, function, where=name, given=given)
-
-
 def _checked(name: str, function: Callable[..., None]) -> Callable[[Any], None]:
     """Return the check of a part that is ``function`` itself: its parameters are the options."""
 
@@ -233,8 +228,9 @@ def _optim_wrapper(cfg: Any) -> None:
     constructor = wrapper.pop("constructor", "DefaultOptimWrapperConstructor")
     resolve(OPTIM_WRAPPER_CONSTRUCTORS, {"type": constructor}, optim_wrapper_cfg=cfg, paramwise_cfg=groups)
     resolve(OPTIM_WRAPPERS, {"type": "OptimWrapper", **wrapper})
+    optimizer = _dict("optim_wrapper.optimizer", wrapper["optimizer"])
     for options in ({}, *((groups or {}).values() if constructor == "ByName" else ())):
-        _built(OPTIMIZERS, {**wrapper["optimizer"], **options}, params=[nn.Parameter(torch.zeros(1))])
+        _built(OPTIMIZERS, {**optimizer, **options}, params=[nn.Parameter(torch.zeros(1))])
     if wrapper.get("clip_grad"):
         clipping = dict(_dict("optim_wrapper.clip_grad", wrapper["clip_grad"]))
         functions: dict[str, Any] = {"norm": clip_grad_norm_, "value": clip_grad_value_}
@@ -324,10 +320,10 @@ PARTS: dict[str, Callable[[Any], Any]] = {
     "model_wrapper_cfg": _model_wrapper,
     "env_cfg": _checked("env_cfg", _environment),
     "auto_scale_lr": _checked("auto_scale_lr", _scaling),
-    "log_processor": lambda cfg: _built(LOG_PROCESSORS, {"type": "LogProcessor", **cfg}),
+    "log_processor": lambda cfg: _built(LOG_PROCESSORS, {"type": "LogProcessor", **_dict("log_processor", cfg)}),
     "compile": check_compile,
     "precision": _precision,
-    "randomness": _options("randomness", Runner.set_randomness, "self"),
+    "randomness": functools.partial(check_arguments, Runner.set_randomness, where="randomness", given=("self",)),
     "log_level": _log_level,
 }
 KNOWN_KEYS = (*KINDS, *PARTS)  # of the top level of a config

@@ -17,7 +17,6 @@ from typing import Any
 from mmengine import Config
 
 import odc
-from odc import logs
 from odc.errors import InputError, one_line
 from odc.options import Written, annotation_of, parse, read, unquoted
 from odc.reading import mapping, plain, read_json
@@ -195,6 +194,8 @@ def _import_custom(custom_imports: dict[str, Any], path: Path) -> None:
             message = f"custom_imports of config '{path}': cannot import '{name}'{reason}"
             if not (absent and custom_imports.get("allow_failed_imports", False)):
                 raise InputError(message)
+            from odc import logs  # it imports torch, which reading a config does not need
+
             logs.warn(message)
 
 
