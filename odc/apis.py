@@ -17,13 +17,13 @@ from odc.data.embeddings import Embeddings, check_ending
 from odc.engine.comm import get_comm, is_first_rank
 from odc.engine.data import EXTRACT_VIEW, ClusterData, Source
 from odc.engine.extract import extract
-from odc.engine.loops import ClusterValLoop, unwrap
 from odc.engine.resume import SameRunHook
+from odc.engine.validation import ClusterValLoop
 from odc.errors import InputError
 from odc.evaluation.gallery import sizes_told, write_skipped
 from odc.evaluation.results import write_results
 from odc.files import writable, writable_file
-from odc.models.cluster_model import ClusterModel
+from odc.models.cluster_model import ClusterModel, unwrap
 from odc.models.necks import AvgPool
 from odc.registry import check_kind
 from odc.runner import Runner

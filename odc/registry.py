@@ -20,7 +20,7 @@ HEADS = Registry("head", scope="odc", locations=["odc.heads"])
 MODELS = Registry("model", parent=root.MODELS, scope="odc", locations=["odc.models"])
 DATASETS = Registry("dataset", scope="odc", locations=["odc.data"])  # mmengine's unpickle files
 TRANSFORMS = Registry("transform", parent=root.TRANSFORMS, scope="odc", locations=["odc.data.transforms"])
-LOOPS = Registry("loop", parent=root.LOOPS, scope="odc", locations=["odc.engine.loops"])
+LOOPS = Registry("loop", parent=root.LOOPS, scope="odc", locations=["odc.engine.loops", "odc.engine.validation"])
 HOOKS = Registry("hook", parent=root.HOOKS, scope="odc", locations=["odc.engine.hooks"])
 VISUALIZERS = Registry("visualizer", parent=root.VISUALIZERS, scope="odc", locations=["odc.engine.hooks"])
 VISBACKENDS = Registry("vis_backend", parent=root.VISBACKENDS, scope="odc", locations=["odc.engine.hooks"])

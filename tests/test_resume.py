@@ -144,7 +144,7 @@ def test_interruptions_leave_two_checkpoints_and_in_the_end_the_same(
 
     class Signal(Hook):
         def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
-            runner.train_loop._signal = 15
+            runner.train_loop._signals.asked = 15
 
     for steps in range(1, 9):
         resume = {"resume": True} if steps > 1 else {}

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
 from odc.data.datasets import ImageDataset, Targets
 from odc.errors import DamagedError, InputError
 from odc.files import written_whole
 from odc.reading import read_arrays, reading
-from odc.structures import UNLABELLED, place_in_group
+from odc.structures import UNLABELLED, PseudoLabels, make_generator, place_in_group
 
 _ARRAYS = {"target": ("iu", 1), "num_classes": ("iu", 0), "fingerprint": ("U", 0), "meta": ("U", 2)}
 _MOST = 2**30  # bytes: labels of 134 million images
@@ -133,3 +134,29 @@ def low_shot(target: Targets, fraction: float, generator: torch.Generator) -> Te
     out = torch.full_like(labels, UNLABELLED)
     out[taken] = labels[taken]
     return out
+
+
+def first_labels(
+    dataset: ImageDataset, label_file: str | None, label_fraction: float | None, seed: int
+) -> PseudoLabels:
+    """Return one row for every image: unlabelled, or by ``label_file`` or ``label_fraction`` of ``train_cfg``.
+
+    Raises:
+        InputError: the file is of other images, or the images have no true labels to take a fraction of.
+    """
+    target, K = torch.full((len(dataset),), UNLABELLED), 0
+    if label_file is not None:
+        file = LabelFile.load(label_file)
+        target, K, origin = file.for_dataset(dataset), file.num_classes, label_file
+    elif label_fraction is not None:
+        if dataset.targets is None or dataset.classes is None:
+            raise InputError(
+                f"train_cfg.label_fraction={label_fraction} takes true labels, but the {len(dataset):,} images "
+                f"{dataset.origin} have none: set train_cfg.label_file, or label_fraction=None"
+            )
+        target = low_shot(dataset.targets, label_fraction, make_generator(seed, "label_fraction"))
+        K, origin = len(dataset.classes), f"ground truth (train_cfg.label_fraction={label_fraction})"
+    if K:
+        labelled = int((target >= 0).sum())
+        print_log(f"{labelled:,} of {len(dataset):,} rows are labelled, {K} classes, from {origin}", "current")
+    return PseudoLabels(torch.arange(len(dataset))[:, None], target[:, None], (K,))

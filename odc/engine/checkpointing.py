@@ -69,8 +69,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
 
     def after_val_epoch(self, runner: mmengine.runner.Runner, metrics: dict[str, float]) -> None:
         """Save the best model, in training."""
-        if not self._in_training or not self.save_best:
-            return
+        if not self._in_training or not self.save_best or (not metrics and self.key_indicators == ["auto"]):
+            return  # without ground truth an evaluation may measure nothing
         for name in self.key_indicators:
             if name != "auto":
                 _check_measured(name, metrics, "save_best")

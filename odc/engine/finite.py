@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import mmengine.runner
 import torch
 from mmengine.dist import is_main_process
@@ -11,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from odc.checkpoints import find_resume
 from odc.errors import InputError
+from odc.structures import Batch, Comm
 
 
 def non_finite(model: nn.Module) -> str | None:
@@ -24,6 +27,26 @@ def non_finite(model: nn.Module) -> str | None:
         return None
     finite = torch.stack([tensor.detach().sum(dtype=torch.float32) for tensor in named.values()]).isfinite()
     return None if bool(finite.all()) else list(named)[int((~finite).nonzero()[0])]
+
+
+def broken_images(
+    images: Mapping[tuple[str, str], Tensor], rows: Mapping[str, Batch], comm: Comm, paths: Sequence[str]
+) -> str | None:
+    """Return what says which images of a step, on any rank, have pixels that are not finite; ``None``: none has.
+
+    Args:
+        images: ``{(stream, view): (B, P, C, H, W)}``.
+        rows: of each stream.
+        comm: the ranks.
+        paths: of all images.
+    """
+    for stream, view in sorted(images):
+        finite = images[stream, view].isfinite().flatten(2).all(2)
+        ids = comm.gather(rows[stream].index.to(finite.device)[~finite]).unique()
+        if len(ids):
+            first = paths[int(ids[0])]
+            return f"{len(ids)} images, '{first}' first, have pixels that are not finite through data.views.{view}"
+    return None
 
 
 def diverged(runner: mmengine.runner.Runner, what: str, remedy: str | None = None) -> BaseException:

@@ -8,10 +8,10 @@ from typing import Any
 
 from mmengine.hooks import Hook
 
-from odc.engine.loops import unwrap
 from odc.engine.preflight import PreflightHook
 from odc.errors import InputError
 from odc.evaluation.evaluator import label_statistics
+from odc.models.cluster_model import unwrap
 from odc.registry import HOOKS
 
 __all__ = ["PreflightHook", "ProgressHook"]
@@ -39,20 +39,24 @@ class ProgressHook(Hook):
     def before_train(self, runner: Any) -> None:
         """Start the clock of the lines; that of the time left starts with the first step."""
         self._noted = time.monotonic()
-        self._started: float | None = None
+        # When, and at which progress, the first step began and ended. What went before it, loading and looking at
+        # features, is not done again; nor is what makes the first step slow: workers and kernels that start.
+        self._marks: list[tuple[float, float]] = []
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Start the clock, at the first step."""
-        if self._started is None:  # what went before, loading and looking at features, is not done again
-            self._started, self._at_start = time.monotonic(), runner.train_loop.progress
+        if not self._marks:
+            self._marks.append((time.monotonic(), runner.train_loop.progress))
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, float] | None = None
     ) -> None:
         """Log the step, if the last line is long ago."""
+        if len(self._marks) == 1:
+            self._marks.append((time.monotonic(), runner.train_loop.progress))
         if time.monotonic() - self._noted >= self.seconds:
             step = f"epoch {runner.epoch + 1}/{runner.max_epochs}  step {batch_idx + 1}/{len(runner.train_dataloader)}"
-            self._line(runner, step, runner.train_loop.epoch_means())
+            self._line(runner, step, runner.train_loop.epoch_means(), self._marks[1:])
 
     def after_train_epoch(self, runner: Any) -> None:
         """Log the epoch."""
@@ -62,7 +66,7 @@ class ProgressHook(Hook):
         stats |= label_statistics(loop.index_before, loop.labels_before, now, len(now.counts))
         done = runner.epoch + 1
         runner.visualizer.add_scalars({f"train/{k}": v for k, v in stats.items()}, step=done)
-        self._line(runner, f"epoch {done}/{runner.max_epochs}", stats)
+        self._line(runner, f"epoch {done}/{runner.max_epochs}", stats, self._marks)
 
     def after_train(self, runner: Any) -> None:
         """Close the visualizer; warn where the head says that nothing was learnt, next to what the features were."""
@@ -81,12 +85,12 @@ class ProgressHook(Hook):
         runner.visualizer.add_scalars({f"val/{k}": v for k, v in metrics.items()}, step=runner.epoch)
         runner.logger.info("evaluation  " + _numbers(metrics))
 
-    def _line(self, runner: Any, where: str, stats: dict[str, float]) -> None:
+    def _line(self, runner: Any, where: str, stats: dict[str, float], marks: list[tuple[float, float]]) -> None:
         now = time.monotonic()
         done = runner.train_loop.progress
         line = f"{where}  {_numbers(stats)}"
-        if self._started is not None and done > self._at_start:
-            left = (now - self._started) / (done - self._at_start) * (1.0 - done)
+        for began, progress in [mark for mark in marks if mark[1] < done][-1:]:
+            left = (now - began) / (done - progress) * (1.0 - done)
             line += f"  left {datetime.timedelta(seconds=round(left))}"
         runner.logger.info(line)
         self._noted = now

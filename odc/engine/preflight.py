@@ -34,10 +34,10 @@ from torch import Tensor
 
 from odc.clustering import kmeans, knn_search, l2_normalize
 from odc.engine.extract import extract
-from odc.engine.loops import unwrap
 from odc.errors import InputError
 from odc.evaluation.evaluator import tells_apart
 from odc.evaluation.metrics import Ids, knn_accuracy, nmi
+from odc.models.cluster_model import unwrap
 from odc.registry import HOOKS
 from odc.structures import make_generator
 

@@ -24,7 +24,7 @@ from odc.reading import anything, fields, flag, listing, mapping, optional, real
 # they are checked, that may change, since the fingerprint tells which they are.
 _SETTINGS = re.compile(r"(model|data|train_cfg|optim_wrapper\.(optimizer\.type|accumulative_counts))(\..+)?")
 _FREE = re.compile(
-    r"(data\.(num_workers|extract_batch_size)|train_cfg\.(max_epochs|val_interval|schedule))(\..+)?"
+    r"(data\.(num_workers|extract_batch_size)|train_cfg\.(max_epochs|val_interval|log_interval|schedule))(\..+)?"
     r"|data\.(eval_)?dataset\.(.+\.)?(strict|verify)"
 )
 _ONLY_AT_THE_START = ("model.pretrained", "train_cfg.label_file")

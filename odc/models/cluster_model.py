@@ -188,6 +188,12 @@ class ClusterModel(BaseModel):
         return z
 
 
+def unwrap(model: Any) -> ClusterModel:
+    """Return the model inside a wrapper for several ranks, or the model itself."""
+    inner: ClusterModel = getattr(model, "module", model)
+    return inner
+
+
 def _with_features(batch: Batch, stream: str, z: Images) -> Batch:
     views = {view: value for (name, view), value in z.items() if name == stream}
     return replace(batch, z=views)

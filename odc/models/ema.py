@@ -36,13 +36,11 @@ class MovingAverage(nn.Module):
     @torch.no_grad()
     def update(self, parts: Mapping[str, nn.Module]) -> None:
         """Follow the present values; called after each move of the optimiser."""
-        first = int(self.steps) == 0
+        # 1 at the first update, which copies; it is computed where the steps are, so that nothing waits for a GPU.
+        share = ((self.steps == 0) * 2.0 + (1.0 - self.decay)).clamp(max=1.0)
         for name, tensor in _averaged(parts):
             mine = self.get_buffer(name)
-            if first:
-                mine.copy_(tensor)
-            else:
-                mine.lerp_(tensor, 1.0 - self.decay)
+            mine.lerp_(tensor, share.to(mine.dtype))
         self.steps += 1
 
     @contextmanager

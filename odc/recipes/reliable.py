@@ -19,12 +19,12 @@ from odc.data.embeddings import Embeddings
 from odc.data.label_file import LabelFile
 from odc.engine.comm import get_comm
 from odc.engine.extract import extract
-from odc.engine.loops import unwrap
 from odc.errors import InputError, nearest
 from odc.evaluation.align import Alignment, read_labels
 from odc.evaluation.gallery import listed
 from odc.evaluation.metrics import clustering_accuracy
 from odc.files import writable, written_whole
+from odc.models.cluster_model import unwrap
 from odc.options import read_arguments
 from odc.recipes.stage import FILES, Left, Stage
 from odc.registry import STAGES, check_arguments

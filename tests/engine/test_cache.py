@@ -13,8 +13,9 @@ from torch import Tensor
 
 from odc.apis import build_runner
 from odc.data.views import BatchedLoader, ViewRequest
+from odc.engine.cache import FeatureCache, features_are_fixed
 from odc.engine.extract import extract
-from odc.engine.loops import ClusterTrainLoop, FeatureCache, _features_are_fixed
+from odc.engine.loops import ClusterTrainLoop
 from odc.structures import Batch, LocalComm, Plan, PseudoLabels, Refresh, Stream
 
 FROZEN: dict[str, Any] = {"model.frozen": ["backbone", "neck"]}
@@ -35,11 +36,11 @@ class Seen:
             return run(loader, batches)
 
         def counted_step(
-            loop: ClusterTrainLoop, plan: Any, images: dict[Any, Tensor], cache: Any, group: range
-        ) -> dict[str, float]:
+            loop: ClusterTrainLoop, plan: Any, images: dict[Any, Tensor], cache: Any, group: range, steps: int
+        ) -> dict[str, float] | None:
             self.caches.append(cache)
             self.images.append(sum(len(x) for x in images.values()))
-            return step(loop, plan, images, cache, group)
+            return step(loop, plan, images, cache, group, steps)
 
         monkeypatch.setattr(BatchedLoader, "run", counted_run)
         monkeypatch.setattr(ClusterTrainLoop, "_train_step", counted_step)
@@ -66,16 +67,16 @@ def test_each_image_is_augmented_once_for_every_labelling(tmp_path: Path, monkey
     assert sum(request.view == "extract" for request in seen.requests) <= 2 * 48
     loop, model = runner.train_loop, runner.model
     table = extract(model, loop.data.train, LocalComm(), batch_size=48)
-    assert torch.allclose(loop._fixed, table.features, atol=1e-6)
+    assert torch.allclose(loop.features.fixed, table.features, atol=1e-6)
     chunk = torch.tensor([4, 7, 31])
-    part = loop._extract(chunk, "weak")
+    part = loop.features.extract(model, chunk, "weak")
     assert torch.equal(part.index, chunk)
-    assert torch.equal(part.features, loop._fixed[chunk])
+    assert torch.equal(part.features, loop.features.fixed[chunk])
     assert part.logits.shape == (3, 2, 3)
     assert not torch.allclose(part.logits, model.head.logits(part.features), atol=1e-3), "not through the weak view"
-    plain = loop._extract(chunk, "extract")
+    plain = loop.features.extract(model, chunk, "extract")
     assert torch.allclose(plain.logits, model.head.logits(part.features), atol=1e-5)
-    assert (part.total, loop._extract(None, None).logits) == (3, None)
+    assert (part.total, loop.features.extract(model, None, None).logits) == (3, None)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +99,12 @@ def test_otherwise_every_step_loads_images(
 
 def test_the_loop_looks_for_itself(tmp_path: Path) -> None:
     model = build_runner(config("spice-self", str(tmp_path))).model.train()
-    assert _features_are_fixed(model)
+    assert features_are_fixed(model)
     model.neck.layers[3].train()  # the dropout
-    assert not _features_are_fixed(model)
+    assert not features_are_fixed(model)
     model.train()
     next(model.backbone.parameters()).requires_grad_(True)
-    assert not _features_are_fixed(model)
+    assert not features_are_fixed(model)
 
 
 def test_a_step_gets_the_features_of_its_images(tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_a_step_gets_the_features_of_its_images(tmp_path: Path) -> None:
     index, variant = torch.tensor([[3, 5], [5, 3], [3, 3], [7, 5]]), torch.tensor([0, 1, 3, 0])
     model.labels.replace(PseudoLabels(index, torch.zeros(4, 1).long(), (1,), variant))
     streams = (Stream("s", 2, views=("weak", "strong")), Stream("t", 1, views=("strong",)))
-    cache = loop._cache(Plan(streams, refresh=Refresh()))
+    cache = loop.features.cache(model, Plan(streams, refresh=Refresh()))
     assert cache is not None
     assert cache.z["strong"].shape[0] == 6, "3 and 5 plain, turned once, 3 turned thrice, and 7"
     chosen = {"s": torch.tensor([3, 1]), "t": torch.tensor([2])}

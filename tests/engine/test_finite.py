@@ -60,6 +60,77 @@ def test_nothing_takes_it(kind: str, words: str, tmp_path: Path) -> None:
             assert torch.equal(tensor, before.state[name]), name
 
 
+class ReadLate(Hook):
+    """Lets the loop read as from a GPU: every few steps."""
+
+    def before_train(self, runner: Any) -> None:
+        runner.train_loop.reads_late = True
+
+
+@pytest.mark.parametrize(("kind", "words"), [("loss", "the loss is nan"), ("gradient", "the loss is finite but its")])
+@pytest.mark.parametrize("interval", [2, 10])
+def test_what_is_read_late_is_in_no_checkpoint(kind: str, words: str, interval: int, tmp_path: Path) -> None:
+    options = {"log_interval": interval, "max_epochs": 9}
+    every = {"default_hooks.checkpoint": dict(type="CheckpointHook", by_epoch=False, interval=4)}
+    head = dict(type="Poisoned", num_clusters=4, batch_size=16, min_cluster=5, kind=kind, _delete_=True)
+    cfg = config("odc", str(tmp_path), **{"model.head": head}, **every)
+    cfg.train_cfg.update(options)
+    runner = build_runner(cfg)
+    runner.register_hook(ReadLate())
+    with pytest.raises(InputError, match=f"{words}.* at epoch 2, step 2: lower the learning rate") as error:
+        runner.train()
+    assert "iter_4.pth" in str(error.value)
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["iter_4.pth"]
+
+
+def test_a_fused_optimiser_takes_nothing_either(tmp_path: Path) -> None:
+    runner, before = poisoned(tmp_path, kind="gradient", after=1), Before()
+    runner.cfg.optim_wrapper.optimizer.fused = True
+    runner.optim_wrapper["optimizer"]["fused"] = True
+    for hook in (ReadLate(), before):
+        runner.register_hook(hook)
+    with pytest.raises(InputError, match=r"gradient sums to .* at epoch 1, step 2"):
+        runner.train()
+    weight = runner.model.head.classifier.weight  # in the last step before the reading, too
+    assert bool(weight.isfinite().all())
+    assert torch.equal(weight, before.state["head.classifier.weight"])
+
+
+def test_late_reading_changes_no_number(tmp_path: Path) -> None:
+    runners = [build_runner(config("spice-semi", str(tmp_path / name))) for name in ("at once", "late")]
+    runners[1].register_hook(ReadLate())
+    for runner in runners:
+        runner.train()
+    assert runners[0].train_loop.epoch_means() == runners[1].train_loop.epoch_means()
+    for name, tensor in runners[0].model.state_dict().items():
+        assert torch.equal(tensor, runners[1].model.state_dict()[name]), name
+
+
+class NoWaiting(Hook):
+    """Makes it an error for the processor to wait for the GPU inside a step."""
+
+    priority = "VERY_LOW"
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if batch_idx % 3:  # the first step of an epoch prepares, and the last one reads
+            torch.cuda.set_sync_debug_mode("error")
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["teacher", "sinkhorn", "moco", "spice-semi"])
+def test_no_step_waits_for_the_gpu(name: str, tmp_path: Path) -> None:
+    cfg = config(name, str(tmp_path), val_evaluator=None, **{"train_cfg.max_epochs": 1})
+    runner = build_runner(cfg)
+    runner.register_hook(NoWaiting())
+    try:
+        runner.train()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_there_may_be_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the loss is nan at epoch 1, step 2: .*; no checkpoint was saved$"):
         poisoned(tmp_path, after=1).train()

@@ -57,6 +57,40 @@ def test_the_time_left_is_that_of_the_steps_since_the_resume(
     assert left == [("2", "0:00:06"), ("3", "0:00:03"), ("4", "0:00:00")]  # three steps an epoch
 
 
+def test_a_slow_first_step_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a resume workers and kernels start: the first step takes ten times as long as another."""
+    build_runner(config("odc", str(tmp_path / "whole"))).train()
+    clock = Clock()
+    monkeypatch.setattr("odc.engine.hooks.time.monotonic", lambda: clock.now)
+
+    class Slow(Hook):
+        priority = "HIGHEST"
+
+        def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+            clock.now += 9 if runner.iter == 3 else 0
+
+    resumed = {"resume": True, "load_from": str(tmp_path / "whole" / "epoch_1.pth"), "train_cfg.max_epochs": 4}
+    hooks = {"custom_hooks": [dict(type="ProgressHook", seconds=1e-9)]}
+    runner = build_runner(config("odc", str(tmp_path / "again"), log_level="INFO", **resumed, **hooks))
+    for hook in (Slow(), clock):
+        runner.register_hook(hook)
+    runner.train()
+    log = next((tmp_path / "again").glob("*/*.log")).read_text()
+    left = re.findall(r"epoch (\d)/4  step (\d)/3  loss [\d.]+(?:  left (\S+))?", log)
+    assert left[:4] == [("2", "1", ""), ("2", "2", "0:00:07"), ("2", "3", "0:00:06"), ("3", "1", "0:00:05")]
+
+
+def test_an_evaluation_without_metrics_is_no_warning(tmp_path: Path) -> None:
+    """Without ground truth KNNMetric measures nothing."""
+    best = dict(type="CheckpointHook", interval=1, max_keep_ckpts=2, save_best="auto")
+    options = {"default_hooks.checkpoint": best, "val_evaluator": [dict(type="KNNMetric", k=3)]}
+    runner = build_runner(config("odc", str(tmp_path), **options))
+    runner.train_loop.dataloader.dataset.targets = None
+    runner.train()
+    assert runner.val_loop.values == {}
+    assert "empty dict" not in next(tmp_path.glob("*/*.log")).read_text()
+
+
 def test_label_statistics_by_hand() -> None:
     now = store([0, 0, 0, 0, 1, 1, 2, 2], 4)
     before = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])[:, None]

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from odc.apis import build_runner
 from odc.checkpoints import load_plain
+from odc.engine.plans import check_plan
 from odc.errors import InputError
 from odc.heads import ClusterHead
 from odc.registry import HEADS
-from odc.structures import Batch, Comm, FeatureTable, Labels, LocalComm, Losses, Plan, PseudoLabels, Refresh, Stream
+from odc.structures import Batch, Comm, FeatureTable, Labels, Losses, Plan, PseudoLabels, Refresh, Stream
 
 
 @HEADS.register_module(force=True)
@@ -196,15 +197,11 @@ def test_what_cannot_be_written(make: Any, words: list[str]) -> None:
     ],
 )
 def test_plans_that_cannot_be_followed(streams: list[dict[str, Any]], words: list[str], tmp_path: Path) -> None:
-    class Two(LocalComm):
-        world = 2
-
     reset = [name for name in ("clasifier", "classifier") if words[0].startswith(f"'{name}'")]
     runner = scripted(tmp_path, dict(refresh=dict(reset=tuple(reset))), *streams)
     loop = runner.train_loop if not isinstance(runner.train_loop, dict) else runner.build_train_loop(runner.train_loop)
-    loop.comm = Two()
     with pytest.raises(InputError) as error:
-        loop._check(runner.model.head.plan(0))
+        check_plan(runner.model.head.plan(0), runner.model, loop.data.views, 2)
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
