@@ -187,8 +187,10 @@ def _random_crop(transform: Any, images: Tensor, draws: Draws, variants: Tensor)
 def _random_resized_crop(transform: Any, images: Tensor, draws: Draws, variants: Tensor) -> Tensor:
     H, W = images.shape[-2:]
     low, high = min(transform.ratio), max(transform.ratio)
-    area = draws.uniform(10, *transform.scale) * (H * W)
-    ratio = draws.uniform(10, math.log(transform.ratio[0]), math.log(transform.ratio[1])).exp_()
+    drawn = draws.uniform(22)  # at once: one image at a time, drawing takes as long as resizing
+    (least, most), (narrow, wide) = transform.scale, map(math.log, transform.ratio)
+    area = (drawn[:, :10] * (most - least) + least) * (H * W)
+    ratio = (drawn[:, 10:20] * (wide - narrow) + narrow).exp_()
     width, height = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (width > 0) & (width <= W) & (height > 0) & (height <= H)
     first = fits.long().argmax(1, keepdim=True)
@@ -199,8 +201,8 @@ def _random_resized_crop(transform: Any, images: Tensor, draws: Draws, variants:
     found = fits.any(1)
     width = torch.where(found, width.gather(1, first)[:, 0], middle_width)
     height = torch.where(found, height.gather(1, first)[:, 0], middle_height)
-    top = torch.where(found, draws.integer(H - height + 1), (H - height).div(2, rounding_mode="floor").long())
-    left = torch.where(found, draws.integer(W - width + 1), (W - width).div(2, rounding_mode="floor").long())
+    top = torch.where(found, drawn[:, 20] * (H - height + 1), (H - height) / 2).long()
+    left = torch.where(found, drawn[:, 21] * (W - width + 1), (W - width) / 2).long()
     if max(H, W) <= MAX_SMALL and _mode(transform) == "bilinear" and transform.antialias is True:
         rows, columns = (
             resampling(top, height, H, transform.size[0]),

@@ -18,8 +18,9 @@ from odc.data.keys import Draws
 from odc.data.transforms import build_transform
 from odc.errors import InputError
 
-_CHUNK = 256  # images at a time on the CPU: what is between two transforms stays in its cache
-_HELD = 2**20  # values of decoded images that wait for each other
+# How much goes through the transforms at once on the CPU: what is between two of them stays in its cache.
+_CHUNK = 256  # images of a tensor
+_HELD = 2**21  # values of images that come one by one
 
 
 class Pipeline:
@@ -97,7 +98,7 @@ class Pipeline:
                 groups.setdefault(tuple(image.shape), []).append(i)
             changed = list(images)
             for index in groups.values():
-                some = torch.stack([images[i] for i in index])
+                some = images[index[0]][None] if len(index) == 1 else torch.stack([images[i] for i in index])
                 at = torch.tensor(index)
                 for i, view in zip(index, _checked(name, step, some, own.at(at), variants[at]), strict=True):
                     changed[i] = view

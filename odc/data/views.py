@@ -17,8 +17,8 @@ import os
 import signal
 import sys
 import warnings
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,14 +73,10 @@ class ViewDataset(Dataset[Views]):
         return len(self.source)
 
     def __getitems__(self, requests: Sequence[ViewRequest]) -> Views:
-        """Return ``{(stream, view): (B, P, C, H, W) float32}``, each in the order of its requests.
-
-        The state of torch's default generator is left as it was.
+        """Decode the images that are asked for, and return their views as :meth:`take` does.
 
         Raises:
-            InputError: unknown view, an image that cannot be transformed, or images of different shapes; or as
-                :meth:`odc.data.ImageDataset.present`.
-            ValueError: rows of one stream and view with different numbers of samples.
+            InputError: as :meth:`take`, or as :meth:`odc.data.ImageDataset.present`.
         """
         uses = Counter(i for request in requests for i in request.ids)
         decoded: dict[int, Tensor] = {}  # images that a later request of this batch needs again
@@ -92,45 +88,50 @@ class ViewDataset(Dataset[Views]):
                 decoded[i] = found
             return found
 
-        out: Views = {}
         threads = torch.get_num_threads()
         if threads > 1:
             torch.set_num_threads(1)  # as in workers: sums over pixels depend on the number of threads
         try:
-            for (stream, name), rows in _groups(requests).items():
-                if name not in self.views:
-                    raise InputError(f"stream '{stream}' asks for view '{name}'{nearest(name, self.views)}")
-                ids, keys, variants = _numbers(rows)
-                views = self.views[name](map(image, ids.tolist()), keys, variants, name)
-                out[stream, name] = views.view(len(rows), -1, *views.shape[1:])
+            return self.take(requests, lambda ids: map(image, ids.tolist()))
         finally:
             if threads > 1:
                 torch.set_num_threads(threads)
+
+    def take(
+        self,
+        requests: Sequence[ViewRequest],
+        images: Callable[[Tensor], Tensor | Iterable[Tensor]],
+        device: torch.device | str = "cpu",
+    ) -> Views:
+        """Return ``{(stream, view): (B, P, C, H, W) float32}``, each in the order of its requests.
+
+        The state of torch's default generator is left as it was.
+
+        Args:
+            requests: rows through views.
+            images: gives the images of sample ids (B,), as :class:`Pipeline` takes them.
+            device: where they are.
+
+        Raises:
+            InputError: unknown view, an image that cannot be transformed, or images of different shapes.
+            ValueError: rows of one stream and view with different numbers of samples.
+        """
+        groups: dict[tuple[str, str], list[ViewRequest]] = {}
+        for request in requests:
+            groups.setdefault((request.stream, request.view), []).append(request)
+        out: Views = {}
+        for (stream, name), rows in groups.items():
+            if name not in self.views:
+                raise InputError(f"stream '{stream}' asks for view '{name}'{nearest(name, self.views)}")
+            if len({len(row.ids) for row in rows}) > 1:
+                raise ValueError(f"rows of stream '{stream}' differ in their number of samples")
+            ids = np.array([row.ids for row in rows], dtype=np.int64)
+            keys = mix_array(np.array([row.key for row in rows], dtype=np.int64)[:, None], np.arange(ids.shape[1]))
+            variants = np.array([row.variant for row in rows], dtype=np.int64).repeat(ids.shape[1])
+            numbers = torch.from_numpy(np.stack((ids.reshape(-1), keys.reshape(-1), variants))).to(device)
+            views = self.views[name](images(numbers[0]), numbers[1], numbers[2], name)
+            out[stream, name] = views.view(*ids.shape, *views.shape[1:])
         return out
-
-
-def _groups(requests: Sequence[ViewRequest]) -> dict[tuple[str, str], list[ViewRequest]]:
-    """Return the requests by stream and view, in the order in which these first occur.
-
-    Raises:
-        ValueError: rows of one stream and view with different numbers of samples.
-    """
-    groups: dict[tuple[str, str], list[ViewRequest]] = {}
-    for request in requests:
-        groups.setdefault((request.stream, request.view), []).append(request)
-    for (stream, _), rows in groups.items():
-        if len({len(row.ids) for row in rows}) > 1:
-            raise ValueError(f"rows of stream '{stream}' differ in their number of samples")
-    return groups
-
-
-def _numbers(rows: Sequence[ViewRequest]) -> Tensor:
-    """Return the sample ids, keys and variants of the images of some rows, (3, B * P) int64."""
-    ids = np.array([row.ids for row in rows], dtype=np.int64)
-    row_keys = np.array([row.key for row in rows], dtype=np.int64)
-    variants = np.array([row.variant for row in rows], dtype=np.int64).repeat(ids.shape[1])
-    keys = mix_array(row_keys[:, None], np.arange(ids.shape[1])).reshape(-1)
-    return torch.from_numpy(np.stack((ids.reshape(-1), keys, variants)))
 
 
 _Lost = dict[int, str]
@@ -262,22 +263,17 @@ MAX_BATCHED_BYTES = 4 << 30
 
 
 class BatchedLoader:
-    """Loads batches of requests from images that all lie in memory, augmented a batch at a time.
+    """Loads batches of requests from images that all lie in memory, on the model's device; no workers.
 
-    The images are decoded at the first run. Requests for a view without a form for batches are loaded as
-    :class:`BatchLoader` does.
+    The images are decoded at the first run.
 
     Args:
         dataset: its images have one shape.
-        num_workers: processes that load the views without a form for batches; they start when such a view is asked
-            for.
         device: where the images lie and are augmented.
     """
 
-    def __init__(self, dataset: ViewDataset, num_workers: int, device: torch.device | str) -> None:
+    def __init__(self, dataset: ViewDataset, device: torch.device | str) -> None:
         self._dataset, self._device = dataset, torch.device(device)
-        self._batched = {name for name, view in dataset.views.items() if view.obstacle is None}
-        self._others = BatchLoader(dataset, num_workers)
         self._images: Tensor | None = None
         self._run = 0
 
@@ -294,48 +290,17 @@ class BatchedLoader:
         return self._iterate(batches, self._run)
 
     def close(self) -> None:
-        """End the workers, where there are any; the next run starts new ones. The images stay in memory."""
+        """End the run, where there is one; the images stay in memory."""
         self._run += 1
-        self._others.close()
 
     def _iterate(self, batches: Iterable[list[ViewRequest]], run: int) -> Iterator[Views]:
-        ahead: deque[list[ViewRequest]] = deque()  # batches that the workers were given and that are not out yet
-
-        def others() -> Iterator[list[ViewRequest]]:
-            for batch in batches:
-                ahead.append(batch)
-                yield [request for request in batch if request.view not in self._batched]
-
-        if run != self._run:
-            raise RuntimeError("this run was ended by a later one")
         if self._images is None:
             self._images = self._dataset.source.images().to(self._device)
-        source = others()
-        loaded: Iterator[Views] | None = None
-        for first in source:
-            # the streams of a run do not change: its first batch tells whether workers have anything to do
-            if first:
-                loaded = self._others.run(itertools.chain([first], source))
-                break
+        images = self._images
+        for batch in batches:
             if run != self._run:
                 raise RuntimeError("this run was ended by a later one")
-            yield self._batch(ahead.popleft(), {})
-        for rest in loaded or ():
-            if run != self._run:
-                raise RuntimeError("this run was ended by a later one")
-            yield self._batch(ahead.popleft(), rest)
-
-    def _batch(self, requests: Sequence[ViewRequest], rest: Views) -> Views:
-        assert self._images is not None
-        out: Views = {}
-        for (stream, name), rows in _groups(requests).items():
-            if name not in self._batched:
-                out[stream, name] = rest[stream, name].to(self._device, non_blocking=True)
-                continue
-            numbers = _numbers(rows).to(self._device)
-            views = self._dataset.views[name](self._images[numbers[0]], numbers[1], numbers[2], name)
-            out[stream, name] = views.view(len(rows), -1, *views.shape[1:])
-        return out
+            yield self._dataset.take(batch, images.__getitem__, self._device)
 
 
 def _cores() -> int:
@@ -353,12 +318,12 @@ def make_loader(
 
     Args:
         dataset: the images and their views.
-        num_workers: processes that load what is loaded image by image; no more than this process has cores, since
-            their number changes speed alone.
-        device: the model's; ``None``: not known, images are loaded one by one to main memory.
-        batched: hold the images in memory and augment them in batches (:class:`BatchedLoader`), or load them one by one
-            (:class:`BatchLoader`). ``None``: batches where all images have one shape, of at most 64 pixels a side
-            and 4 GiB in all, and at least one view has a form for batches; the other views are loaded one by one.
+        num_workers: processes that load images as they are needed; no more than this process has cores, since their
+            number changes speed alone.
+        device: the model's; ``None``: not known, images are loaded to main memory as they are needed.
+        batched: hold the images in memory and augment them in batches (:class:`BatchedLoader`), or load them as they
+            are needed (:class:`BatchLoader`). ``None``: in memory where all images have one shape, of at most 64 pixels
+            a side and 4 GiB in all, and every view has a form for batches.
 
     Raises:
         InputError: ``num_workers`` is negative, or ``batched`` is True where it is not possible.
@@ -368,7 +333,6 @@ def make_loader(
         return BatchLoader(dataset, num_workers)
     shape = dataset.source.image_shape
     obstacles = {name: view.obstacle for name, view in dataset.views.items() if view.obstacle}
-    blocked = ", ".join(f"{name} ({obstacle})" for name, obstacle in obstacles.items())
     reason = ""
     if shape is None:
         reason = "they differ in shape"
@@ -377,24 +341,25 @@ def make_loader(
     elif batched is None and len(dataset) * math.prod(shape) > MAX_BATCHED_BYTES:
         size = len(dataset) * math.prod(shape) / 2**30
         reason = f"they would take {size:.1f} GiB, more than {MAX_BATCHED_BYTES >> 30}; data.batched=True holds them"
-    elif len(obstacles) == len(dataset.views):
-        reason = f"no view has a form for batches: {blocked}"
+    elif obstacles:
+        told = ", ".join(f"{name} ({obstacle})" for name, obstacle in obstacles.items())
+        reason = f"these views have no form for batches: {told}"
     if batched and reason:
         raise InputError(f"data.batched=True is not possible for these images: {reason}")
     if batched is False:
         reason = "data.batched=False"
-    where = f"one by one, in {num_workers} workers" if num_workers else "one by one, in this process"
     if reason or shape is None:
-        print_log(f"images are loaded and augmented {where}: {reason}", "current")
+        where = f"{num_workers} workers" if num_workers else "this process"
+        print_log(f"images are loaded and augmented in {where}: {reason}", "current")
         return BatchLoader(dataset, num_workers)
     device = torch.device(device)
     if device.type not in ("cpu", "cuda"):
         device = torch.device("cpu")  # others lack the 64-bit numbers that the draws need
     size = len(dataset) * math.prod(shape) / 2**20
-    but = f"; these views {where}: {blocked}" if blocked else ""
-    line = f"images of {_shape(shape)} stay in memory ({size:,.1f} MiB), augmented in batches on {device}{but}"
-    print_log(line, "current")
-    return BatchedLoader(dataset, num_workers, device)
+    print_log(
+        f"images of {_shape(shape)} stay in memory ({size:,.1f} MiB), augmented in batches on {device}", "current"
+    )
+    return BatchedLoader(dataset, device)
 
 
 def _shape(shape: Sequence[int]) -> str:

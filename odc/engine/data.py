@@ -42,8 +42,8 @@ class ClusterData:
         extract_batch_size: images a forward when features are extracted.
         eval_dataset: config of the data set to evaluate on; by default the one that is clustered.
         batched: keep the images in memory and augment them in batches on the model's device. ``None``: where they all
-            have one shape of at most 64 pixels a side, 4 GiB in all, and the transforms allow it; ``False``: load image
-            by image. The distribution of the views is the same either way, the numbers drawn are not.
+            have one shape of at most 64 pixels a side, 4 GiB in all, and the transforms allow it; ``False``: load them
+            as they are needed. The views are the same either way, up to rounding.
 
     Raises:
         InputError: for an unknown option, a view that lacks, or images that cannot be read.
