@@ -100,9 +100,7 @@ def knn_probe(
     Raises:
         InputError: shapes do not fit, features are not finite, no class is known, or a k is out of range.
     """
-    x, y = _known(train_features, train_targets, "training")
-    queries, wanted = _known(test_features, test_targets, "test")
-    _check_widths(x, queries)
+    x, y, queries, wanted = _checked(train_features, train_targets, test_features, test_targets)
     for k in ks:
         if not 1 <= k <= len(x):
             raise InputError(f"k={k}, but with {len(x)} training samples of known class it must be 1 to {len(x)}")
@@ -139,12 +137,30 @@ def linear_probe(
     Raises:
         InputError: shapes do not fit, features are not finite, or fewer than two classes are known.
     """
-    x, y = _known(train_features, train_targets, "training")
-    queries, wanted = _known(test_features, test_targets, "test")
-    _check_widths(x, queries)
-    if len(y.unique()) < 2:
+    sets = _checked(train_features, train_targets, test_features, test_targets)
+    x, y, queries, wanted = (column.numpy() for column in sets)
+    if len(np.unique(y)) < 2:
         raise InputError(f"a linear probe needs at least 2 classes, but the {len(y):,} training samples have 1")
-    return _linear_probe(x.numpy(), y.numpy(), queries.numpy(), wanted.numpy(), generator)
+    strength = _FEW_STRENGTH
+    if len(y) >= _FEW * len(np.unique(y)):
+        kept, held = (ids.numpy() for ids in stratified_split(torch.from_numpy(y), HELD_OUT, generator))
+        best = np.inf
+        started = noted = time.monotonic()
+        for done, candidate in enumerate(STRENGTHS, start=1):
+            classifier = _fit(x[kept], y[kept], candidate)
+            loss = log_loss(y[held], classifier.predict_proba(x[held]), labels=classifier.classes_)
+            if loss < best:
+                best, strength = loss, candidate
+            now = time.monotonic()
+            if now - noted > _FIRST_NOTE_S:
+                left = (now - started) / done * (len(STRENGTHS) + 1 - done)
+                print_log(f"linear probe: {done} of {len(STRENGTHS) + 1} fits, about {left:.0f} s left", "current")
+                noted = now
+    classifier = _fit(x, y, strength)
+    if int(classifier[-1].n_iter_.max()) >= _MAX_ITER:
+        line = f"the linear probe of {len(x):,} samples has not converged in {_MAX_ITER} iterations (L2 {strength:g})"
+        print_log(line, "current", logging.WARNING)
+    return LinearResult(float(classifier.score(queries, wanted)), strength)
 
 
 def low_shot_probe(
@@ -199,7 +215,8 @@ def stratified_split(targets: Tensor, share: float, generator: torch.Generator) 
     """
     kept, held = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
     for c in targets[targets >= 0].unique():
-        ids = _shuffled((targets == c).nonzero().squeeze(1), generator)
+        ids = (targets == c).nonzero().squeeze(1)
+        ids = ids[torch.randperm(len(ids), generator=generator)]
         n = min(max(1, round(share * len(ids))), len(ids) - 1)
         held.append(ids[:n])
         kept.append(ids[n:])
@@ -315,36 +332,15 @@ def _known(features: Tensor, targets: Tensor, name: str) -> tuple[Tensor, Tensor
     return x, targets.cpu()[known]
 
 
-def _check_widths(x: Tensor, queries: Tensor) -> None:
+def _checked(
+    train_features: Tensor, train_targets: Tensor, test_features: Tensor, test_targets: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return both sets' rows of known class, which have one width."""
+    x, y = _known(train_features, train_targets, "training")
+    queries, wanted = _known(test_features, test_targets, "test")
     if x.shape[1] != queries.shape[1]:
         raise InputError(f"training features have width {x.shape[1]}, but test features {queries.shape[1]}")
-
-
-def _shuffled(ids: Tensor, generator: torch.Generator) -> Tensor:
-    return ids[torch.randperm(len(ids), generator=generator)]
-
-
-def _linear_probe(x: Array, y: Array, queries: Array, wanted: Array, generator: torch.Generator) -> LinearResult:
-    strength = _FEW_STRENGTH
-    if len(y) >= _FEW * len(np.unique(y)):
-        kept, held = (ids.numpy() for ids in stratified_split(torch.from_numpy(y), HELD_OUT, generator))
-        best = np.inf
-        started = noted = time.monotonic()
-        for done, candidate in enumerate(STRENGTHS, start=1):
-            classifier = _fit(x[kept], y[kept], candidate)
-            loss = log_loss(y[held], classifier.predict_proba(x[held]), labels=classifier.classes_)
-            if loss < best:
-                best, strength = loss, candidate
-            now = time.monotonic()
-            if now - noted > _FIRST_NOTE_S:
-                left = (now - started) / done * (len(STRENGTHS) + 1 - done)
-                print_log(f"linear probe: {done} of {len(STRENGTHS) + 1} fits, about {left:.0f} s left", "current")
-                noted = now
-    classifier = _fit(x, y, strength)
-    if int(classifier[-1].n_iter_.max()) >= _MAX_ITER:
-        line = f"the linear probe of {len(x):,} samples has not converged in {_MAX_ITER} iterations (L2 {strength:g})"
-        print_log(line, "current", logging.WARNING)
-    return LinearResult(float(classifier.score(queries, wanted)), strength)
+    return x, y, queries, wanted
 
 
 def _fit(x: Array, y: Array, strength: float) -> Any:
