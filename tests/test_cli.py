@@ -332,8 +332,8 @@ def test_checkpoints_that_do_not_fit(write: Write, capsys: pytest.CaptureFixture
         capsys, ["test", path, checkpoint, "--cfg-options", "model.head.num_clusters=7"], checkpoint, "does not fit"
     )
     assert "head.classifier.weight: file (4, 8), model (7, 8)" in line
-    line = refused(capsys, ["test", write("odc", "odc.py"), checkpoint], checkpoint, "9 missing", "3 unexpected")
-    assert "head.memory.bank" in line
+    line = refused(capsys, ["test", write("odc", "odc.py"), checkpoint], checkpoint, "7 missing", "3 unexpected")
+    assert "head.memory.sum" in line
     assert "head.projection" in line
     refused(capsys, ["train", "odc.py", "--resume", checkpoint], "other settings: model.head.type is")
     for argv in (["test", path, "run/epoch_9.pth"], ["train", path, "--resume", "run/epoch_9.pth"]):
