@@ -68,8 +68,8 @@ def test_a_data_set_that_something_is_missing_of_is_one_line() -> None:
     class Nameless(Half):
         fingerprint = origin = ""
 
-    assert refused(Bare).startswith("data set 'Bare' does not have paths, fingerprint, image and ")
-    assert "does not have fingerprint, origin: inherit from odc.data.ArrayDataset" in refused(Half)
+    assert refused(Bare).startswith("data set 'Bare' does not have paths, fingerprint, origin and ")
+    assert "does not have paths, fingerprint, origin: inherit from odc.data.ArrayDataset" in refused(Half)
     assert "'Nameless' does not have paths: inherit" in refused(Nameless)
 
 

@@ -39,6 +39,8 @@ class ImageDataset(ABC):
 
     Attributes:
         paths: N unique names in ascending order; the same on every machine that holds the same images.
+        fingerprint: 16 hex digits of a SHA-256 that changes when the set of images changes, and not when labels do.
+        origin: where the images are from, to follow "N images" in :meth:`describe`.
         targets: (N,) int64 true classes, -1 where unknown, or ``None``: for evaluation only, no view returns them.
         classes: names of the classes, or ``None`` without ``targets``.
         skipped: ``{path: reason}`` of what was found beside the images and is none of them.
@@ -46,6 +48,8 @@ class ImageDataset(ABC):
     """
 
     paths: list[str]
+    fingerprint: str
+    origin: str
     targets: Targets | None = None
     classes: tuple[str, ...] | None = None
     skipped: Mapping[str, str] = {}
@@ -53,16 +57,6 @@ class ImageDataset(ABC):
 
     def __len__(self) -> int:
         return len(self.paths)
-
-    @property
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """16 hex digits of a SHA-256 that changes when the set of images changes, and not when labels do."""
-
-    @property
-    @abstractmethod
-    def origin(self) -> str:
-        """Where the images are from, to follow "N images" in :meth:`describe`."""
 
     @abstractmethod
     def image(self, i: int) -> Tensor:
@@ -167,7 +161,7 @@ def build_dataset(config: Mapping[str, Any]) -> ImageDataset:
     if not missing:
         dataset: ImageDataset = kind(**arguments)
         public = (name for name in dir(ImageDataset) if not name.startswith("_"))
-        needed = dict.fromkeys(("paths", *sorted(ImageDataset.__abstractmethods__), *public))
+        needed = dict.fromkeys(("paths", "fingerprint", "origin", "image", *public))
         missing = [name for name in needed if name not in dir(dataset)]
     if missing:
         others = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -212,19 +206,14 @@ class ArrayDataset(ImageDataset):
         self.targets = targets
         self.classes = None if classes is None else tuple(classes)
         self._images = images.contiguous()
-        self._origin = origin
+        self.origin = origin
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # type: ignore[override]  # an attribute, though worked out when it is asked for
         """16 hex digits of the SHA-256 of the shape and the pixels."""
         digest = hashlib.sha256(repr(tuple(self._images.shape)).encode())
         digest.update(self._images.numpy().data)
         return digest.hexdigest()[:16]
-
-    @property
-    def origin(self) -> str:
-        """Where the images are from."""
-        return self._origin
 
     def image(self, i: int) -> Tensor:
         """Return a copy of image ``i``, uint8 (C, H, W)."""
@@ -298,21 +287,16 @@ class LongTail(ImageDataset):
             kept.append(ids[order[: max(1, round(len(ids) * ratio ** int(c)))]])
         self._whole = whole
         self._ids: Targets = np.sort(np.concatenate(kept))
-        self._ratio = ratio
+        self.origin = f"{whole.origin}, long-tailed by {ratio:g}"
         self.paths = [whole.paths[i] for i in self._ids]
         self.targets = whole.targets[self._ids]
         self.classes = whole.classes
         self.skipped, self.strict = whole.skipped, whole.strict
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # type: ignore[override]
         """16 hex digits of the SHA-256 of the whole data set's and the ids."""
         return hashlib.sha256(self._whole.fingerprint.encode() + self._ids.tobytes()).hexdigest()[:16]
-
-    @property
-    def origin(self) -> str:
-        """Where the images are from."""
-        return f"{self._whole.origin}, long-tailed by {self._ratio:g}"
 
     def image(self, i: int) -> Tensor:
         """Return image ``i`` of the part, uint8 (C, H, W)."""

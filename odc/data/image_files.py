@@ -127,7 +127,8 @@ class FileDataset(ImageDataset):
         digest = hashlib.sha256()
         for path in self.paths:
             digest.update(os.fsencode(path) + b"\0" + headers[path].digest)
-        self._fingerprint = digest.hexdigest()[:16]
+        self.fingerprint = digest.hexdigest()[:16]
+        self.origin = f"under {root}"
 
     def _measure(self, deep: Sequence[str]) -> None:
         """Set the range of values for images of more than 8 bits, and say it."""
@@ -149,16 +150,6 @@ class FileDataset(ImageDataset):
             "data.dataset.value_range=[low,high] sets another range",
             "current",
         )
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits of the SHA-256 of the paths, the sizes and contents of the files; see the class for which."""
-        return self._fingerprint
-
-    @property
-    def origin(self) -> str:
-        """Where the images are from."""
-        return f"under {self._root}"
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
@@ -268,7 +259,8 @@ class ImageFolder(FileDataset):
         readable = [path for path in images if path not in self.unreadable]
         found = {name for path in readable if (name := self._class(path)) is not None}
         loose = sum("/" not in path for path in readable)
-        self._folders = len(found)
+        if found:
+            self.origin = f"in {len(found):,} folders under {root}"
         if splits:
             told = "classes are the folders in them" if len(found) > 1 else "they hold no folders of classes"
             print_log(
@@ -294,12 +286,6 @@ class ImageFolder(FileDataset):
         folders = path.split("/")[:-1]
         return folders[self._level] if len(folders) > self._level else None
 
-    @property
-    def origin(self) -> str:
-        """Where the images are from."""
-        where = f"under {self._root}"
-        return f"in {self._folders:,} folders {where}" if self._folders else where
-
 
 class _Listed(FileDataset):
     """The images that a file names, with the labels that it gives them.
@@ -314,13 +300,8 @@ class _Listed(FileDataset):
     def __init__(self, file: str, root: str, pairs: Sequence[tuple[str, str]], /, **options: Any) -> None:
         labels = _by_path(file, pairs)
         super().__init__(root or os.path.dirname(os.path.abspath(file)), list(labels), {}, {}, **options)
-        self._file = file
+        self.origin = f"listed in {file}"
         self.targets, self.classes = _encode(labels, self.paths)
-
-    @property
-    def origin(self) -> str:
-        """Where the images are from."""
-        return f"listed in {self._file}"
 
 
 @DATASETS.register_module()

@@ -30,23 +30,14 @@ def _step(x: int) -> int:
 
 def mix_array(seed: int | npt.NDArray[np.int64], *parts: int | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return :func:`mix` of every element of ``seed`` and ``parts`` broadcast together, int64."""
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
-        state = _step_array(_bits(seed))
-        for part in parts:
-            state = _step_array(state ^ _bits(part))
-    return np.asarray(state >> np.uint64(1)).astype(np.int64)
+    state = _finalise(_tensor(seed) + _signed(GAMMA))
+    for part in parts:
+        state = _finalise((state ^ _tensor(part)) + _signed(GAMMA))
+    return _shift(state, 1).numpy()
 
 
-def _bits(value: int | npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    bits: npt.NDArray[np.uint64] = np.asarray(value & MASK if isinstance(value, int) else value).astype(np.uint64)
-    return bits
-
-
-def _step_array(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    x = np.asarray(x + np.uint64(GAMMA))
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(FIRST)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(SECOND)
-    return np.asarray(x ^ (x >> np.uint64(31)))
+def _tensor(value: int | npt.NDArray[np.int64]) -> Tensor:
+    return torch.tensor(_signed(value)) if isinstance(value, int) else torch.from_numpy(np.asarray(value, np.int64))
 
 
 class Draws:
