@@ -101,7 +101,7 @@ def probe(
         "training": f"{int((y >= 0).sum()):,} images {train.origin}, fingerprint {train.fingerprint}",
         "test": told,
     }
-    report = ProbeReport(provenance, run_probes(x, y, queries, wanted, generator=generator))
+    report = run_probes((x, y), (queries, wanted), generator=generator, provenance=provenance)
     if out is not None:
         write_text(out, report.to_json())
     return report

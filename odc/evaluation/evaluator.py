@@ -193,7 +193,7 @@ class LinearProbe:
         train, test = stratified_split(y, HELD_OUT, generator)
         if len(y.unique()) < 2 or not len(test):
             return {}
-        return {"linear": linear_probe(x[train], y[train], x[test], y[test], generator=generator).accuracy}
+        return {"linear": linear_probe((x[train], y[train]), (x[test], y[test]), generator=generator).accuracy}
 
 
 def label_statistics(

@@ -12,7 +12,9 @@ before the classifier of He et al. (2022, arXiv:2111.06377) does: a linear class
 strengths suits features of any scale. Rows divided by their norms, as for the cosine, would keep the large common mean
 that features have after a ReLU.
 
-Targets of -1 are unknown: those samples are left out.
+Each trains on one set of samples and is tested on another. Targets of -1 are unknown: those samples are left out. A
+test sample of a class that no training sample has is always wrong. All refuse, by :class:`InputError`, shapes that do
+not fit, features that are not finite, and a set without any known class.
 """
 
 from __future__ import annotations
@@ -46,61 +48,43 @@ STRENGTHS = (1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # λ of the penalty λ/2 ‖W�
 _FEW = 5  # images a class, of which a fifth is less than one: nothing is held out then,
 _FEW_STRENGTH = 1e-2  # and this strength is taken
 HELD_OUT = 0.2  # share of the samples of every class
+_NEIGHBOURS = (1, 10, 20)
+_FRACTIONS = (0.01, 0.1)  # of the labels
 _MAX_ITER = 1000
 _FIRST_NOTE_S = 10.0
 
+Samples = tuple[Tensor, Tensor]  # features (N, D) floating, of any scale, and targets (N,) int64
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class LinearResult:
-    """What a linear probe found.
+    """What a linear probe found."""
 
-    Attributes:
-        accuracy: on the test images, in [0, 1].
-        strength: λ of the penalty λ/2 ‖W‖² on the mean loss.
-    """
-
-    accuracy: float
-    strength: float
+    accuracy: float  # on the test images, in [0, 1]
+    strength: float  # λ of the penalty
 
 
 @dataclass(frozen=True)
 class LowShotResult:
-    """What linear probes on few labels found.
+    """What linear probes on few labels found."""
 
-    Attributes:
-        mean: of the accuracies, in [0, 1].
-        std: of the accuracies, with Bessel's correction.
-        labels: training images of a draw.
-        draws: number of probes.
-    """
-
-    mean: float
-    std: float
-    labels: int
-    draws: int
+    mean: float  # of the accuracies, in [0, 1]
+    std: float  # of the accuracies, with Bessel's correction
+    labels: int  # training images of a draw
+    draws: int  # number of probes
 
 
-def knn_probe(
-    train_features: Tensor, train_targets: Tensor, test_features: Tensor, test_targets: Tensor, ks: Sequence[int]
-) -> dict[int, float]:
+def knn_probe(train: Samples, test: Samples, ks: Sequence[int]) -> dict[int, float]:
     """Return ``{k: accuracy}`` of a vote among the k nearest training samples by cosine, in one exact search.
 
     All neighbours vote alike; of classes with equally many votes, the one that has the nearest neighbour wins, as in
-    :func:`odc.evaluation.knn_accuracy`, which is for one set alone.
-
-    Args:
-        train_features: (N, D) floating; need not be normalised.
-        train_targets: (N,) int64.
-        test_features: (M, D) floating.
-        test_targets: (M,) int64.
-        ks: each between 1 and the number of training samples of known class.
+    :func:`odc.evaluation.metrics.knn_accuracy`, which is for one set alone.
 
     Raises:
-        InputError: shapes do not fit, features are not finite, no class is known, or a k is out of range.
+        InputError: also for a k that is not between 1 and the number of training samples of known class.
     """
-    x, y, queries, wanted = _checked(train_features, train_targets, test_features, test_targets)
+    x, y, queries, wanted = _checked(train, test)
     for k in ks:
         if not 1 <= k <= len(x):
             raise InputError(f"k={k}, but with {len(x)} training samples of known class it must be 1 to {len(x)}")
@@ -114,48 +98,20 @@ def knn_probe(
     return {k: n / len(wanted) for k, n in correct.items()}
 
 
-def linear_probe(
-    train_features: Tensor,
-    train_targets: Tensor,
-    test_features: Tensor,
-    test_targets: Tensor,
-    *,
-    generator: torch.Generator,
-) -> LinearResult:
+def linear_probe(train: Samples, test: Samples, *, generator: torch.Generator) -> LinearResult:
     """Return the accuracy of logistic regression on standardised features; see the top of this file.
 
     A fifth of the training samples of every class, drawn by ``generator``, chooses the strength of the penalty; with
-    less than 5 samples a class it is 0.01. A test sample of a class that no training sample has is always wrong.
-
-    Args:
-        train_features: (N, D) floating, of any scale.
-        train_targets: (N,) int64.
-        test_features: (M, D) floating.
-        test_targets: (M,) int64.
-        generator: draws the held-out part.
+    less than 5 samples a class it is 0.01.
 
     Raises:
-        InputError: shapes do not fit, features are not finite, or fewer than two classes are known.
+        InputError: also where the training samples are of one class.
     """
-    sets = _checked(train_features, train_targets, test_features, test_targets)
-    x, y, queries, wanted = (column.numpy() for column in sets)
-    if len(np.unique(y)) < 2:
+    x, y, queries, wanted = (tensor.numpy() for tensor in _checked(train, test))
+    classes = len(np.unique(y))
+    if classes < 2:
         raise InputError(f"a linear probe needs at least 2 classes, but the {len(y):,} training samples have 1")
-    strength = _FEW_STRENGTH
-    if len(y) >= _FEW * len(np.unique(y)):
-        kept, held = (ids.numpy() for ids in stratified_split(torch.from_numpy(y), HELD_OUT, generator))
-        best = np.inf
-        started = noted = time.monotonic()
-        for done, candidate in enumerate(STRENGTHS, start=1):
-            classifier = _fit(x[kept], y[kept], candidate)
-            loss = log_loss(y[held], classifier.predict_proba(x[held]), labels=classifier.classes_)
-            if loss < best:
-                best, strength = loss, candidate
-            now = time.monotonic()
-            if now - noted > _FIRST_NOTE_S:
-                left = (now - started) / done * (len(STRENGTHS) + 1 - done)
-                print_log(f"linear probe: {done} of {len(STRENGTHS) + 1} fits, about {left:.0f} s left", "current")
-                noted = now
+    strength = _best_strength(x, y, generator) if len(y) >= _FEW * classes else _FEW_STRENGTH
     classifier = _fit(x, y, strength)
     if int(classifier[-1].n_iter_.max()) >= _MAX_ITER:
         line = f"the linear probe of {len(x):,} samples has not converged in {_MAX_ITER} iterations (L2 {strength:g})"
@@ -164,14 +120,7 @@ def linear_probe(
 
 
 def low_shot_probe(
-    train_features: Tensor,
-    train_targets: Tensor,
-    test_features: Tensor,
-    test_targets: Tensor,
-    *,
-    fraction: float,
-    generator: torch.Generator,
-    draws: int = 5,
+    train: Samples, test: Samples, *, fraction: float, generator: torch.Generator, draws: int = 5
 ) -> LowShotResult:
     """Return mean and standard deviation of :func:`linear_probe` on random fractions of the training samples.
 
@@ -179,24 +128,22 @@ def low_shot_probe(
     one of each.
 
     Args:
-        train_features: (N, D) floating, of any scale.
-        train_targets: (N,) int64.
-        test_features: (M, D) floating.
-        test_targets: (M,) int64.
+        train: samples to draw from.
+        test: samples to test all draws on.
         fraction: of the training samples of known class, in (0, 1].
         generator: draws samples and held-out parts.
         draws: at least 2.
 
     Raises:
-        InputError: as :func:`linear_probe`, or ``fraction`` or ``draws`` is out of range.
+        InputError: also as :func:`linear_probe`, or ``fraction`` or ``draws`` is out of range.
     """
     if not 0 < fraction <= 1 or draws < 2:
         raise InputError(f"a low-shot probe needs a fraction in (0, 1] and 2 draws or more, not {fraction} and {draws}")
-    x, y = _known(train_features, train_targets, "training")
+    x, y, queries, wanted = _checked(train, test)
     accuracies, labels = [], 0
     for _ in range(draws):
         chosen = low_shot(y.numpy(), fraction, generator) >= 0
-        result = linear_probe(x[chosen], y[chosen], test_features, test_targets, generator=generator)
+        result = linear_probe((x[chosen], y[chosen]), (queries, wanted), generator=generator)
         accuracies.append(result.accuracy)
         labels = int(chosen.sum())
     return LowShotResult(statistics.mean(accuracies), statistics.stdev(accuracies), labels, draws)
@@ -224,123 +171,93 @@ def stratified_split(targets: Tensor, share: float, generator: torch.Generator) 
 
 
 @dataclass(frozen=True)
-class ProbeResults:
-    """What all probes of one set of features found, and on how many images of known class.
-
-    Attributes:
-        knn: accuracy by k.
-        linear: the linear probe with all labels.
-        low_shot: linear probes by the fraction of the labels.
-        train: training images.
-        test: test images.
-    """
-
-    knn: dict[int, float]
-    linear: LinearResult
-    low_shot: dict[float, LowShotResult]
-    train: int
-    test: int
-
-    def __str__(self) -> str:
-        """Return a table, a line each probe, accuracies in per cent."""
-        rows = [(f"kNN, k={k}", f"{100 * accuracy:5.1f}", "") for k, accuracy in self.knn.items()]
-        linear = self.linear
-        rows.append(
-            ("linear", f"{100 * linear.accuracy:5.1f}", f"{self.train:,} labels, L2 penalty {linear.strength:g}")
-        )
-        for fraction, few in self.low_shot.items():
-            accuracy = f"{100 * few.mean:5.1f} ± {100 * few.std:.1f}"
-            rows.append(
-                (f"linear, {100 * fraction:g} % of labels", accuracy, f"{few.labels:,} labels, {few.draws} draws")
-            )
-        return "\n".join(f"  {name:<26}{accuracy:<14}{note}".rstrip() for name, accuracy, note in rows)
-
-
-@dataclass(frozen=True)
 class ProbeReport:
-    """The results, and what they are of.
+    """What all probes of one set of features found, and on how many images of known class."""
 
-    Attributes:
-        provenance: in words, by name: features, config, training and test images.
-        results: what the probes found.
-    """
-
-    provenance: dict[str, str]
-    results: ProbeResults
+    provenance: dict[str, str]  # in words, by name: features, config, training and test images
+    knn: dict[int, float]  # accuracy by k
+    linear: LinearResult  # with all labels
+    low_shot: dict[float, LowShotResult]  # by the fraction of the labels
+    train: int  # images
+    test: int  # images
 
     def __str__(self) -> str:
-        """Return a small table for people."""
+        """Return a table for people, a line each probe, accuracies in per cent."""
+        linear = self.linear
+        rows = [(f"kNN, k={k}", f"{100 * accuracy:5.1f}", "") for k, accuracy in self.knn.items()]
+        note = f"{self.train:,} labels, L2 penalty {linear.strength:g}"
+        rows.append(("linear", f"{100 * linear.accuracy:5.1f}", note))
+        for fraction, few in self.low_shot.items():
+            accuracy, note = f"{100 * few.mean:5.1f} ± {100 * few.std:.1f}", f"{few.labels:,} labels, {few.draws} draws"
+            rows.append((f"linear, {100 * fraction:g} % of labels", accuracy, note))
         lines = [f"{name:<10}{text}" for name, text in self.provenance.items()]
-        return "\n".join(
-            [*lines, "", "accuracy in % (kNN: cosine, majority vote; linear: logistic regression)", str(self.results)]
-        )
+        lines += ["", "accuracy in % (kNN: cosine, majority vote; linear: logistic regression)"]
+        return "\n".join([*lines, *(f"  {name:<26}{found:<14}{note}".rstrip() for name, found, note in rows)])
 
     def to_json(self) -> str:
         """Return the same for programs, accuracies in [0, 1]."""
-        return json.dumps({"provenance": self.provenance, **asdict(self.results)}, indent=2) + "\n"
+        return json.dumps(asdict(self), indent=2) + "\n"
 
 
 def run_probes(
-    train_features: Tensor,
-    train_targets: Tensor,
-    test_features: Tensor,
-    test_targets: Tensor,
-    *,
-    generator: torch.Generator,
-    ks: Sequence[int] = (1, 10, 20),
-    fractions: Sequence[float] = (0.01, 0.1),
-) -> ProbeResults:
-    """Run all probes; a k of ``ks`` that exceeds the number of training samples of known class is left out.
+    train: Samples, test: Samples, *, generator: torch.Generator, provenance: dict[str, str] | None = None
+) -> ProbeReport:
+    """Run all probes: 1, 10 and 20 neighbours, as far as there are so many, and all, 1 % and 10 % of the labels.
 
     Args:
-        train_features: (N, D) floating.
-        train_targets: (N,) int64.
-        test_features: (M, D) floating.
-        test_targets: (M,) int64.
+        train: samples to train on.
+        test: samples to test on.
         generator: draws held-out parts and low-shot samples.
-        ks: neighbours that vote.
-        fractions: of the labels, for the low-shot probes.
-
-    Raises:
-        InputError: as the probes.
+        provenance: of the features, for the report.
     """
-    sets = (train_features, train_targets, test_features, test_targets)
-    train, test = int((train_targets >= 0).sum()), int((test_targets >= 0).sum())
-    return ProbeResults(
-        knn_probe(*sets, [k for k in ks if k <= train] or [1]),
-        linear_probe(*sets, generator=generator),
-        {fraction: low_shot_probe(*sets, fraction=fraction, generator=generator) for fraction in fractions},
-        train,
-        test,
+    known = int((train[1] >= 0).sum())
+    return ProbeReport(
+        provenance or {},
+        knn_probe(train, test, [k for k in _NEIGHBOURS if k <= known] or [1]),
+        linear_probe(train, test, generator=generator),
+        {share: low_shot_probe(train, test, fraction=share, generator=generator) for share in _FRACTIONS},
+        known,
+        int((test[1] >= 0).sum()),
     )
 
 
-def _known(features: Tensor, targets: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Return the rows of known class on the CPU, float32 and int64."""
-    if features.ndim != 2 or targets.shape != features.shape[:1]:
-        raise InputError(
-            f"{name} features must be (N, D) and their targets (N,), not {tuple(features.shape)} and "
-            f"{tuple(targets.shape)}"
-        )
-    known = targets.cpu() >= 0
-    if not bool(known.any()):
-        raise InputError(f"none of the {len(targets):,} {name} samples has a known class: a probe needs labels")
-    x = features.detach().cpu()[known].float()
-    bad = int((~x.isfinite().all(1)).sum())
-    if bad:
-        raise InputError(f"{bad:,} of {len(x):,} rows of {name} features are not finite: lower the learning rate")
-    return x, targets.cpu()[known]
-
-
-def _checked(
-    train_features: Tensor, train_targets: Tensor, test_features: Tensor, test_targets: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return both sets' rows of known class, which have one width."""
-    x, y = _known(train_features, train_targets, "training")
-    queries, wanted = _known(test_features, test_targets, "test")
+def _checked(train: Samples, test: Samples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return features, float32, and targets of the samples of known class, to train and to test on; on the CPU."""
+    found: list[Tensor] = []
+    for name, (features, targets) in (("training", train), ("test", test)):
+        if features.ndim != 2 or targets.shape != features.shape[:1]:
+            raise InputError(
+                f"{name} features must be (N, D) and their targets (N,), not {tuple(features.shape)} and "
+                f"{tuple(targets.shape)}"
+            )
+        known = targets.cpu() >= 0
+        if not bool(known.any()):
+            raise InputError(f"none of the {len(targets):,} {name} samples has a known class: a probe needs labels")
+        x = features.detach().cpu()[known].float()
+        bad = int((~x.isfinite().all(1)).sum())
+        if bad:
+            raise InputError(f"{bad:,} of {len(x):,} rows of {name} features are not finite: lower the learning rate")
+        found += [x, targets.cpu()[known]]
+    x, y, queries, wanted = found
     if x.shape[1] != queries.shape[1]:
         raise InputError(f"training features have width {x.shape[1]}, but test features {queries.shape[1]}")
     return x, y, queries, wanted
+
+
+def _best_strength(x: Array, y: Array, generator: torch.Generator) -> float:
+    """Return the strength whose classifier finds what is held out most likely, the strongest of equals."""
+    kept, held = (ids.numpy() for ids in stratified_split(torch.from_numpy(y), HELD_OUT, generator))
+    losses: list[float] = []
+    started = noted = time.monotonic()
+    for done, strength in enumerate(STRENGTHS, start=1):
+        classifier = _fit(x[kept], y[kept], strength)
+        losses.append(log_loss(y[held], classifier.predict_proba(x[held]), labels=classifier.classes_))
+        now = time.monotonic()
+        if now - noted > _FIRST_NOTE_S:
+            left = (now - started) / done * (len(STRENGTHS) + 1 - done)
+            print_log(f"linear probe: {done} of {len(STRENGTHS) + 1} fits, about {left:.0f} s left", "current")
+            noted = now
+    return STRENGTHS[int(np.argmin(losses))]
 
 
 def _fit(x: Array, y: Array, strength: float) -> Any:
