@@ -33,7 +33,7 @@ from odc.comparison.report import write_report
 from odc.comparison.results import Outcome, Record
 from odc.data.datasets import ArrayDataset, Digits
 from odc.errors import InputError
-from odc.evaluation import clustering_accuracy, evaluate_clustering
+from odc.evaluation.metrics import clustering_accuracy, evaluate_clustering
 
 N, K = 240, 10
 COMMAND = "odc compare --methods kmeans random --out <here>"

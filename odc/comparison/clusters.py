@@ -14,7 +14,7 @@ from odc.comparison.pictures import Sprite, Thumbnails, data_uri
 from odc.comparison.results import Ints, Outcome
 from odc.data.datasets import ImageDataset
 from odc.errors import printable
-from odc.evaluation import clustering_accuracy, majorities
+from odc.evaluation.metrics import clustering_accuracy, majorities
 from odc.structures import UNLABELLED, make_generator
 
 MOST_CLUSTERS = 30  # shown in pictures, with bars of their own and with numbers on the map

@@ -33,37 +33,24 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Match:
-    """What was found of one cluster.
-
-    Attributes:
-        cluster: its number.
-        label: the class's name, or ``None`` where the cluster abstains.
-        support: labelled images of that class in it (of the best class, where it abstains).
-        labelled: labelled images in it.
-        margin: by votes, the share of its labelled images by which the class is ahead of the next one; by similarity,
-            the cosine by which it is nearer than the next one.
-    """
+    """What was found of one cluster."""
 
     cluster: int
-    label: str | None
-    support: int
-    labelled: int
+    label: str | None  # the class's name; None: the cluster abstains
+    support: int  # labelled images of that class in it (of the best class, where it abstains)
+    labelled: int  # labelled images in it
+    # By votes, the share of its labelled images by which the class is ahead of the next one; by similarity, the cosine
+    # by which it is nearer than the next one.
     margin: float
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """A map from clusters to classes.
+    """A map from clusters to classes."""
 
-    Attributes:
-        rule: ``"votes"`` or ``"similarity"``.
-        classes: names of all classes.
-        matches: one for each cluster.
-    """
-
-    rule: str
-    classes: tuple[str, ...]
-    matches: tuple[Match, ...]
+    rule: str  # "votes" or "similarity"
+    classes: tuple[str, ...]  # names of all classes
+    matches: tuple[Match, ...]  # one for each cluster
 
     @property
     def unmatched(self) -> tuple[str, ...]:
@@ -106,22 +93,10 @@ class Alignment:
         return cls(value["rule"], tuple(value["classes"]), tuple(Match(**m) for m in value["clusters"]))
 
 
-_FIELDS = fields(
-    {
-        "rule": text,
-        "classes": listing(text),
-        "clusters": listing(
-            fields(
-                {
-                    **dict.fromkeys(("cluster", "support", "labelled"), whole()),
-                    "label": optional(text),
-                    "margin": real(),
-                }
-            )
-        ),
-    },
-    unmatched=listing(text),
+_MATCH = fields(
+    {"cluster": whole(), "label": optional(text), "support": whole(), "labelled": whole(), "margin": real()}
 )
+_FIELDS = fields({"rule": text, "classes": listing(text), "clusters": listing(_MATCH)}, unmatched=listing(text))
 
 
 def _map(value: Any) -> dict[str, Any]:
@@ -166,18 +141,19 @@ def align(
     np.add.at(votes, (clusters[index], label), 1)
     per_class = votes.sum(axis=0)
     by_votes = bool((per_class >= ENOUGH_VOTES).all())
+    scores = votes
     if not by_votes and features is None:
         few = int(per_class.argmin())
         raise InputError(
             f"class '{classes[few]}' has {int(per_class[few])} labelled images, but votes need {ENOUGH_VOTES} of each "
             "class: label more, or give the features (odc extract) to compare by similarity"
         )
-    scores = votes
     if not by_votes and features is not None:
         bad = int((~np.isfinite(features).all(axis=1)).sum())
         if bad:
             raise InputError(f"{bad} of {len(features)} rows of features are not finite: extract them anew")
-        scores = _similarities(features.astype(np.float64), clusters, num_clusters, index, label, C)
+        unit = _unit_rows(features.astype(np.float64))
+        scores = _prototypes(unit, clusters, num_clusters) @ _prototypes(unit[index], label, C).T
     assigned = np.full(num_clusters, -1)
     rows, columns = linear_sum_assignment(scores, maximize=True)
     assigned[rows] = columns
@@ -197,21 +173,16 @@ def align(
     return Alignment("votes" if by_votes else "similarity", classes, tuple(matches))
 
 
-def _similarities(
-    features: FloatArray, clusters: IntArray, num_clusters: int, index: IntArray, label: IntArray, num_classes: int
-) -> FloatArray:
-    """Return the cosine of each cluster's prototype and each class's, (K, C)."""
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+def _unit_rows(x: FloatArray) -> FloatArray:
+    unit: FloatArray = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return unit
 
-    def prototypes(x: FloatArray, groups: IntArray, n: int) -> FloatArray:
-        total = np.zeros((n, x.shape[1]))
-        np.add.at(total, groups, x)
-        norms: FloatArray = np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
-        mean: FloatArray = total / norms
-        return mean
 
-    similarity: FloatArray = prototypes(unit, clusters, num_clusters) @ prototypes(unit[index], label, num_classes).T
-    return similarity
+def _prototypes(unit: FloatArray, groups: IntArray, n: int) -> FloatArray:
+    """Return the directions (n, D) of the means of the rows of each group."""
+    total = np.zeros((n, unit.shape[1]))
+    np.add.at(total, groups, unit)
+    return _unit_rows(total)
 
 
 def read_labels(path: str | Path, paths: list[str]) -> tuple[IntArray, list[str], int]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from odc.clustering import kmeans, l2_normalize, size_entropy
 from odc.data.datasets import Targets
 from odc.errors import InputError
-from odc.evaluation.metrics import Ids, evaluate_clustering, knn_accuracy, label_churn, nmi
+from odc.evaluation.metrics import Ids, evaluate_clustering, knn_accuracy, nmi
 from odc.evaluation.probes import HELD_OUT, linear_probe, stratified_split
 from odc.registry import METRICS
 from odc.structures import Labels, make_generator
@@ -201,9 +201,10 @@ def label_statistics(
 ) -> dict[str, float]:
     """Return how the pseudo-labels of the first column moved, and how their clusters are filled.
 
-    Keys: ``churn``, share of rows whose label changed, and ``nmi_prev``, NMI with the labels before (both only where
-    the rows are the same samples and were labelled before); ``entropy`` of the cluster sizes, 1 is even; ``empty``
-    clusters. Nothing where there are fewer than two clusters.
+    Keys: ``churn``, share of rows whose label changed, which says something only where cluster ids persist (online
+    clustering), and ``nmi_prev``, NMI with the labels before (both only where the rows are the same samples and were
+    labelled before); ``entropy`` of the cluster sizes, 1 is even; ``empty`` clusters. Nothing where there are fewer
+    than two clusters.
 
     Args:
         index_before: (M', P) int64 sample ids of the rows before.
@@ -219,7 +220,7 @@ def label_statistics(
         before = target_before[:, 0]
         both = (before >= 0) & (now >= 0)
         if bool(both.any()):
-            values["churn"] = label_churn(before[both], now[both])
+            values["churn"] = int((before[both] != now[both]).sum()) / int(both.sum())
             values["nmi_prev"] = nmi(before[both], now[both])
     values["entropy"] = size_entropy(labels.counts) / math.log(num_clusters)
     values["empty"] = float((labels.counts == 0).sum())

@@ -56,26 +56,6 @@ def ari(pred: Ids, target: Ids) -> float:
     return float(adjusted_rand_score(t, p))
 
 
-def cluster_entropy(pred: Ids, num_clusters: int) -> float:
-    """Return the entropy of the cluster sizes over ln K: 1 is perfectly even, 0 everything in one cluster; K = 1: 1."""
-    return size_entropy(_sizes(pred, num_clusters)) / math.log(num_clusters) if num_clusters > 1 else 1.0
-
-
-def empty_clusters(pred: Ids, num_clusters: int) -> int:
-    """Return how many of the ``num_clusters`` clusters have no sample."""
-    return int((_sizes(pred, num_clusters) == 0).sum())
-
-
-def label_churn(old: Ids, new: Ids) -> float:
-    """Return the share of samples whose label changed.
-
-    Only meaningful where cluster ids persist (online clustering); across two runs of k-means take :func:`nmi`.
-    """
-    a, b = _ids(old), _ids(new)
-    _check_lengths(a, b)
-    return float((a != b).mean())
-
-
 @torch.no_grad()
 def knn_accuracy(features: Tensor, targets: Tensor, k: int = 10) -> float:
     """Return the leave-one-out accuracy of a vote among the ``k`` nearest other samples by cosine.
@@ -150,16 +130,25 @@ def evaluate_clustering(pred: Ids, target: Ids | None, num_clusters: int) -> dic
     """Return all metrics of a clustering.
 
     Keys: ``acc``, ``nmi`` (arithmetic), ``nmi_geometric``, ``ari`` over the samples of known class, missing if there
-    are none; ``entropy`` and ``empty`` clusters over all samples.
+    are none; ``entropy`` of the cluster sizes over ln K (1 is perfectly even, 0 everything in one cluster; K = 1: 1)
+    and ``empty`` clusters over all samples.
+
+    Raises:
+        InputError: lengths differ, or clusters are not within 0 to K - 1.
     """
+    p = _ids(pred)
+    if len(p) == 0 or p.min() < 0 or p.max() >= num_clusters:
+        span = f"run from {p.min()} to {p.max()}" if len(p) else "are none"
+        raise InputError(f"clusters {span}, but there must be some within 0 to {num_clusters - 1}")
+    sizes = np.bincount(p, minlength=num_clusters)
     metrics: dict[str, float] = {}
     if target is not None and (_ids(target) >= 0).any():
         metrics["acc"] = clustering_accuracy(pred, target)[0]
         metrics["nmi"] = nmi(pred, target)
         metrics["nmi_geometric"] = nmi(pred, target, "geometric")
         metrics["ari"] = ari(pred, target)
-    metrics["entropy"] = cluster_entropy(pred, num_clusters)
-    metrics["empty"] = float(empty_clusters(pred, num_clusters))
+    metrics["entropy"] = size_entropy(sizes) / math.log(num_clusters) if num_clusters > 1 else 1.0
+    metrics["empty"] = float((sizes == 0).sum())
     return metrics
 
 
@@ -170,23 +159,11 @@ def _ids(x: Ids) -> IntArray:
     return array.astype(np.int64, copy=False)
 
 
-def _check_lengths(a: IntArray, b: IntArray) -> None:
-    if len(a) != len(b) or len(a) == 0:
-        raise InputError(f"labels of {len(a)} and {len(b)} samples: they must be equally many, and at least one")
-
-
 def _known(pred: Ids, target: Ids) -> tuple[IntArray, IntArray]:
     p, t = _ids(pred), _ids(target)
-    _check_lengths(p, t)
+    if len(p) != len(t) or len(p) == 0:
+        raise InputError(f"labels of {len(p)} and {len(t)} samples: they must be equally many, and at least one")
     known = t >= 0
     if not known.any():
         raise InputError(f"none of the {len(t)} targets is known (all are -1): there is nothing to compare with")
     return p[known], t[known]
-
-
-def _sizes(pred: Ids, num_clusters: int) -> IntArray:
-    p = _ids(pred)
-    if len(p) == 0 or p.min() < 0 or p.max() >= num_clusters:
-        span = f"run from {p.min()} to {p.max()}" if len(p) else "are none"
-        raise InputError(f"clusters {span}, but there must be some within 0 to {num_clusters - 1}")
-    return np.bincount(p, minlength=num_clusters).astype(np.int64, copy=False)

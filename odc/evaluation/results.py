@@ -18,15 +18,10 @@ METRICS_FILE, MARK_FILE = "metrics.json", ".results.json"
 
 @dataclass(frozen=True)
 class Results:
-    """An evaluation as it lies on the disk.
+    """An evaluation as it lies on the disk."""
 
-    Attributes:
-        values: the metrics.
-        without_images: clusters that none of the evaluated images is in.
-    """
-
-    values: dict[str, float]
-    without_images: list[int]
+    values: dict[str, float]  # the metrics
+    without_images: list[int]  # clusters that none of the evaluated images is in
 
 
 def write_results(
