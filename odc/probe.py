@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from mmengine import Config
-from torch import Tensor
 
 from odc.apis import embed, load_runner
 from odc.data.datasets import ImageDataset, build_dataset
@@ -75,10 +74,10 @@ def probe(
         if not separate and test_features is not None:
             raise InputError(f"the config has no data.eval_dataset that '{test_features}' could be of: set it")
         tables = [Embeddings.load(file) for file in (features, test_features) if file is not None]
-    x, y = tables[0].for_dataset(train), _targets(train)
+    x, y = tables[0].for_dataset(train), torch.from_numpy(train.targets)
     generator = make_generator(cfg.randomness.seed, "probe")
     if separate:
-        queries, wanted = tables[1].for_dataset(test), _targets(test)
+        queries, wanted = tables[1].for_dataset(test), torch.from_numpy(test.targets)
         for name, value in tables[0].meta.items():
             if name != "config" and value != tables[1].meta.get(name):
                 raise InputError(
@@ -124,7 +123,3 @@ def _check_labels(train: ImageDataset, test: ImageDataset) -> bool:
             + ": give both the same classes"
         )
     return train.fingerprint != test.fingerprint
-
-
-def _targets(dataset: ImageDataset) -> Tensor:
-    return torch.from_numpy(dataset.targets)

@@ -261,11 +261,10 @@ class Runner(mmengine.runner.Runner):
 
     def load_or_resume(self) -> None:
         """Load or resume what the config asks for, once, and write the config, which now is that of the run."""
-        if not self._loaded:
-            if not self.resumes and self._load_from is not None:
-                self.load_checkpoint(self._load_from)
-            elif self.resumes:
-                self._resume_newest() if self._load_from is None else self.resume(self._load_from)
+        if not self._loaded and self._load_from is not None:
+            (self.resume if self.resumes else self.load_checkpoint)(self._load_from)
+        elif not self._loaded and self.resumes:
+            self._resume_newest()
         if not self._config_written:
             self._write_config()
             self._config_written = True
