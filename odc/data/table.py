@@ -38,13 +38,13 @@ def read_table(path: str | Path, *columns: str, optional: Sequence[str] = ()) ->
     Args:
         path: the file.
         columns: what every row must have a cell for; the first one's are paths of images, none empty.
-        optional: the same of columns that may lack as a whole.
+        optional: columns that may be missing as a whole; what is there of them is read too.
 
     Returns:
         The cells of each row by column; paths without the ``./`` that keeps spreadsheets from taking them for formulas.
 
     Raises:
-        InputError: it cannot be read, has no rows, a column lacks, or a row has more cells than the header or not
+        InputError: it cannot be read, has no rows, a column is missing, or a row has more cells than the header or not
             those of ``columns``.
     """
     try:
@@ -72,7 +72,7 @@ def _row(where: str, names: Sequence[str], cells: Sequence[str], columns: Sequen
     row = dict(zip(names, cells, strict=False))
     for column in columns:
         if column not in row:
-            raise InputError(f"{where} has {len(cells)} of {len(names)} cells: that of the column '{column}' lacks")
+            raise InputError(f"{where} has {len(cells)} of {len(names)} cells: the one of '{column}' is missing")
     if columns and not row[columns[0]].strip():
         raise InputError(f"{where} names no image: its cell of the column '{columns[0]}' is empty")
     return row | {column: posixpath.normpath(row[column]) for column in columns[:1]}

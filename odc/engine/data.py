@@ -46,7 +46,7 @@ class ClusterData:
             as they are needed. The views are the same either way, up to rounding.
 
     Raises:
-        InputError: for an unknown option, a view that lacks, or images that cannot be read.
+        InputError: for an unknown option, a missing view, or images that cannot be read.
     """
 
     def __init__(

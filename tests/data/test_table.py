@@ -23,7 +23,7 @@ def test_rows_are_read(tmp_path: Path) -> None:
         ("path,label,label\na.png,1,2\n", "has 2 columns 'label'"),
         ("path,label\n", "no rows below its heading"),
         ("", "no column 'path'"),
-        ("path,label\na.png,1\nb.png\n", r"line 3 of '.*t.csv' has 1 of 2 cells: that of the column 'label' lacks"),
+        ("path,label\na.png,1\nb.png\n", r"line 3 of '.*t.csv' has 1 of 2 cells: the one of 'label' is missing"),
         ("path,label\na, b.png,1\n", "line 2 of .* has 3 cells, but the heading has 2: put quotes around"),
         ("path,label\n,1\n", "line 2 of .* names no image"),
         ("path,label\na.png,1\n".encode("utf-16"), "cannot read the table"),
