@@ -57,7 +57,7 @@ class SameRunHook(Hook):
             _check_settings(runner, settings, _settings(runner.cfg))
 
 
-def _images(runner: Any) -> dict[str, dict[str, Any]]:
+def _images(runner: Any) -> dict[str, str]:
     loop = runner.train_loop
     if not isinstance(loop, ClusterTrainLoop):
         return {}
@@ -65,30 +65,20 @@ def _images(runner: Any) -> dict[str, dict[str, Any]]:
     if loop.data.eval is loop.data.train:
         del sources["eval_dataset"]
     return {
-        name: {"number": len(source.dataset), "fingerprint": source.dataset.fingerprint}
+        name: f"{len(source.dataset):,} images with fingerprint {source.dataset.fingerprint}"
         for name, source in sources.items()
     }
 
 
-def _check_images(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    for name in ("dataset", "eval_dataset"):
+def _check_images(before: Mapping[str, Any], now: Mapping[str, str]) -> None:
+    remedies = {
+        "dataset": "put those back, or start anew in another --work-dir",
+        "eval_dataset": "put those back; odc test evaluates a checkpoint on other images",
+    }
+    for name, remedy in remedies.items():
         if before.get(name) != now.get(name):
-            remedy = (
-                "put those back, or start anew in another --work-dir"
-                if name == "dataset"
-                else "put those back; odc test evaluates a checkpoint on other images"
-            )
-            raise InputError(
-                f"data.{name} has {_told(now.get(name))}, but the training to resume had {_told(before.get(name))}: "
-                f"{remedy}"
-            )
-
-
-def _told(images: Any) -> str:
-    if not isinstance(images, Mapping):
-        return "no images of its own"
-    number = images.get("number")
-    return f"{number:,} images with fingerprint {images.get('fingerprint')}" if isinstance(number, int) else "others"
+            has, had = (_short(images.get(name, "no images of its own")) for images in (now, before))
+            raise InputError(f"data.{name} has {has}, but the training to resume had {had}: {remedy}")
 
 
 def _settings(cfg: Any) -> dict[str, str]:
