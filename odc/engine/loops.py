@@ -419,7 +419,9 @@ class ClusterTrainLoop(BaseLoop):
         self._readings.add(self._here(), loss, gradient, losses)
         if self.reads_late and (self._step + 1) % self.log_interval and self._step + 1 < steps and not self._saves():
             return None
-        self._stop_unless_finite(self._readings.read(), images, rows)
+        wrong = self._readings.read()
+        if self.reads_late:
+            self._stop_unless_finite(wrong, images, rows)
         return self._readings.last
 
     def _generator(self, purpose: str) -> torch.Generator:

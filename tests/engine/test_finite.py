@@ -112,7 +112,7 @@ class NoWaiting(Hook):
     priority = "VERY_LOW"
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        if batch_idx % 3:  # the first step of an epoch prepares, and the last one reads
+        if batch_idx == 1:  # the first step prepares, and the last one reads
             torch.cuda.set_sync_debug_mode("error")
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
