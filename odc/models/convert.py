@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,90 +34,70 @@ _DEPTHS = {
 }
 _DEEPEST = 3  # keys above a dictionary of tensors
 _VGG_CONVOLUTIONS = {8: 11, 10: 13, 13: 16, 16: 19}
-
-
-_PLAIN = ("state_dict", "model", "")
+# Names that are not the common ones, in the order of the rules: patterns and what they become.
+_RENAMED = (
+    (r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample."),  # SPICE's ResNet for CIFAR
+    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # DINOv2's training: blocks in chunks
+    (r"^(blocks\.\d+\.mlp)\.w12\.", r"\1.fc1."),  # DINOv2's largest: gated
+    (r"^(blocks\.\d+\.mlp)\.w3\.", r"\1.fc2."),
+    (r"^pre_logits\.fc1", "classifier.0"),  # timm's VGGs
+    (r"^pre_logits\.fc2", "classifier.3"),
+)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a project's checkpoints name a backbone.
+    """How a project's checkpoints name a backbone; patterns are of how a name, wrappers left out, begins."""
 
-    Attributes:
-        fits: whether names (wrappers left out) are of this layout.
-        holds: the checkpoint's keys under which the tensors lie, best first; ``""`` is the checkpoint itself, and then
-            they may lie under any other key too, a nested one as well.
-        prefixes: what the backbone's names start with, best first, wrappers left out.
-        heads: pattern of names under the prefix that are no backbone's; by default none are.
-    """
+    shown_by: tuple[str, ...]  # patterns: names are of this layout if each is that of one of them
+    # The checkpoint's keys under which the tensors lie, best first; "" is the checkpoint itself, and then they may lie
+    # under any other key too, a nested one as well.
+    holds: tuple[str, ...] = ("state_dict", "model", "")
+    prefixes: tuple[str, ...] = ("",)  # what the backbone's names start with, best first
+    heads: str = r"(?!)"  # pattern of names under the prefix that are no backbone's; by default none are
 
-    fits: Callable[[set[str]], bool]
-    holds: tuple[str, ...] = _PLAIN
-    prefixes: tuple[str, ...] = ("",)
-    heads: str = r"(?!)"
+    def fits(self, names: Iterable[str]) -> bool:
+        """Return whether names are of this layout."""
+        return all(any(re.match(pattern, name) for name in names) for pattern in self.shown_by)
 
 
-def _under(prefix: str) -> Callable[[set[str]], bool]:
-    return lambda names: any(name.startswith(prefix) for name in names)
-
-
-def _any_of(*known: str) -> Callable[[set[str]], bool]:
-    return lambda names: bool(names & set(known))
-
-
-def _is_dinov2(names: set[str]) -> bool:
-    return "patch_embed.proj.weight" in names and _any_of("mask_token", "register_tokens")(names)
-
-
-def _is_timm(names: set[str]) -> bool:
-    transformer = "patch_embed.proj.weight" in names and _under("blocks.")(names)
-    return transformer or _any_of("pre_logits.fc1.weight", "conv_stem.weight", "stem.0.weight")(names)
-
-
-def _is_torchvision(names: set[str]) -> bool:
-    others = ("features.0.weight", "features.0.0.weight", "features.conv0.weight", "conv_proj.weight")
-    return {"conv1.weight", "layer1.0.conv1.weight"} <= names or _any_of(*others)(names)
-
-
+_TIMM = r"(pre_logits\.fc1|conv_stem|stem\.0)\.weight$"  # of networks that are no transformers
+_TORCHVISION = r"(features\.0|features\.0\.0|features\.conv0|conv_proj)\.weight$"  # that are no ResNets
 # The first that fits is the one; docs/checkpoints.md says whose they are.
 LAYOUTS: dict[str, Layout] = {
-    "dino": Layout(_under("backbone."), ("teacher", "student"), ("backbone.",), r"(head|fc)\."),
-    "spice-semi": Layout(_any_of("conv1.weight", "model.conv1.weight"), ("eval_model", "train_model"), heads=r"fc\."),
-    "odc": Layout(
-        lambda names: "labels.index" in names and _under("backbone.")(names), ("state_dict", ""), ("backbone.",)
-    ),
-    "openselfsup": Layout(_under("backbone."), prefixes=("backbone.",)),
-    "spice": Layout(_under("feature_module."), ("state_dict", ""), ("feature_module.",), r"(fc|mlp)\."),
-    "moco": Layout(_under("encoder_q."), prefixes=("encoder_q.backbone.", "encoder_q."), heads=r"(fc|mlp)\."),
-    "deepercluster": Layout(_under("body.features."), prefixes=("body.",)),
+    "dino": Layout((r"backbone\.",), ("teacher", "student"), ("backbone.",), r"(head|fc)\."),
+    "spice-semi": Layout((r"(model\.)?conv1\.weight$",), ("eval_model", "train_model"), heads=r"fc\."),
+    "odc": Layout((r"labels\.index$", r"backbone\."), ("state_dict", ""), ("backbone.",)),
+    "openselfsup": Layout((r"backbone\.",), prefixes=("backbone.",)),
+    "spice": Layout((r"feature_module\.",), ("state_dict", ""), ("feature_module.",), r"(fc|mlp)\."),
+    "moco": Layout((r"encoder_q\.",), prefixes=("encoder_q.backbone.", "encoder_q."), heads=r"(fc|mlp)\."),
+    "deepercluster": Layout((r"body\.features\.",), prefixes=("body.",)),
     "deepcluster": Layout(
-        lambda names: "features.0.weight" in names and _any_of("top_layer.weight", "sobel.0.weight")(names),
-        heads=r"(top_layer|sobel|pred_layer)\.",
+        (r"features\.0\.weight$", r"(top_layer|sobel\.0)\.weight$"), heads=r"(top_layer|sobel|pred_layer)\."
     ),
-    "dinov2": Layout(_is_dinov2, heads=r"head\."),
-    "timm": Layout(_is_timm, heads=r"(fc|classifier|head|head\.fc)\.(weight|bias)$"),
-    "torchvision": Layout(_is_torchvision, heads=r"(fc|heads|classifier)\.(head\.)?(weight|bias)$"),
+    "dinov2": Layout((r"patch_embed\.proj\.weight$", r"(mask_token|register_tokens)$"), heads=r"head\."),
+    "timm": Layout(
+        (rf"patch_embed\.proj\.weight$|{_TIMM}", rf"blocks\.|{_TIMM}"),
+        heads=r"(fc|classifier|head|head\.fc)\.(weight|bias)$",
+    ),
+    "torchvision": Layout(
+        (rf"conv1\.weight$|{_TORCHVISION}", rf"layer1\.0\.conv1\.weight$|{_TORCHVISION}"),
+        heads=r"(fc|heads|classifier)\.(head\.)?(weight|bias)$",
+    ),
 }
 
 
 @dataclass(frozen=True)
 class BackboneState:
-    """A backbone's tensors, by torchvision's names (transformers: timm's).
+    """A backbone's tensors, by torchvision's names (transformers: timm's)."""
 
-    Attributes:
-        layout: a key of :data:`LAYOUTS`.
-        prefix: what the names began with in the checkpoint.
-        tensors: names to tensors.
-        taken: tensors of the checkpoint that are in ``tensors``; the rest of them are batch norm's counters, which
-            files older than torch 0.4.1 lack.
-        left: what was not taken: prefix to number of tensors, 0 for an entry that holds none.
-    """
-
-    layout: str
-    prefix: str
+    layout: str  # a key of LAYOUTS
+    prefix: str  # what the names began with in the checkpoint
     tensors: dict[str, Tensor]
+    # Tensors of the checkpoint among these; the others are batch norm's counters, which files older than torch 0.4.1
+    # lack.
     taken: int
-    left: dict[str, int] = field(default_factory=dict)
+    left: Mapping[str, int]  # what was not taken: prefix to number of tensors, 0 for an entry that holds none
 
     def __str__(self) -> str:
         added = len(self.tensors) - self.taken
@@ -165,21 +145,15 @@ def _places(layout: Layout, states: Mapping[str, Mapping[str, Tensor]]) -> list[
     if "" in layout.holds:
         others = [key for key in states if key not in places]
         places += sorted(others, key=lambda key: bool(re.search("ema|average|momentum|student", key)))
-    return sorted(places, key=lambda key: not layout.fits(set(states[key])))
+    return sorted(places, key=lambda key: not layout.fits(states[key]))
 
 
-def recognise(checkpoint: Mapping[str, Any], source: str = "the checkpoint") -> str:
-    """Return the layout of a checkpoint, a key of :data:`LAYOUTS`.
-
-    Raises:
-        InputError: none is shown by the names; the message has the first names and the known layouts.
-    """
-    states = _states(checkpoint)
+def _recognise(checkpoint: Mapping[str, Any], states: Mapping[str, Mapping[str, Tensor]], source: str) -> str:
     meta = checkpoint.get("meta")
     if isinstance(meta, Mapping) and MARK in meta:
         return "odc"
     for name, layout in LAYOUTS.items():
-        if any(layout.fits(set(states[key])) for key in _places(layout, states)):
+        if any(layout.fits(states[key]) for key in _places(layout, states)):
             return name
     first = [name for key in ("state_dict", "model", "", *states) if key in states for name in states[key]][:3]
     seen = f"its names begin {', '.join(first)}, ..." if first else f"it holds no tensors, but {', '.join(checkpoint)}"
@@ -200,15 +174,16 @@ def take_backbone(
         The tensors by torchvision's names (transformers: timm's), and what was left.
 
     Raises:
-        InputError: the layout is unknown, or the checkpoint holds no backbone of it.
+        InputError: there is no such layout, or none is shown by the names (the message has the first of them), or the
+            checkpoint holds no backbone of it.
     """
     if layout is not None and layout not in LAYOUTS:
         raise InputError(f"no layout '{layout}'{nearest(layout, LAYOUTS)}")
-    name = layout or recognise(checkpoint, source)
-    rules = LAYOUTS[name]
     states = _states(checkpoint)
+    name = layout or _recognise(checkpoint, states, source)
+    rules = LAYOUTS[name]
     for key in _places(rules, states):
-        prefix = next((p for p in rules.prefixes if _under(p)(set(states[key]))), None)
+        prefix = next((p for p in rules.prefixes if any(n.startswith(p) for n in states[key])), None)
         if prefix is not None:
             break
     else:
@@ -227,48 +202,33 @@ def take_backbone(
             mine[inner] = tensor
         else:
             left[prefix + inner.split(".")[0] if full.startswith(prefix) else full.split(".")[0]] += 1
-    if name == "torchvision":
-        left.update(_drop_last_linear(mine))
+    linear = [re.fullmatch(r"classifier\.(\d+)\.weight", n) for n, tensor in mine.items() if tensor.ndim == 2]
+    if name == "torchvision" and any(linear):  # the last of them is the classifier proper
+        last = f"classifier.{max(int(match[1]) for match in linear if match)}"
+        left[last] = sum(mine.pop(f"{last}.{kind}", None) is not None for kind in ("weight", "bias"))
     for entry, value in checkpoint.items():
         others = [k for k in states if k != key and k.split("/")[0] == str(entry)]
         if not isinstance(value, Tensor) and (others or key.split("/")[0] != str(entry)):
             left[str(entry)] += sum(len(states[k]) for k in others)
     if not mine:
         raise InputError(f"{source} holds no backbone, only {listed(left)}")
-    return BackboneState(name, prefix, _common_names(mine), len(mine), dict(left))
-
-
-def _drop_last_linear(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """Drop the last linear layer of ``classifier``, where there is one; return its name and number of tensors."""
-    found = [re.fullmatch(r"classifier\.(\d+)\.weight", name) for name in tensors]
-    numbers = [int(m[1]) for m in found if m and tensors[m[0]].ndim == 2]
-    last = [f"classifier.{number}" for number in sorted(numbers)[-1:]]
-    return {
-        layer: sum(tensors.pop(f"{layer}.{name}", None) is not None for name in ("weight", "bias")) for layer in last
-    }
+    return BackboneState(name, prefix, _common_names(mine), len(mine), left)
 
 
 def _common_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors by torchvision's names, those of transformers by timm's."""
     out: dict[str, Tensor] = {}
-    registers = "register_tokens" in tensors
     for name, tensor in tensors.items():
-        new = re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", name)  # SPICE's ResNet for CIFAR
-        new = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", new)  # DINOv2's training: blocks in chunks
-        new = re.sub(r"^(blocks\.\d+\.mlp)\.w12\.", r"\1.fc1.", new)  # DINOv2's largest: gated
-        new = re.sub(r"^(blocks\.\d+\.mlp)\.w3\.", r"\1.fc2.", new)
-        if new.startswith("pre_logits.fc"):  # timm's VGGs: the linear layers are convolutions
-            new = new.replace("pre_logits.fc1", "classifier.0").replace("pre_logits.fc2", "classifier.3")
-            tensor = tensor.flatten(1) if tensor.ndim == 4 else tensor
-        if registers and new in ("register_tokens", "cls_token", "pos_embed"):
-            # timm has no position for the class token of these: it is added once and for all.
-            first, rest = tensors["pos_embed"][:, :1], tensors["pos_embed"][:, 1:]
-            new, tensor = {
-                "register_tokens": ("reg_token", tensor),
-                "cls_token": ("cls_token", tensor + first),
-                "pos_embed": ("pos_embed", rest),
-            }[new]
-        out[new] = tensor
+        new = name
+        for pattern, common in _RENAMED:
+            new = re.sub(pattern, common, new)
+        # The linear layers of timm's VGGs are convolutions.
+        out[new] = tensor.flatten(1) if name.startswith("pre_logits.fc") and tensor.ndim == 4 else tensor
+    if {"register_tokens", "cls_token", "pos_embed"} <= out.keys():
+        # timm has no position for the class token of these: it is added once and for all.
+        out["reg_token"] = out.pop("register_tokens")
+        out["cls_token"] = out["cls_token"] + out["pos_embed"][:, :1]
+        out["pos_embed"] = out["pos_embed"][:, 1:]
     for name in [name for name in out if name.endswith(".running_mean")]:
         out.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
     return out
@@ -371,7 +331,7 @@ def rename(state: BackboneState, to: str = "odc", source: str = "the checkpoint"
     resnet = "layer1.0.conv1.weight" in tensors
     vgg = network_of(tensors).startswith("a VGG")
     # DeepCluster's AlexNet has torchvision's names, but is wider and has batch norm.
-    fits = LAYOUTS[to].fits(set(tensors)) and not state.layout.startswith("deep")
+    fits = LAYOUTS[to].fits(tensors) and not state.layout.startswith("deep")
     if to == "odc":
         ours = resnet or any(name.startswith("layers.") for name in tensors)
         named = {f"backbone.{'' if ours else 'model.'}{name}": tensor for name, tensor in tensors.items()}
