@@ -43,9 +43,9 @@ def cluster(name: str, comm: Comm) -> dict[str, Tensor]:
         "super_centroids": found.super_centroids,
         "sub_centroids": found.sub_centroids,
         "num_sub": found.num_sub,
-        "super_sizes": found.stats.super_sizes,
-        "sub_sizes": found.stats.sub_sizes,
-        "repairs": torch.tensor([found.stats.refilled, found.stats.capped]),
+        "super_sizes": found.super_sizes,
+        "sub_sizes": found.sub_sizes,
+        "repairs": torch.tensor([found.refilled, found.capped]),
     }
 
 

@@ -3,20 +3,17 @@
 What takes ``comm`` works on the rows of all ranks, each of which gives its own.
 """
 
-from odc.clustering.confidence import log_odds
-from odc.clustering.consistency import local_consistency, reliable_samples
-from odc.clustering.kmeans import KMeansResult, KMeansStats, MissingFaissError, kmeans, kmeans_over_ranks
+from odc.clustering.consistency import local_consistency, log_odds, reliable_samples
+from odc.clustering.kmeans import KMeansResult, MissingFaissError, kmeans, kmeans_over_ranks
 from odc.clustering.knn import knn_search
 from odc.clustering.preprocess import Whitening, fit_whitening, l2_normalize, l2_normalize_
 from odc.clustering.sizes import imbalance, size_entropy
-from odc.clustering.two_level import TwoLevelResult, TwoLevelStats, share_clusters, two_level_kmeans
+from odc.clustering.two_level import TwoLevelResult, share_clusters, two_level_kmeans
 
 __all__ = [
     "KMeansResult",
-    "KMeansStats",
     "MissingFaissError",
     "TwoLevelResult",
-    "TwoLevelStats",
     "Whitening",
     "fit_whitening",
     "imbalance",

@@ -1,4 +1,4 @@
-"""Which cluster labels to trust: those that a sample's neighbours share.
+"""Which cluster labels to trust: those that a sample's neighbours share, and those that a head is sure of.
 
 Niu, Shan, Wang. *SPICE: Semantic Pseudo-Labeling for Image Clustering.* IEEE Transactions on Image Processing 2022
 (arXiv:2103.09382), "reliable pseudo-labeling".
@@ -55,6 +55,22 @@ def local_consistency(
     return same / k
 
 
+def log_odds(logits: Tensor) -> Tensor:
+    """Return log p_c / (1 - p_c) for p = softmax of ``logits`` (N, K) floating: (N, K), infinite for K = 1.
+
+    It is z_c - log Σ_{j≠c} exp z_j, and rises with p_c. But probabilities of trained heads round to 1, even in double
+    precision, and among equals the order of the data set would decide who is the surest.
+    """
+    if logits.ndim != 2 or logits.shape[1] < 1:
+        raise InputError(f"logits must be (N, K), K at least 1; got shape {tuple(logits.shape)}")
+    best = logits.argmax(1, keepdim=True)
+    others = logits.scatter(1, best, -torch.inf).logsumexp(1, keepdim=True)
+    log_p = logits - logits.logsumexp(1, keepdim=True)
+    # No probability but the largest can be above 1/2, so this is exact for all others.
+    odds = log_p - torch.log1p(-log_p.clamp(max=-0.5).exp())
+    return odds.scatter(1, best, logits.gather(1, best) - others)
+
+
 def reliable_samples(
     beta: Tensor,
     labels: Tensor,
@@ -106,18 +122,18 @@ def reliable_samples(
     mask = beta > threshold
     if not bool(mask.any()):
         raise InputError(
-            f"no sample is reliable: none of {len(beta):,} has a local consistency above {threshold}; "
-            f"{beta_histogram(beta)}; {_proposal(beta)}"
+            f"no sample is reliable: none of {N:,} has a local consistency above {threshold}; {beta_histogram(beta)}; "
+            f"{_proposal(beta)}"
         )
     if score_threshold is not None and scores is not None:
-        consistent = int(mask.sum())
-        mask = mask & (scores > score_threshold)
-        if not bool(mask.any()):
-            highest = float(scores[beta > threshold].max())
+        sure = mask & (scores > score_threshold)
+        if not bool(sure.any()):
             raise InputError(
-                f"no sample is reliable: {consistent:,} of {len(beta):,} have a local consistency above {threshold}, "
-                f"but their highest score is {highest:.4f}, not above {score_threshold}: lower score_threshold"
+                f"no sample is reliable: {int(mask.sum()):,} of {N:,} have a local consistency above {threshold}, but "
+                f"their highest score is {float(scores[mask].max()):.4f}, not above {score_threshold}: lower "
+                "score_threshold"
             )
+        mask = sure
     counts = torch.bincount(labels[mask], minlength=num_clusters)
     if bool((counts == 0).any()):
         none = (counts == 0).nonzero().squeeze(1).tolist()
@@ -125,7 +141,7 @@ def reliable_samples(
         print_log(f"{len(none)} of {num_clusters} clusters have no reliable sample: {some}", "current", logging.WARNING)
     if balance is not None:
         most = int(counts[counts > 0].min()) if quota is None else quota
-        mask = mask & (_rank_in_cluster(mask, labels, beta, scores) < most)
+        mask &= _rank_in_cluster(mask, labels, beta, scores) < most
     return mask
 
 

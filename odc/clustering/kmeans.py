@@ -24,30 +24,17 @@ class MissingFaissError(InputError, ImportError):
 
 
 @dataclass(frozen=True)
-class KMeansStats:
-    """How a clustering came out.
-
-    Attributes:
-        sizes: (K,) int64 points in each cluster; all at least 1.
-        objective: FAISS's objective before each update of the centroids: the sum over points of the squared distance
-            to the nearest centroid. Empty when K = N.
-        imbalance: K · Σ sizes² / N²; 1 is perfectly even, K is everything in one cluster.
-        refilled: clusters that the last assignment left empty and that were refilled.
-    """
-
-    sizes: Tensor
-    objective: tuple[float, ...]
-    imbalance: float
-    refilled: int
-
-
-@dataclass(frozen=True)
 class KMeansResult:
-    """Centroids (K, D) float32 and labels (N,) int64, on the device of the input, and their :class:`KMeansStats`."""
+    """A clustering, on the device of the input, and how it came out."""
 
-    centroids: Tensor
-    labels: Tensor
-    stats: KMeansStats
+    centroids: Tensor  # (K, D) float32
+    labels: Tensor  # (N,) int64
+    sizes: Tensor  # (K,) int64 points in each cluster; all at least 1; on the CPU
+    # FAISS's objective before each update of the centroids: the sum over points of the squared distance to the nearest
+    # centroid. Empty when K = N.
+    objective: tuple[float, ...]
+    imbalance: float  # of the sizes, see odc.clustering.imbalance
+    refilled: int  # clusters that the last assignment left empty and that were refilled
 
 
 def load_faiss() -> Any:
@@ -135,10 +122,8 @@ def kmeans(
     N, D = points.shape
     if not 1 <= num_clusters <= N:
         raise InputError(f"{num_clusters} clusters from {N} samples: lower the number of clusters to between 1 and {N}")
-    if n_iter < 1:
-        raise InputError(f"k-means needs at least 1 iteration, not {n_iter}")
-    if n_redo < 1:
-        raise InputError(f"k-means needs at least 1 run, not {n_redo}")
+    if n_iter < 1 or n_redo < 1:
+        raise InputError(f"k-means needs at least 1 iteration, not {n_iter}, and at least 1 run, not {n_redo}")
     faiss = load_faiss()
     device = x.device if isinstance(x, Tensor) else torch.device("cpu")
 
@@ -165,27 +150,23 @@ def kmeans(
     return KMeansResult(
         torch.from_numpy(centroids).to(device),
         torch.from_numpy(labels).to(device),
-        KMeansStats(torch.from_numpy(sizes), objective, imbalance(sizes, num_clusters), refilled),
+        torch.from_numpy(sizes),
+        objective,
+        imbalance(sizes, num_clusters),
+        refilled,
     )
 
 
 def kmeans_over_ranks(
     features: Tensor, num_clusters: int, *, n_iter: int, generator: torch.Generator, comm: Comm, n_redo: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Cluster the features of all ranks: gathered, clustered by the first rank, and the result sent to the others.
+    """Cluster the features of all ranks, (Nr, D) float32 of each, by :func:`kmeans`; by k-means++ with ``n_redo`` > 1.
 
-    One rank decides because two that each ran k-means could differ in a bit and then disagree for ever.
-
-    Args:
-        features: (Nr, D) float32, this rank's shard.
-        num_clusters: K.
-        n_iter: k-means iterations.
-        generator: of the first rank; that of the others is not drawn from.
-        comm: the other ranks.
-        n_redo: runs from different starts (k-means++ where it is more than one), of which the best is kept.
+    The first rank does it, with its generator, and sends the result to the others: two that each ran k-means could
+    differ in a bit and then disagree for ever.
 
     Returns:
-        Labels (N,) int64 in the order of the gathered shards, and centroids (K, D) float32; on ``features``' device.
+        Labels (N,) int64 in the order of the ranks' rows, and centroids (K, D) float32; on ``features``' device.
 
     Raises:
         InputError: when K > N, or all features are equal (with more than one cluster).

@@ -53,15 +53,11 @@ def check_differ(x: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Whitening:
-    """A fitted PCA with whitening.
+    """A fitted PCA with whitening."""
 
-    Attributes:
-        mean: (D,) float32.
-        projection: (D, d) float32: principal directions, largest variance first, over their standard deviations; d is
-            less than asked for where there were too few samples or dimensions.
-    """
-
-    mean: Tensor
+    mean: Tensor  # (D,) float32
+    # (D, d) float32: principal directions, largest variance first, over their standard deviations; d is less than asked
+    # for where there were too few samples or dimensions.
     projection: Tensor
 
     def apply(self, x: Tensor) -> Tensor:
@@ -75,10 +71,7 @@ class Whitening:
     def apply_(self, x: Tensor) -> Tensor:
         """Return what :meth:`apply` does, in the memory of ``x`` (N, D), which is overwritten.
 
-        For features that fill most of the memory: they are never there twice.
-
-        Args:
-            x: contiguous float32.
+        For features, contiguous float32, that fill most of the memory: they are never there twice.
         """
         N, d = x.shape[0], self.projection.shape[1]
         out = x.view(-1)[: N * d].view(N, d)  # d <= D: row i lies where rows up to i, already read, were

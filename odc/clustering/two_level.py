@@ -33,45 +33,23 @@ _EPS = 1 / 1024  # relative distance between the two halves of a centroid that i
 
 
 @dataclass(frozen=True)
-class TwoLevelStats:
-    """How a clustering came out, over all ranks.
-
-    Attributes:
-        super_sizes: (m,) int64 points in each super-cluster; all at least 1.
-        sub_sizes: (m, C) int64 points in each sub-cluster; zeros stand behind a super-cluster's last one.
-        super_imbalance: m · Σ sizes² / N²; 1 is perfectly even, m is everything in one super-cluster.
-        sub_imbalance: the same of all sub-clusters.
-        refilled: times that a cluster of either level became too small and took part of the largest one.
-        capped: sub-clusters fewer than asked for, because a super-cluster has too few points.
-    """
-
-    super_sizes: Tensor
-    sub_sizes: Tensor
-    super_imbalance: float
-    sub_imbalance: float
-    refilled: int
-    capped: int
-
-
-@dataclass(frozen=True)
 class TwoLevelResult:
-    """A clustering: labels of this rank's rows, and centroids that are the same on every rank.
+    """A clustering: labels of this rank's rows; all else is of all ranks, and the same on each.
 
-    Attributes:
-        super_labels: (Nr,) int64 in 0..m - 1.
-        sub_labels: (Nr,) int64, counted from 0 within the super-cluster.
-        super_centroids: (m, D) float32.
-        sub_centroids: (m, C, D) float32, C = ceil(k / m); zeros behind a super-cluster's last sub-cluster.
-        num_sub: (m,) int64 sub-clusters of each super-cluster; k in all, or less where some are capped.
-        stats: sizes, imbalance and repairs.
+    C is k / m, rounded up; behind a super-cluster's last sub-cluster stand zeros.
     """
 
-    super_labels: Tensor
-    sub_labels: Tensor
-    super_centroids: Tensor
-    sub_centroids: Tensor
-    num_sub: Tensor
-    stats: TwoLevelStats
+    super_labels: Tensor  # (Nr,) int64 super-cluster of each row
+    sub_labels: Tensor  # (Nr,) int64 sub-cluster of each row, numbered within its super-cluster
+    super_centroids: Tensor  # (m, D) float32
+    sub_centroids: Tensor  # (m, C, D) float32
+    num_sub: Tensor  # (m,) int64 sub-clusters of each super-cluster
+    super_sizes: Tensor  # (m,) int64 points in each super-cluster; all at least 1
+    sub_sizes: Tensor  # (m, C) int64 points in each sub-cluster
+    super_imbalance: float  # of the sizes, see odc.clustering.imbalance
+    sub_imbalance: float
+    refilled: int  # times that a cluster of either level became too small and took part of the largest one
+    capped: int  # sub-clusters fewer than asked for, because a super-cluster has too few points
 
 
 def share_clusters(num_clusters: int, num_super: int) -> list[int]:
@@ -128,7 +106,12 @@ def two_level_kmeans(
             x[rows], k, 1, n_iter, units, generator, comm
         )
         refilled += more
-    stats = TwoLevelStats(
+    return TwoLevelResult(
+        super_labels,
+        sub_labels,
+        super_centroids,
+        sub_centroids,
+        torch.tensor(num_sub, device=x.device),
         super_sizes,
         sub_sizes,
         imbalance(super_sizes, num_super),
@@ -136,8 +119,6 @@ def two_level_kmeans(
         refilled,
         num_clusters - sum(num_sub),
     )
-    found = torch.tensor(num_sub, device=x.device)
-    return TwoLevelResult(super_labels, sub_labels, super_centroids, sub_centroids, found, stats)
 
 
 def _total(count: int, like: Tensor, comm: Comm) -> int:

@@ -254,16 +254,15 @@ class DeeperClusterHead(ClusterHead):
         return self._rows(index, comm.gather(found.super_labels), comm.gather(found.sub_labels))
 
     def _tell(self, found: TwoLevelResult) -> None:
-        stats = found.stats
         print_log(
-            f"{self.num_super} super-clusters of {int(stats.super_sizes.min()):,} to {int(stats.super_sizes.max()):,} "
-            f"images (imbalance {stats.super_imbalance:.2f}), {int(found.num_sub.sum()):,} sub-clusters (imbalance "
-            f"{stats.sub_imbalance:.2f}); {stats.refilled:,} refills of small clusters",
+            f"{self.num_super} super-clusters of {int(found.super_sizes.min()):,} to {int(found.super_sizes.max()):,} "
+            f"images (imbalance {found.super_imbalance:.2f}), {int(found.num_sub.sum()):,} sub-clusters (imbalance "
+            f"{found.sub_imbalance:.2f}); {found.refilled:,} refills of small clusters",
             "current",
         )
-        if stats.capped:
+        if found.capped:
             print_log(
-                f"{stats.capped:,} of {self.num_clusters:,} sub-clusters are missing: a super-cluster has fewer images "
+                f"{found.capped:,} of {self.num_clusters:,} sub-clusters are missing: a super-cluster has fewer images "
                 f"than its {self.centroids.shape[1]:,} sub-clusters; lower model.head.num_clusters or num_super",
                 "current",
                 logging.WARNING,

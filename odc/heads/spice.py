@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from odc.clustering.confidence import log_odds
+from odc.clustering.consistency import log_odds
 from odc.clustering.preprocess import check_differ, l2_normalize
 from odc.clustering.sizes import size_entropy
 from odc.errors import InputError

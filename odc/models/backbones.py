@@ -24,19 +24,18 @@ _STAGES: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
 }
+# Kernel and stride of the first convolution, kernel of the pooling behind it (0: none), stride of the last map.
+_STEMS = {"imagenet": (7, 2, 3, 32), "stl": (3, 1, 2, 16), "cifar": (3, 1, 0, 8)}
 
 
-def _check_channels(images: Tensor, in_channels: int) -> None:
-    if images.shape[1] != in_channels:
+def _check(images: Tensor, in_channels: int, smallest: int = 1, remedy: str = "") -> None:
+    """Refuse other channels, and images that leave less than one pixel of the last map: it sees mostly padding."""
+    channels, height, width = images.shape[1:]
+    if channels != in_channels:
         raise InputError(
-            f"the images have {images.shape[1]} channels, but the backbone takes {in_channels}: set "
+            f"the images have {channels} channels, but the backbone takes {in_channels}: set "
             "model.backbone.in_channels, grey of the data set, or a Grayscale or Sobel transform in data.views"
         )
-
-
-def _check_size(images: Tensor, smallest: int, remedy: str) -> None:
-    """Refuse images that leave less than one pixel of the last map: what is left of it sees mostly padding."""
-    height, width = images.shape[2:]
     if min(height, width) < smallest:
         raise InputError(
             f"the images have {height}×{width} pixels, but the backbone takes at least {smallest}×{smallest}: {remedy}"
@@ -96,7 +95,7 @@ class _Library(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to features (B, out_channels)."""
-        _check_channels(images, self.in_channels)
+        _check(images, self.in_channels)
         try:
             features: Tensor = self.model(images).flatten(1)
             return features
@@ -144,15 +143,11 @@ class ResNet(nn.Module):
             raise InputError(f"ResNet has depth {sorted(_STAGES)}, not {depth}")
         if not 1 <= in_channels <= 4:
             raise InputError(f"ResNet takes 1 to 4 input channels, not {in_channels}")
-        if stem == "imagenet":
-            self.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
-            self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
-        elif stem in ("stl", "cifar"):
-            self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-            self.maxpool = nn.MaxPool2d(2, stride=2, padding=1) if stem == "stl" else nn.Identity()
-        else:
+        if stem not in _STEMS:
             raise InputError(f"ResNet has stem 'imagenet', 'stl' or 'cifar', not '{stem}'")
-        self.stride = {"imagenet": 32, "stl": 16, "cifar": 8}[stem]
+        kernel, stride, pool, self.stride = _STEMS[stem]
+        self.conv1 = nn.Conv2d(in_channels, width, kernel, stride=stride, padding=kernel // 2, bias=False)
+        self.maxpool = nn.MaxPool2d(pool, stride=2, padding=1) if pool else nn.Identity()
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         block, counts = _STAGES[depth]
@@ -176,9 +171,8 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to the last stage's map (B, out_channels, h, w)."""
-        _check_channels(images, self.conv1.in_channels)
-        other = {32: "stem 'stl' (16) or 'cifar' (8)", 16: "stem 'cifar' (8)"}.get(self.stride)
-        _check_size(images, self.stride, "enlarge them in data.views" + (f", or take {other}" if other else ""))
+        other = {32: ", or take stem 'stl' (16) or 'cifar' (8)", 16: ", or take stem 'cifar' (8)"}.get(self.stride, "")
+        _check(images, self.conv1.in_channels, self.stride, f"enlarge them in data.views{other}")
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for stage in (1, 2, 3, 4):
             x = self.get_submodule(f"layer{stage}")(x)
@@ -218,8 +212,7 @@ class ConvNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to (B, out_channels, H / 2^s, W / 2^s) with s = stages - 1."""
-        _check_channels(images, self.in_channels)
-        _check_size(images, self.stride, "enlarge them in data.views, or take fewer model.backbone.widths")
+        _check(images, self.in_channels, self.stride, "enlarge them in data.views, or take fewer model.backbone.widths")
         features: Tensor = self.layers(images)
         return features
 

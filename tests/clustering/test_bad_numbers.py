@@ -68,7 +68,7 @@ def test_no_cluster_is_empty_whatever_the_points(name: str, kind: str) -> None:
         assert centroids.isfinite().all()
         labels = found.super_labels * K + found.sub_labels if name == "two levels" else found.labels
         sizes = labels.unique(return_counts=True)[1]
-        assert len(sizes) == K - (found.stats.capped if name == "two levels" else 0)
+        assert len(sizes) == K - (found.capped if name == "two levels" else 0)
     for K in (0, len(x) + 1):
         with pytest.raises(InputError, match=rf"^{K} clusters from {len(x)} samples"):
             KMEANS[name](x, K)

@@ -24,17 +24,17 @@ def test_four_points() -> None:
         result = run(x[[0, 2, 1, 3]] if seed % 2 else x, 2, seed)
         # From any start, the pairs on the left and on the right, or those below and above.
         assert sorted(result.centroids.tolist()) in ([[0, 0.5], [10, 0.5]], [[5, 0], [5, 1]])
-        assert result.stats.sizes.tolist() == [2, 2]
-        assert result.stats.imbalance == 1
-        assert result.stats.objective[-1] in (1, 100)
-        assert result.stats.refilled == 0
+        assert result.sizes.tolist() == [2, 2]
+        assert result.imbalance == 1
+        assert result.objective[-1] in (1, 100)
+        assert result.refilled == 0
     assert result.centroids.dtype == torch.float32
     assert result.labels.dtype == torch.int64
 
 
 def test_of_several_runs_the_best_is_kept() -> None:
     x = torch.tensor([[0.0, 0], [10, 0], [0, 1], [10, 1]])
-    single = [run(x, 2, seed).stats.objective[-1] for seed in range(10)]
+    single = [run(x, 2, seed).objective[-1] for seed in range(10)]
     assert max(single) == 100  # some starts end below the optimum
     for seed in range(10):
         assert sorted(run(x, 2, seed, n_redo=20).centroids.tolist()) == [[0, 0.5], [10, 0.5]]
@@ -44,9 +44,9 @@ def test_labels_are_the_nearest_centroids_and_the_objective_falls() -> None:
     x = torch.randn(500, 8, generator=make_generator(0))
     result = run(x, 20, n_iter=7)
     assert torch.equal(result.labels, torch.cdist(x, result.centroids).argmin(dim=1))
-    assert result.stats.sizes.tolist() == torch.bincount(result.labels, minlength=20).tolist()
-    assert len(result.stats.objective) == 7
-    assert list(result.stats.objective) == sorted(result.stats.objective, reverse=True)
+    assert result.sizes.tolist() == torch.bincount(result.labels, minlength=20).tolist()
+    assert len(result.objective) == 7
+    assert list(result.objective) == sorted(result.objective, reverse=True)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
@@ -54,7 +54,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
     first, second, other = run(x, 50, 3), run(x.numpy(), 50, 3), run(x, 50, 4)  # type: ignore[arg-type]
     assert torch.equal(first.centroids, second.centroids)
     assert torch.equal(first.labels, second.labels)
-    assert first.stats.objective == second.stats.objective
+    assert first.objective == second.objective
     assert not torch.equal(first.centroids, other.centroids)
 
 
@@ -70,9 +70,9 @@ def test_no_cluster_is_empty_where_points_repeat(distinct: int, k: int) -> None:
     points = torch.randn(distinct, 3, generator=make_generator(1))
     x = points[torch.arange(40) % distinct]
     result = run(x, k)
-    assert int(result.stats.sizes.min()) >= 1
-    assert int(result.stats.sizes.sum()) == 40
-    assert result.stats.refilled >= (k - distinct if k < 40 else 0)
+    assert int(result.sizes.min()) >= 1
+    assert int(result.sizes.sum()) == 40
+    assert result.refilled >= (k - distinct if k < 40 else 0)
     assert bool(result.centroids.isfinite().all())
 
 

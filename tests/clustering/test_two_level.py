@@ -32,10 +32,9 @@ def test_eight_points_in_two_pairs_of_pairs() -> None:
         pairs = found.sub_centroids[found.super_labels, found.sub_labels, 0]
         assert pairs.tolist() == [0.5, 0.5, 10.5, 10.5, 1000.5, 1000.5, 1010.5, 1010.5]
         assert found.num_sub.tolist() == [2, 2]
-        stats = found.stats
-        assert stats.super_sizes.tolist() == [4, 4]
-        assert stats.sub_sizes.tolist() == [[2, 2], [2, 2]]
-        assert (stats.super_imbalance, stats.sub_imbalance, stats.capped) == (1.0, 1.0, 0)
+        assert found.super_sizes.tolist() == [4, 4]
+        assert found.sub_sizes.tolist() == [[2, 2], [2, 2]]
+        assert (found.super_imbalance, found.sub_imbalance, found.capped) == (1.0, 1.0, 0)
     assert found.super_labels.dtype == found.sub_labels.dtype == torch.int64
     assert found.sub_centroids.dtype == torch.float32
 
@@ -52,7 +51,7 @@ def test_labels_are_nearest_centroids_and_centroids_are_means() -> None:
         assert torch.equal(labels, torch.cdist(members, found.sub_centroids[s, :k]).argmin(1))
         for z in range(k):
             torch.testing.assert_close(found.sub_centroids[s, z], members[labels == z].mean(0), atol=1e-6, rtol=0)
-        assert torch.bincount(labels, minlength=6).tolist() == found.stats.sub_sizes[s].tolist()
+        assert torch.bincount(labels, minlength=6).tolist() == found.sub_sizes[s].tolist()
     assert not found.sub_centroids[3, 5].any()
 
 
@@ -114,21 +113,21 @@ def test_empty_clusters_are_dealt_members_of_the_largest() -> None:
 def test_no_cluster_is_empty_where_points_repeat(distinct: int, k: int, m: int) -> None:
     x = torch.randn(distinct, 3, generator=make_generator(1))[torch.arange(40) % distinct]
     found = run(x, k, m)
-    sizes = found.stats.sub_sizes
+    sizes = found.sub_sizes
     exists = torch.arange(sizes.shape[1]) < found.num_sub[:, None]
     assert bool((sizes[exists] > 0).all())
     assert not sizes[~exists].any()
-    assert torch.equal(sizes.sum(1), found.stats.super_sizes)
-    assert int(found.num_sub.sum()) == k - found.stats.capped
+    assert torch.equal(sizes.sum(1), found.super_sizes)
+    assert int(found.num_sub.sum()) == k - found.capped
     assert bool(found.sub_centroids.isfinite().all())
 
 
 def test_a_super_cluster_has_at_most_as_many_sub_clusters_as_points() -> None:
     x = torch.cat([torch.linspace(0, 1, 20), torch.tensor([1e6])])[:, None]
     found = run(x, 21, 3)
-    assert found.stats.capped == 21 - int(found.num_sub.sum())
-    assert found.stats.capped > 0
-    assert bool((found.num_sub <= found.stats.super_sizes).all())
+    assert found.capped == 21 - int(found.num_sub.sum())
+    assert found.capped > 0
+    assert bool((found.num_sub <= found.super_sizes).all())
     assert bool((found.sub_labels < found.num_sub[found.super_labels]).all())
 
 
@@ -140,9 +139,9 @@ def test_what_holds_for_any_points(n: int, dim: int, data: st.DataObject) -> Non
     m = data.draw(st.integers(1, k))
     found = run(x, k, m, n_iter=3)
     pairs = torch.stack([found.super_labels, found.sub_labels], 1)
-    assert len(pairs.unique(dim=0)) == int(found.num_sub.sum()) == k - found.stats.capped
-    assert int(found.stats.super_sizes.min()) >= 1
-    assert int(found.stats.sub_sizes.sum()) == n
+    assert len(pairs.unique(dim=0)) == int(found.num_sub.sum()) == k - found.capped
+    assert int(found.super_sizes.min()) >= 1
+    assert int(found.sub_sizes.sum()) == n
     assert bool((found.sub_labels < found.num_sub[found.super_labels]).all())
 
 
