@@ -229,7 +229,9 @@ def _optim_wrapper(cfg: Any) -> None:
     resolve(OPTIM_WRAPPER_CONSTRUCTORS, {"type": constructor}, optim_wrapper_cfg=cfg, paramwise_cfg=groups)
     resolve(OPTIM_WRAPPERS, {"type": "OptimWrapper", **wrapper})
     optimizer = _dict("optim_wrapper.optimizer", wrapper["optimizer"])
-    for options in ({}, *((groups or {}).values() if constructor == "ByName" else ())):
+    by_name = _dict("optim_wrapper.paramwise_cfg", groups or {}) if constructor == "ByName" else {}
+    for prefix, options in {"": {}, **by_name}.items():
+        _dict(f"optim_wrapper.paramwise_cfg, the start of parameters' names, '{prefix}'", options)
         _built(OPTIMIZERS, {**optimizer, **options}, params=[nn.Parameter(torch.zeros(1))])
     if wrapper.get("clip_grad"):
         clipping = dict(_dict("optim_wrapper.clip_grad", wrapper["clip_grad"]))

@@ -12,6 +12,7 @@ from small_heads import config
 from torch import Tensor, nn
 
 from odc.apis import build_runner
+from odc.config.checking import check_parts
 from odc.engine.optim import ByName
 from odc.errors import InputError
 from odc.heads import ClusterHead
@@ -150,3 +151,10 @@ def test_two_losses_with_an_optimiser_each(tmp_path: Path) -> None:
     assert moved(start, train(0.1, 0.1)) == set()
     assert moved(start, train(0.1, 0.2)) == {"probe"}, "the probe's loss or rate reaches other parameters"
     assert moved(start, train(0.2, 0.1)) == {"classifier", "backbone", "neck", "probe"}
+
+
+def test_options_of_other_constructors_are_no_prefixes(tmp_path: Path) -> None:
+    cfg = config("dc", str(tmp_path))
+    cfg.optim_wrapper.update(constructor="ByName", paramwise_cfg=dict(norm_decay_mult=0))
+    with pytest.raises(InputError, match="start of parameters' names, 'norm_decay_mult' is configured by a dict, not"):
+        check_parts(cfg)
