@@ -30,10 +30,7 @@ STAGES = Registry("stage", scope="odc", locations=["odc.recipes"])
 SCHEDULES = Registry("schedule", scope="odc", locations=["odc.engine.schedules"])
 OPTIM_WRAPPERS = Registry("optim wrapper", parent=root.OPTIM_WRAPPERS, scope="odc", locations=["odc.engine.optim"])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    "optim wrapper constructor",
-    parent=root.OPTIM_WRAPPER_CONSTRUCTORS,
-    scope="odc",
-    locations=["odc.engine.optim"],
+    "optim wrapper constructor", parent=root.OPTIM_WRAPPER_CONSTRUCTORS, scope="odc", locations=["odc.engine.optim"]
 )
 
 MODEL_WRAPPERS = Registry("model wrapper", parent=root.MODEL_WRAPPERS, scope="odc", locations=["mmengine.model"])

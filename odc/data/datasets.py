@@ -30,7 +30,7 @@ from odc.registry import DATASETS, resolve
 from odc.structures import UNLABELLED, make_generator
 
 Targets = npt.NDArray[np.int64]
-_Part = TypeVar("_Part")
+_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
@@ -104,11 +104,7 @@ class ImageDataset(ABC):
         for i, reason in itertools.islice(self.lost.items(), self._told_lost, None):
             self._told_lost += 1
             if self._told_lost <= 5:
-                print_log(
-                    f"{reason}: another image stands in for {self.paths[i]}",
-                    "current",
-                    level=logging.WARNING,
-                )
+                print_log(f"{reason}: another image stands in for {self.paths[i]}", "current", level=logging.WARNING)
 
     _told_lost = 0
 
@@ -123,20 +119,16 @@ class ImageDataset(ABC):
         Raises:
             InputError: as :meth:`present`, or two images differ in shape.
         """
-        numbers = [range(i, min(i + 256, len(self))) for i in range(0, len(self), 256)]
         out = torch.empty(0, dtype=torch.uint8)
-        for ids, images in zip(
-            numbers, in_threads(lambda part: [self.present(i) for i in part], numbers, 256, "decoded"), strict=True
-        ):
-            for i, image in zip(ids, images, strict=True):
-                if i == 0:
-                    out = torch.empty(len(self), *image.shape, dtype=torch.uint8)
-                if image.shape != out.shape[1:]:
-                    raise InputError(
-                        f"{self.paths[i]} has the shape {tuple(image.shape)} but {self.paths[0]} has "
-                        f"{tuple(out.shape[1:])}: set data.batched=False"
-                    )
-                out[i] = image
+        for i, image in enumerate(in_threads(self.present, range(len(self)), "decoded")):
+            if i == 0:
+                out = torch.empty(len(self), *image.shape, dtype=torch.uint8)
+            if image.shape != out.shape[1:]:
+                raise InputError(
+                    f"{self.paths[i]} has the shape {tuple(image.shape)} but {self.paths[0]} has "
+                    f"{tuple(out.shape[1:])}: set data.batched=False"
+                )
+            out[i] = image
         self.note_lost({})
         return out
 
@@ -387,17 +379,19 @@ def _unpickle(path: str) -> dict[str, Any]:
     return content
 
 
-def in_threads(
-    work: Callable[[_Part], _Result], parts: Sequence[_Part], size: int, done_word: str
-) -> Iterator[_Result]:
-    """Yield ``work`` of each of ``parts``, in order, with a line in the log now and then; ``size`` files a part."""
+def in_threads(work: Callable[[_Item], _Result], items: Sequence[_Item], done_word: str) -> Iterator[_Result]:
+    """Yield ``work`` of each of so many files, in order, with a line in the log now and then.
+
+    Threads hide the latency of the disk, and what decodes an image lets others run.
+    """
+    size = min(256, 32 + len(items) // 8)
+    parts = [items[i : i + size] for i in range(0, len(items), size)]
     start = last = time.monotonic()
     with ThreadPoolExecutor(max_workers=8) as pool:
-        for done, result in enumerate(pool.map(work, parts), start=1):
-            yield result
+        for done, results in enumerate(pool.map(lambda part: [work(item) for item in part], parts), start=1):
+            yield from results
             now = time.monotonic()
             if now - last > 5 and done < len(parts):
                 last = now
                 left = (now - start) / done * (len(parts) - done)
-                line = f"{done_word} {done * size:,} of at most {len(parts) * size:,} files, {left:.0f} s left"
-                print_log(line, logger="current")
+                print_log(f"{done_word} {done * size:,} of {len(items):,} files, {left:.0f} s left", "current")

@@ -14,7 +14,6 @@ import os
 import re
 import struct
 import warnings
-from collections.abc import Iterable
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -214,21 +213,14 @@ def decode(path: str, grey: bool, max_pixels: int, levels: Levels | None) -> Ten
         return _pixels(file, grey, max_pixels, levels)
 
 
-def value_range(paths: Iterable[str], max_pixels: int) -> tuple[float, float, str]:
-    """Return the least and the largest value of images of more than 8 bits, and the path of the largest.
-
-    Files that cannot be decoded count for nothing.
-    """
-    low, high, where = 0.0, 0.0, ""
-    for path in paths:
-        with contextlib.suppress(Exception), open_regular(path) as file, open_image(file, max_pixels) as image:
-            values = _deep_values(image, file)
-            if values.ndim == 3:
-                values = values[..., :3]  # without the opacity, which is 65535 nearly everywhere
-            low = min(low, float(values.min()))
-            if not where or values.max() > high:
-                high, where = float(values.max()), path
-    return low, high, where
+def value_range(path: str, max_pixels: int) -> tuple[float, float] | None:
+    """Return least and largest value of an image of more than 8 bits, ``None`` where it cannot be decoded."""
+    with contextlib.suppress(Exception), open_regular(path) as file, open_image(file, max_pixels) as image:
+        values = _deep_values(image, file)
+        if values.ndim == 3:
+            values = values[..., :3]  # without the opacity, which is 65535 nearly everywhere
+        return float(values.min()), float(values.max())
+    return None
 
 
 def _pixels(file: IO[bytes], grey: bool, max_pixels: int, levels: Levels | None) -> Tensor:
@@ -270,17 +262,12 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    return image.mode == "F" or image.mode.startswith("I") or _is_cut(image)
-
-
-def _is_cut(image: Image.Image) -> bool:
-    """Return whether Pillow would keep the upper 8 bits of 16 alone, as it does for colour."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        return False
+    """Return whether a channel has more than 8 bits, of which Pillow would keep 8 where it is colour."""
+    if image.mode[0] in "FI":
+        return True
     if image.format == "TIFF":
         return bool(max(image.tag_v2.get(258, (1,))) > 8)  # type: ignore[attr-defined]
-    tile = getattr(image, "tile", None)
-    if not tile:
+    if not (tile := getattr(image, "tile", None)):
         return False
     codec, _, _, arguments = tile[0]
     if codec.startswith("ppm"):
@@ -290,7 +277,7 @@ def _is_cut(image: Image.Image) -> bool:
 
 def _deep_values(image: Image.Image, file: IO[bytes]) -> Pixels:
     """Return the values as they are in the file: (H, W) or, of colour, (H, W, 3 or 4)."""
-    if not _is_cut(image):
+    if image.mode[0] in "FI":
         image.load()
         return np.asarray(image)
     import cv2

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
 import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,13 +17,14 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from odc.data import decoding
-from odc.data.datasets import ImageDataset, Targets, in_threads
+from odc.data.datasets import ImageDataset, in_threads
 from odc.data.decoding import MAX_PIXELS, Header
 from odc.data.table import label_of, read_names, read_table
 from odc.errors import InputError, nearest, one_line, printable
 from odc.registry import DATASETS
 from odc.structures import UNLABELLED, make_generator
 
+_Found = TypeVar("_Found")
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 _MEASURED = 1000  # images that the range of values is measured on
 
@@ -37,13 +39,10 @@ class FileDataset(ImageDataset):
     **More than 8 bits.** Images of 16-bit values, grey or colour, and of 32-bit integers share one scale: a range of
     values becomes 0..255, in all of them, and what is beyond it 0 or 255. Unless it is given it is measured, on all
     such images or 1,000 evenly spaced ones: 0 to 2^b - 1 for the fewest bits b that hold the largest value (4,095 for
-    a 12-bit camera), from -2^c where there are negative values. So it hardly depends on which part of the images one
-    takes. Float images have no such range, so they need a given one.
+    a 12-bit camera), from -2^c where there are negative values. Float images have no such range: they need a given one.
 
     **The fingerprint** is of the paths, sizes and contents of the files: of all bytes of a file of up to 16 KiB, of a
-    larger one of the 1 KiB at its beginning, middle and end. It is read with the headers, from the same open file, and
-    does not depend on dates, on the root or on labels. What escapes it is a change of a larger file that keeps its size
-    and all three slices: a retouched spot in an uncompressed image, say. A picture that is saved again differs.
+    larger one of the 1 KiB at its beginning, middle and end. It does not depend on dates, on the root or on labels.
 
     Args:
         root: folder that ``candidates`` are relative to.
@@ -78,52 +77,47 @@ class FileDataset(ImageDataset):
         max_pixels: int = MAX_PIXELS,
         value_range: Sequence[float] | None = None,
     ) -> None:
-        if max_samples is not None and max_samples < 1:
-            raise InputError(f"max_samples must be at least 1, got {max_samples}")
-        if max_pixels < 1:
-            raise InputError(f"max_pixels must be at least 1, got {max_pixels}")
+        for option, number in (("max_samples", max_samples), ("max_pixels", max_pixels)):
+            if number is not None and number < 1:
+                raise InputError(f"{option} must be at least 1, got {number}")
         self._root, self._grey, self._max_pixels, self.strict = root, grey, max_pixels, strict
         self.value_range = None if value_range is None else _levels(value_range)
-        headers: dict[str, Header] = {}
-
-        def check(path: str) -> None:
-            headers[path] = decoding.examine(os.path.join(root, path), max_pixels, verify, self.value_range)
-
+        examine = functools.partial(decoding.examine, max_pixels=max_pixels, verify=verify, levels=self.value_range)
         names = sorted(candidates)
         wanted = len(names)
         if max_samples is not None and max_samples < wanted:
             wanted = max_samples
             order = torch.randperm(len(names), generator=make_generator(seed, "max_samples"))
             names = [names[i] for i in order.tolist()]
-        kept: list[str] = []
+        headers: dict[str, Header] = {}
         bad = dict(unreadable)
         position = 0
-        while len(kept) < wanted and position < len(names):  # a second round only to make up for skipped files
-            part = names[position : position + wanted - len(kept)]
+        while len(headers) < wanted and position < len(names):  # a second round only to make up for skipped files
+            part = names[position : position + wanted - len(headers)]
             position += len(part)
-            failures = _survey(part, check)
-            bad.update(failures)
-            kept.extend(path for path in part if path not in failures)
+            found, failures = _survey(root, part, examine)
+            headers |= found
+            bad |= failures
         self.unreadable = frozenset(bad)
         self.skipped = {**left_out, **bad}
-        self.paths = sorted(kept)
+        self.paths = sorted(headers)
         if self.skipped:
             line = _summary(self.skipped, position + len(self.skipped) - len(bad), root)
             if strict and bad:
                 only = _summary(bad, position, root)
                 raise InputError(f"{only}; remove them, or set strict=False to skip them")
-            if not kept:
+            if not headers:
                 raise InputError(f"{line}; no image is left")
             harmless = not bad and not any(decoding.PLUG_IN in why for why in self.skipped.values())
             print_log(line, logger="current", level=logging.INFO if harmless else logging.WARNING)
-        different = {headers[path][:2] for path in kept}
-        self._size = different.pop() if len(different) == 1 else None
+        sizes = {header[:2] for header in headers.values()}
+        self._size = sizes.pop() if len(sizes) == 1 else None
         deep = [path for path in self.paths if headers[path].deep]
-        if deep and self.value_range is None:
-            self._measure(deep)
-        elif deep and self.value_range is not None:
+        if deep and self.value_range is not None:
             low, high = self.value_range
             print_log(f"{len(deep):,} images of more than 8 bits: {low:,g} to {high:,g} becomes 0 to 255", "current")
+        elif deep:
+            self._measure(deep)
         digest = hashlib.sha256()
         for path in self.paths:
             digest.update(os.fsencode(path) + b"\0" + headers[path].digest)
@@ -133,23 +127,30 @@ class FileDataset(ImageDataset):
     def _measure(self, deep: Sequence[str]) -> None:
         """Set the range of values for images of more than 8 bits, and say it."""
         numbers = sorted(set(np.linspace(0, len(deep) - 1, min(_MEASURED, len(deep))).round().astype(int).tolist()))
-        parts = [[os.path.join(self._root, deep[i]) for i in numbers[k::8]] for k in range(min(8, len(numbers)))]
-        found = list(in_threads(lambda p: decoding.value_range(p, self._max_pixels), parts, len(parts[0]), "measured"))
-        low, (high, _, where) = min(f[0] for f in found), max((f[1], f[0], f[2]) for f in found)
-        if not where:  # none of them can be decoded, which whoever asks for one is told
+        measured = {deep[i]: os.path.join(self._root, deep[i]) for i in numbers}
+        ranges = in_threads(lambda p: decoding.value_range(p, self._max_pixels), list(measured.values()), "measured")
+        found = {path: ends for path, ends in zip(measured, ranges, strict=True) if ends is not None}
+        if not found:  # none of them can be decoded, which whoever asks for one is told
             self.value_range = 0.0, 2.0**16 - 1
             return
-        top, bottom = 2.0 ** max(1, int(high).bit_length()) - 1, 0.0
-        if low < 0:
-            bottom = -(2.0 ** int(-low - 1).bit_length())
+        low, where = min(ends[0] for ends in found.values()), max(found, key=lambda path: found[path][1])
+        high = max(0.0, found[where][1])
+        top = 2.0 ** max(1, int(high).bit_length()) - 1
+        bottom = -(2.0 ** int(-low - 1).bit_length()) if low < 0 else 0.0
         self.value_range = bottom, top
         of = "" if len(numbers) == len(deep) else f" of {len(numbers):,} of them"
         print_log(
             f"{len(deep):,} images of more than 8 bits: {bottom:,.0f} to {top:,.0f} becomes 0 to 255 in all of them "
-            f"(the largest value{of} is {high:,.0f}, in {os.path.relpath(where, self._root)}); "
+            f"(the largest value{of} is {high:,.0f}, in {where}); "
             "data.dataset.value_range=[low,high] sets another range",
             "current",
         )
+
+    def _set_classes(self, names: Sequence[str], labels: Mapping[str, str]) -> None:
+        """Set classes and targets by the label of each path; a label that is none of the names is unknown."""
+        index = {name: i for i, name in enumerate(names)}
+        self.classes = tuple(map(printable, names))
+        self.targets = np.array([index.get(labels[path], UNLABELLED) for path in self.paths], dtype=np.int64)
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
@@ -173,10 +174,6 @@ class FileDataset(ImageDataset):
                 "the files as they are while they are in use"
             )
         return image
-
-
-def _is_training(split: str) -> bool:
-    return split.lower().startswith("train")
 
 
 def _levels(value_range: Sequence[float]) -> tuple[float, float]:
@@ -227,11 +224,7 @@ class ImageFolder(FileDataset):
     """
 
     def __init__(
-        self,
-        root: str,
-        classes: Sequence[str] | None = None,
-        extensions: Sequence[str] | None = None,
-        **options: Any,
+        self, root: str, classes: Sequence[str] | None = None, extensions: Sequence[str] | None = None, **options: Any
     ) -> None:
         if not os.path.isdir(root):
             raise InputError(f"image folder {root} does not exist (looked at {os.path.abspath(root)})")
@@ -246,26 +239,28 @@ class ImageFolder(FileDataset):
             )
         tops = {path.split("/", 1)[0] for path in images if "/" in path}
         splits = bool(tops) and all(name.lower() in _SPLITS for name in tops)
-        self._level = 1 if splits else 0
+        # the folder that is the class of an image, "" where it lies in no such folder
+        folder = {path: (*path.split("/")[:-1], "", "")[splits] for path in images}
         if classes is not None:
-            folders = {name for path in images if (name := self._class(path)) is not None}
+            folders = set(folder.values()) - {""}
             for name in classes:
                 if name not in folders:
                     raise InputError(f"no folder '{name}' with images in {root}{nearest(name, folders)}")
             wanted = set(classes)
-            images = [path for path in images if self._class(path) in wanted]
+            images = [path for path in images if folder[path] in wanted]
         super().__init__(root, images, left_out, unreadable, **options)
         # all readable images decide, not the subset: its draw must not change whether there are labels
         readable = [path for path in images if path not in self.unreadable]
-        found = {name for path in readable if (name := self._class(path)) is not None}
+        found = {folder[path] for path in readable} - {""}
         loose = sum("/" not in path for path in readable)
         if found:
             self.origin = f"in {len(found):,} folders under {root}"
         if splits:
             told = "classes are the folders in them" if len(found) > 1 else "they hold no folders of classes"
+            one = max(tops, key=lambda name: name.lower().startswith("train"))
             print_log(
                 f"{', '.join(sorted(tops))} under {root} are taken for splits: all their images are "
-                f"used, {told}; data.dataset.root={os.path.join(root, max(tops, key=_is_training))} takes one",
+                f"used, {told}; data.dataset.root={os.path.join(root, one)} takes one",
                 "current",
             )
         if classes is None and (loose or len(found) < 2):
@@ -276,15 +271,7 @@ class ImageFolder(FileDataset):
                     logger="current",
                 )
             return
-        names = tuple(classes) if classes is not None else tuple(sorted(found))
-        index: dict[str | None, int] = {name: i for i, name in enumerate(names)}
-        self.classes = tuple(map(printable, names))
-        self.targets = np.array([index.get(self._class(path), UNLABELLED) for path in self.paths], dtype=np.int64)
-
-    def _class(self, path: str) -> str | None:
-        """Return the folder that is the class of an image, or ``None`` for one that lies in no such folder."""
-        folders = path.split("/")[:-1]
-        return folders[self._level] if len(folders) > self._level else None
+        self._set_classes(sorted(found) if classes is None else classes, folder)
 
 
 class _Listed(FileDataset):
@@ -298,10 +285,19 @@ class _Listed(FileDataset):
     """
 
     def __init__(self, file: str, root: str, pairs: Sequence[tuple[str, str]], /, **options: Any) -> None:
-        labels = _by_path(file, pairs)
+        labels: dict[str, str] = {}
+        for path, label in pairs:
+            key = posixpath.normpath(path)
+            if key in labels:
+                raise InputError(f"{file} names {key} twice; every image must have one line")
+            labels[key] = label_of(label)
+        if not labels:
+            raise InputError(f"{file} names no image")
         super().__init__(root or os.path.dirname(os.path.abspath(file)), list(labels), {}, {}, **options)
         self.origin = f"listed in {file}"
-        self.targets, self.classes = _encode(labels, self.paths)
+        if names := set(labels.values()) - {""}:
+            numeric = all(name.isdecimal() for name in names)  # then in the order of numbers, else of the text
+            self._set_classes(sorted(names, key=lambda name: (int(name) if numeric else 0, name)), labels)
 
 
 @DATASETS.register_module()
@@ -323,12 +319,12 @@ class ImageList(_Listed):
     """
 
     def __init__(self, file: str, root: str = "", **options: Any) -> None:
-        pairs = []
-        for line in _read_text(file).split("\n"):
-            if line.strip():
-                path, _, label = line.partition("\t")
-                pairs.append((path.strip(), label))
-        super().__init__(file, root, pairs, **options)
+        try:
+            lines = read_names(file).split("\n")
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {file} ({one_line(error)})") from error
+        cells = [line.partition("\t") for line in lines if line.strip()]
+        super().__init__(file, root, [(path.strip(), label) for path, _, label in cells], **options)
 
 
 @DATASETS.register_module()
@@ -408,58 +404,23 @@ def _choose(root: str, files: Sequence[str], extensions: Sequence[str] | None) -
             others[path] = "ends otherwise"
         else:
             unclear.append(path)
-    if unclear:
-        failures = _survey(unclear, lambda path: decoding.sniff(os.path.join(root, path)))
-        others |= failures
-        images = sorted([*images, *(path for path in unclear if path not in failures)])
-    return images, others
+    begun, failures = _survey(root, unclear, decoding.sniff)
+    return sorted([*images, *begun]), others | failures
 
 
-def _survey(paths: Sequence[str], check: Callable[[str], None]) -> dict[str, str]:
-    """Return ``{path: reason}`` for the paths on which ``check`` raises; threads hide the latency of the disk."""
-
-    def run(part: Sequence[str]) -> list[tuple[str, str]]:
-        failures = []
-        for path in part:
-            try:
-                check(path)
-            except Exception as error:  # noqa: PERF203  # decoders raise whatever damaged bytes lead them to
-                failures.append((path, one_line(error)))
-        return failures
-
+def _survey(
+    root: str, paths: Sequence[str], check: Callable[[str], _Found]
+) -> tuple[dict[str, _Found], dict[str, str]]:
+    """Return what ``check`` returns of the paths, and ``{path: reason}`` of those on which it raises."""
+    found: dict[str, _Found] = {}
     failures: dict[str, str] = {}
-    parts = [paths[i : i + 256] for i in range(0, len(paths), 256)]
-    for result in in_threads(run, parts, 256, "checked"):
-        failures.update(result)
-    return failures
 
+    def run(path: str) -> None:
+        try:
+            found[path] = check(os.path.join(root, path))
+        except Exception as error:  # decoders raise whatever damaged bytes lead them to
+            failures[path] = one_line(error)
 
-def _read_text(file: str) -> str:
-    try:
-        return read_names(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {file} ({one_line(error)})") from error
-
-
-def _by_path(file: str, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Return ``{normalised path: label}``, label ``""`` where unknown."""
-    labels: dict[str, str] = {}
-    for path, label in pairs:
-        key = posixpath.normpath(path)
-        if key in labels:
-            raise InputError(f"{file} names {key} twice; every image must have one line")
-        labels[key] = label_of(label)
-    if not labels:
-        raise InputError(f"{file} names no image")
-    return labels
-
-
-def _encode(labels: dict[str, str], paths: Sequence[str]) -> tuple[Targets | None, tuple[str, ...] | None]:
-    """Return targets (N,) int64 and class names: in the order of numbers when all are, else of the text."""
-    names = {label for label in labels.values() if label}
-    if not names:
-        return None, None
-    numeric = all(name.isdecimal() for name in names)
-    classes = tuple(sorted(names, key=lambda name: (int(name) if numeric else 0, name)))
-    index = {name: i for i, name in enumerate(classes)} | {"": UNLABELLED}
-    return np.array([index[labels[path]] for path in paths], dtype=np.int64), tuple(map(printable, classes))
+    for _ in in_threads(run, paths, "checked"):
+        pass
+    return found, failures

@@ -204,10 +204,7 @@ def _random_resized_crop(transform: Any, images: Tensor, draws: Draws, variants:
     top = torch.where(found, drawn[:, 20] * (H - height + 1), (H - height) / 2).long()
     left = torch.where(found, drawn[:, 21] * (W - width + 1), (W - width) / 2).long()
     if max(H, W) <= MAX_SMALL and _mode(transform) == "bilinear" and transform.antialias is True:
-        rows, columns = (
-            resampling(top, height, H, transform.size[0]),
-            resampling(left, width, W, transform.size[1]),
-        )
+        rows, columns = (resampling(top, height, H, transform.size[0]), resampling(left, width, W, transform.size[1]))
         return like(separable(images, rows, columns), images)
     options = {"interpolation": transform.interpolation, "antialias": transform.antialias}
     places = torch.stack((top, left, height.long(), width.long()), 1).tolist()

@@ -309,10 +309,7 @@ def _cores() -> int:
 
 
 def make_loader(
-    dataset: ViewDataset,
-    num_workers: int = 0,
-    device: torch.device | str | None = None,
-    batched: bool | None = None,
+    dataset: ViewDataset, num_workers: int = 0, device: torch.device | str | None = None, batched: bool | None = None
 ) -> BatchLoader | BatchedLoader:
     """Return the loader of a data set's views, and log which one and why.
 
