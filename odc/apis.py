@@ -128,7 +128,7 @@ def _compile_backbone(model: ClusterModel, options: Mapping[str, Any]) -> None:
     for module in model.modules():
         if type(module) is type(model.backbone):
             module.compile(**options)
-    print_log("the backbone is compiled at its first use, which takes up to minutes", "current")
+    print_log("the backbone is compiled at its first use, which may take minutes", "current")
 
 
 def _write_skipped(data: ClusterData, folder: Path) -> None:
@@ -206,7 +206,7 @@ def extract_features(
         check_ending(out)
         writable_file(out)
     if split == "eval" and not cfg.data.get("eval_dataset"):
-        raise InputError("the config has no data.eval_dataset to extract: set it, or take the split train")
+        raise InputError("the config has no data.eval_dataset to extract: set it, or leave out --split eval")
     runner, data = load_runner(cfg, checkpoint)
     try:
         embeddings = embed(runner, data, data.eval if split == "eval" else data.train, drop_neck)

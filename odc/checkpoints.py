@@ -160,7 +160,7 @@ def _content(value: Any, depth: int = 0, known: dict[int, Any] | None = None) ->
 def _check_tensor(value: Tensor) -> None:
     if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested or value.is_complex():
         kind = f"{'quantized ' * value.is_quantized}{value.layout} {value.dtype} on {value.device}"
-        raise ValueError(f"it holds a tensor that is no plain array of real numbers ({kind.replace('torch.', '')})")
+        raise ValueError(f"it holds a tensor that is not a plain array of real numbers ({kind.replace('torch.', '')})")
     size = value.numel() * value.element_size()
     if size > max(value.untyped_storage().nbytes(), _EXPANDED):
         raise ValueError(f"a tensor of shape {tuple(value.shape)} has only {value.untyped_storage().nbytes():,} bytes")
@@ -342,7 +342,7 @@ def model_state(checkpoint: Mapping[str, Any], source: str) -> Mapping[str, Any]
     """Return the state of the model in a checkpoint, which may also be the checkpoint itself."""
     state = checkpoint.get("state_dict", checkpoint)
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
-        raise DamagedError(f"{source} is damaged: its state_dict is no dictionary of names; use another file")
+        raise DamagedError(f"{source} is damaged: its state_dict is not a dictionary of names; use another file")
     return state
 
 

@@ -59,7 +59,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_log(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--log", nargs="+", choices=list(_LOGS), default=[], help="show the curves there, too")
+    parser.add_argument("--log", nargs="+", choices=list(_LOGS), default=[], help="write the curves there too")
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="go on from a checkpoint; without a value, from the newest in the work directory",
     )
     parser.add_argument("--amp", action="store_true", help="train in bfloat16 where it is safe and the machine has it")
-    parser.add_argument("--seed", type=int, help="instead of the config's randomness.seed")
+    parser.add_argument("--seed", type=int, help="seed of the run (default: the config's randomness.seed)")
     parser.add_argument("--clusters", type=int, help="number of clusters: model.head.num_clusters")
     _add_log(parser)
 
@@ -155,7 +155,7 @@ def _train(args: argparse.Namespace) -> None:
     args.cfg_options = _options(args)
     if args.clusters is not None:
         if args.clusters < 1:
-            raise InputError(f"--clusters {args.clusters}: at least 1")
+            raise InputError(f"--clusters must be at least 1, not {args.clusters}")
         args.cfg_options["model.head.num_clusters"] = args.clusters
     cfg = _prepare(args, seed=args.seed, amp=args.amp)
     if args.resume is not None:
@@ -200,9 +200,17 @@ def _add_reliable(parser: argparse.ArgumentParser) -> None:
         "--threshold", type=float, default=0.99, help="share of them that must be in the same cluster (default .99)"
     )
     parser.add_argument("--score-threshold", type=float, help="keep only labels more confident than this")
-    parser.add_argument("--balance", choices=["min", "quota"], help="keep as many of every cluster")
-    parser.add_argument("--quota", type=int, help="how many, with --balance quota")
-    parser.add_argument("--labels", metavar="CSV", help="images (path, label) whose class you know: they join, and win")
+    parser.add_argument(
+        "--balance",
+        choices=["min", "quota"],
+        help="keep equally many labels of every cluster: those of the smallest, or --quota",
+    )
+    parser.add_argument("--quota", type=int, help="labels of every cluster, with --balance quota")
+    parser.add_argument(
+        "--labels",
+        metavar="CSV",
+        help="images (path, label) whose class you know: these labels join the others, and win",
+    )
     parser.add_argument("--align", metavar="JSON", help="which cluster is which class, from odc align")
     parser.add_argument("--allow-empty", action="store_true", help="go on where a cluster has no reliable image")
 
@@ -230,7 +238,9 @@ def _add_align(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("clusters", help="clusters.csv of a run")
     parser.add_argument("labels", help="CSV with the columns path and label: some images whose class you know")
     parser.add_argument("--out", metavar="JSON", required=True, help="file for the map from clusters to classes")
-    parser.add_argument("--features", metavar="FILE", help="from odc extract; for classes with fewer than 3 labels")
+    parser.add_argument(
+        "--features", metavar="FILE", help="from odc extract; needed for classes with fewer than 3 labels"
+    )
     parser.add_argument("--test", metavar="CSV", help="other labelled images to measure the map on")
     parser.add_argument(
         "--min-margin", type=float, default=0.0, help="leave a cluster unnamed where its class is ahead by less"
@@ -252,7 +262,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clusters", type=int, help="number of clusters (default: the configs')")
     parser.add_argument("--pretrained", metavar="FILE", help="start from this backbone instead of pre-training one")
     parser.add_argument("--amp", action="store_true", help="train in bfloat16 where it is safe and the machine has it")
-    parser.add_argument("--seed", type=int, help="of all stages (default: the configs')")
+    parser.add_argument("--seed", type=int, help="seed of all stages (default: the configs')")
     _add_log(parser)
 
 
@@ -278,8 +288,8 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="names in the data set's comparison config (dc, odc, deepercluster, spice), paths of configs, or "
         "<estimator>-<features>: kmeans, gmm, spectral, agglomerative, hdbscan or the dotted path of a class with "
-        "fit_predict, on pixels, backbone or moco. With -moco at its end a method starts from shared pre-training, "
-        "with -self SPICE stops after that stage",
+        "fit_predict, on pixels, backbone or moco. odc-moco starts from a shared pre-training, spice-self is a recipe "
+        "up to that stage",
     )
     parser.add_argument(
         "--dataset",
@@ -293,7 +303,9 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         "clustered)",
     )
     parser.add_argument("--clusters", type=int, help="number of clusters (default: the configs')")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="each method runs once with each (default: 0 1 2)"
+    )
     parser.add_argument(
         "--jobs", type=int, help="cells at a time (default: one a core; with a GPU, one; on Slurm, 100)"
     )
@@ -312,16 +324,20 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         help="what each job asks for, e.g. partition=gpu gpus_per_node=1 cpus_per_task=8 timeout_min=600 (default: a "
         "day)",
     )
-    parser.add_argument("--epochs", type=int, help="the same number of epochs for every method; SPICE's two share it")
-    parser.add_argument("--minutes", type=float, help="time of every method, instead of epochs; SPICE's two share it")
-    parser.add_argument("--pretrained", metavar="FILE", help="start from this backbone instead of training MoCo")
-    parser.add_argument("--pretrain-epochs", type=int, help="epochs of MoCo (default: its config's)")
+    parser.add_argument(
+        "--epochs", type=int, help="the same number of epochs for every method; the trainings of a recipe share it"
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="time of every method, instead of epochs; the trainings of a recipe share it"
+    )
+    parser.add_argument("--pretrained", metavar="FILE", help="start from this backbone instead of pre-training one")
+    parser.add_argument("--pretrain-epochs", type=int, help="epochs of pre-training (default: its config's)")
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         action=Overrides,
         metavar="KEY=VALUE",
-        help="for every config; moco.KEY, self.KEY, semi.KEY, reliable.KEY for one stage",
+        help="settings of every config; STAGE.KEY or METHOD.KEY is for that one alone",
     )
     _add_log(parser)
     parser.add_argument("--report-only", action="store_true", help="write table and report again, run nothing")
@@ -338,7 +354,7 @@ def _compare(args: argparse.Namespace) -> int:
     if args.report_only:
         records = report_only(out)
     elif not args.methods:
-        raise InputError("--methods: name at least one")
+        raise InputError("--methods needs at least one method")
     else:
         asked = {key: parse(value) for key, value in (args.executor_options or {}).items()}
         jobs = args.jobs if args.jobs is not None else 100 if args.executor == "slurm" else default_jobs()
@@ -376,8 +392,8 @@ def _print_config(args: argparse.Namespace) -> None:
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("src", help="checkpoint of this or another project")
     parser.add_argument("dst", help="file to write, .pth or .safetensors")
-    parser.add_argument("--layout", help="of the checkpoint (default: recognised by its names)")
-    parser.add_argument("--to", default="odc", help="whose names to write: odc (default), torchvision or timm")
+    parser.add_argument("--layout", help="layout of the checkpoint (default: recognised by its names)")
+    parser.add_argument("--to", default="odc", help="names to write: those of odc (default), torchvision or timm")
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -394,7 +410,7 @@ _COMMANDS: list[tuple[str, str, Callable[[argparse.ArgumentParser], None], _Run]
     ("extract", "Write the features of all images to a file.", _add_extract, _extract),
     ("probe", "Measure features by nearest neighbours and linear classifiers.", _add_probe, _probe),
     ("run", "Run the stages of a recipe, such as spice_digits, one after the other.", _add_recipe, _recipe),
-    ("spice", "The same, by the name of the best known recipe.", _add_recipe, _recipe),
+    ("spice", "Another name of run.", _add_recipe, _recipe),
     ("compare", "Compare methods: table, results, and a report with pictures.", _add_compare, _compare),
     ("reliable", "Keep the labels that an image's neighbours share.", _add_reliable, _reliable),
     ("align", "Find out which cluster is which class, from a few labelled images.", _add_align, _align),

@@ -28,7 +28,7 @@ _REMEDIES = {
     errno.EACCES: "change its permissions, or use another place",
     errno.EPERM: "change its permissions, or use another place",
     errno.EROFS: "write to another place",
-    errno.EIO: "see whether the disk is well, or use another place",
+    errno.EIO: "check the disk, or use another place",
     errno.ENAMETOOLONG: "use a shorter name",
     errno.EISDIR: "give the name of a file",
     errno.ENOTDIR: "one of the folders on the way is a file: use another place",

@@ -47,9 +47,9 @@ def probe(
     if (checkpoint is None) == (features is None):
         raise InputError("probe either a checkpoint or the features in a file (--features): give one of the two")
     if checkpoint is not None and test_features is not None:
-        raise InputError("--test-features goes with --features: a checkpoint's test features are extracted")
+        raise InputError("--test-features needs --features: of a checkpoint, the test features are extracted")
     if features is not None and drop_neck:
-        raise InputError("--drop-neck goes with a checkpoint: the features in a file are what odc extract made them")
+        raise InputError("--drop-neck needs a checkpoint: the features in a file stay as odc extract wrote them")
     if out is not None:
         writable_file(out)
     if checkpoint is not None:
@@ -72,7 +72,7 @@ def probe(
                 "eval), or set data.eval_dataset=None to hold out a part of data.dataset"
             )
         if not separate and test_features is not None:
-            raise InputError(f"the config has no data.eval_dataset that '{test_features}' could be of: set it")
+            raise InputError(f"'{test_features}' is for data.eval_dataset, which the config does not have: set it")
         tables = [Embeddings.load(file) for file in (features, test_features) if file is not None]
     x, y = tables[0].for_dataset(train), torch.from_numpy(train.targets)
     generator = make_generator(cfg.randomness.seed, "probe")
@@ -119,7 +119,7 @@ def _check_labels(train: ImageDataset, test: ImageDataset) -> bool:
         odd = sorted(ours ^ theirs)
         raise InputError(
             f"data.dataset has {len(ours)} classes and data.eval_dataset {len(theirs)}, and they differ"
-            + (f", in '{odd[0]}' first" if odd else " in their order")
+            + (f": '{odd[0]}' is in one alone" if odd else " in their order")
             + ": give both the same classes"
         )
     return train.fingerprint != test.fingerprint

@@ -38,7 +38,7 @@ def reading(path: str | Path, what: str, remedy: str) -> Iterator[None]:
 
     Args:
         path: the file.
-        what: what is then said of it, ``"is no table of features"`` say.
+        what: what is then said of it, ``"is not a table of features"`` say.
         remedy: what to do about it.
     """
     try:
@@ -74,7 +74,7 @@ def size_of(path: str | Path) -> int:
     """Return the bytes of a regular file; raises ValueError for a folder, a pipe or a device, which is not opened."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("a folder" if stat.S_ISDIR(status.st_mode) else "no regular file")
+        raise ValueError("a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
     return status.st_size
 
 

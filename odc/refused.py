@@ -7,7 +7,7 @@ _LOOP = "one loop trains every method; its options are those of train_cfg: max_e
 _TEST = "val_evaluator is a list of metrics, for every train_cfg.val_interval epochs, the end, and odc test"
 _ONE_OPTIMIZER = "one optimiser trains the model; constructor='ByName' gives its parts options of their own"
 _TTA = "an image is seen once by an evaluation, through the view data.views.extract"
-_RANKS = "several processes go by MMDistributedDataParallel, which is the default (tools/dist_train.sh)"
+_RANKS = "several processes use MMDistributedDataParallel, which is the default (tools/dist_train.sh)"
 _DENSE = "gradients here are dense, and a step is one forward and backward: SGD, AdamW, ... do"
 
 # Names of types, in whatever part of a config.
@@ -23,7 +23,7 @@ REFUSED_TYPES = {
     "PrepareTTAHook": _TTA,
     **dict.fromkeys(("LBFGS", "SparseAdam"), _DENSE),
     "Muon": f"it takes matrices only, and a network has biases and convolutions: {_ONE_OPTIMIZER}",
-    "ZeroRedundancyOptimizer": "a checkpoint of the first process is to be complete; name the optimiser itself",
+    "ZeroRedundancyOptimizer": "the checkpoint of the first process must be complete; name the optimiser itself",
     "Optimizer": "name an optimiser: SGD, AdamW, ...",
     **dict.fromkeys(("EpochBasedTrainLoop", "IterBasedTrainLoop"), _LOOP),
     **dict.fromkeys(("ValLoop", "TestLoop"), _TEST),

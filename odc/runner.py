@@ -196,7 +196,8 @@ class Runner(mmengine.runner.Runner):
             for group in optim_wrapper.optimizer.param_groups:
                 group["lr"] *= rows / base
             self.logger.info(
-                f"learning rates are those for {base} rows times {rows / base:g}, for {rows} (auto_scale_lr)"
+                f"learning rates are multiplied by {rows / base:g}: they are for {base} rows, a step has {rows} "
+                "(auto_scale_lr)"
             )
 
     # -- saving
@@ -313,7 +314,7 @@ class Runner(mmengine.runner.Runner):
                 f"checkpoint '{filename}' lacks {', '.join(lacking)}, so training cannot continue from it; "
                 "to start from its weights, set load_from without resume"
             )
-        with reading(filename, "is no checkpoint of a run", "use another one"):
+        with reading(filename, "is not the checkpoint of a run", "use another one"):
             meta, hub = META(checkpoint["meta"]), HUB(checkpoint["message_hub"])
             loop._epoch, loop._iter = meta["epoch"], meta["iter"]
             self._resume_seed(meta.get("seed"), filename)

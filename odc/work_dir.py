@@ -60,7 +60,7 @@ def of_another_run(cfg: Config) -> list[str]:
     }
     for name, file in starts.items():
         if holds(file):
-            raise InputError(f"{name}='{file}' is of the training that {folder} holds: choose another --work-dir")
+            raise InputError(f"{name}='{file}' belongs to the training that {folder} holds: choose another --work-dir")
     written = folder / Path(cfg.filename or "").name
     return names + [written.name] * (written.is_file() and not written.samefile(cfg.filename))
 
@@ -76,6 +76,6 @@ def set_aside(folder: Path, names: list[str]) -> None:
     for name in names:
         (folder / name).rename(place / name)
     logs.warn(
-        f"another training was in {folder} and is now in {place}: --resume would go on with it, another "
-        "--work-dir leave it where it is"
+        f"another training was in {folder} and is now in {place}: to go on with it, use --resume; to leave it where it "
+        "is, another --work-dir"
     )

@@ -148,8 +148,13 @@ def test_clusters_is_short_for_the_option_of_the_head(write: Write, capsys: pyte
     path = write()
     assert main(["train", path, "--clusters", "3", "--cfg-options", "train_cfg.max_epochs=1", "--work-dir", "run"]) == 0
     assert load_plain("run/epoch_1.pth")["state_dict"]["head.classifier.weight"].shape[0] == 3
-    refused(capsys, ["train", path, "--clusters", "0"], "--clusters 0: at least 1")
+    refused(capsys, ["train", path, "--clusters", "0"], "--clusters must be at least 1, not 0")
     refused(capsys, ["train", write("moco", "moco.py"), "--clusters", "3"], "'num_clusters'", "MoCoHead")
+
+
+def test_a_recipe_and_a_comparison_are_no_training(capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, ["train", "spice_digits"], "spice_digits.py is a recipe", "odc run")
+    refused(capsys, ["print-config", "comparisons/digits"], "digits.py is a comparison", "odc compare --dataset")
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -164,11 +164,11 @@ def test_probe_what_is_wrong(trained: tuple[str, str], capsys: pytest.CaptureFix
     path, checkpoint = trained
     refused(capsys, ["probe", path], "either a checkpoint or the features")
     refused(capsys, ["probe", path, checkpoint, "--features", "f.npz"], "one of the two")
-    refused(capsys, ["probe", path, checkpoint, "--test-features", "f.npz"], "--test-features goes with --features")
-    refused(capsys, ["probe", path, "--features", "f.npz", "--drop-neck"], "--drop-neck goes with a checkpoint")
+    refused(capsys, ["probe", path, checkpoint, "--test-features", "f.npz"], "--test-features needs --features")
+    refused(capsys, ["probe", path, "--features", "f.npz", "--drop-neck"], "--drop-neck needs a checkpoint")
     refused(capsys, ["probe", path, "--features", "f.npz"], "'f.npz' do not exist")
     Path("f.npz").write_text("no features")
-    refused(capsys, ["probe", path, "--features", "f.npz"], "'f.npz' is no table of features")
+    refused(capsys, ["probe", path, "--features", "f.npz"], "'f.npz' is not a table of features")
     refused(capsys, ["probe", path, checkpoint, "--out", "run"], "'run' is a folder")
     refused(capsys, ["probe", path, checkpoint, "--cfg-options", "data.dataset.type=Blob"], "did you mean 'Blobs'")
 

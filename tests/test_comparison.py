@@ -292,11 +292,11 @@ def test_what_is_evaluated_can_be_a_folder(tmp_path: Path) -> None:
             "--pretrained is for methods that start from a pre-training: there",
         ),
         (["odc-moco"], {"pretrained": "x.pth"}, "no backbone 'x.pth' to start from"),
-        (["odc"], {"seeds": [1, 1]}, "--seeds 1 1: each seed once"),
-        (["odc"], {"seeds": [3, -1]}, "--seeds is a whole number from 0 to 4294967295, not -1"),
-        (["odc"], {"jobs": 0}, "--jobs 0: at least 1"),
-        (["odc"], {"clusters": 0}, "--clusters 0: at least 1"),
-        (["odc"], {"epochs": 0}, "--epochs 0: at least 1"),
+        (["odc"], {"seeds": [1, 1]}, "--seeds 1 1 has a seed twice: give each once"),
+        (["odc"], {"seeds": [3, -1]}, "--seeds must be a whole number from 0 to 4294967295, not -1"),
+        (["odc"], {"jobs": 0}, "--jobs must be at least 1, not 0"),
+        (["odc"], {"clusters": 0}, "--clusters must be at least 1, not 0"),
+        (["odc"], {"epochs": 0}, "--epochs must be at least 1, not 0"),
         (["odc"], {"options": {"moco.train_cfg.max_epochs": 50}}, "no stage and no setting is called 'moco'"),
         (["odc"], {"options": {"moco.traincfg.max_epochz": 50}}, "no stage and no setting is called 'moco'"),
         (
@@ -317,7 +317,7 @@ def test_what_is_evaluated_can_be_a_folder(tmp_path: Path) -> None:
         (["gmm-pixels"], {"epochs": 3}, "--epochs 3 is for methods that are trained: there is none"),
         (["gmm-pixels"], {"minutes": 0.5}, "--minutes 0.5 is for methods that are trained: there is none"),
         (["odc"], {"epochs": 2, "minutes": 1.0}, "--epochs 2 and --minutes 1"),
-        (["odc"], {"minutes": 0.0}, "--minutes is a time, not 0"),
+        (["odc"], {"minutes": 0.0}, "--minutes must be more than 0, not 0"),
         (["odc"], {"evaluate_on": "test"}, "--evaluate-on test: there is no such folder, and Digits has no splits"),
         (["sklearn.cluster.Kmeans-pixels"], {}, r"sklearn.cluster has no 'Kmeans'.*'KMeans'"),
         (["sklearn.decomposition.PCA-pixels"], {}, "has no fit_predict"),
@@ -514,7 +514,7 @@ def test_beside_one_seed_stands_that_it_decides_nothing() -> None:
         assert lines[1].startswith(
             "One seed decides nothing: rows differ from seed to seed and from processor to processor (ACC"
         )
-        assert lines[1].endswith("--seeds 0 1 2 3 4 adds what lacks.")
+        assert lines[1].endswith("--seeds 0 1 2 3 4 adds the missing ones.")
     assert "One seed" not in table([one, two])
     assert "One seed" not in table([record("dc", 0, error="E: why")])
 

@@ -360,7 +360,7 @@ def test_a_config_in_json_is_data(tmp_path: Path, capsys: pytest.CaptureFixture[
         "1" * 10**5,
     ):
         path.write_text(text)
-        assert "no config in JSON" in refused(lambda: load_config(path))
+        assert "not a config in JSON" in refused(lambda: load_config(path))
     (tmp_path / "c.yaml").write_text(f"a: !!python/object/apply:os.system ['touch {tmp_path / 'sprung'}']\n")
     assert "neither .py nor .json" in refused(lambda: load_config(tmp_path / "c.yaml"))
 
@@ -577,7 +577,7 @@ def test_curves_that_no_training_leaves(content: str, tmp_path: Path) -> None:
 def test_records_of_stages(content: str, tmp_path: Path) -> None:
     path = tmp_path / "done.json"
     path.write_text(content)
-    assert "done.json" in refused(lambda: read_json(path, DONE, "is no record of a stage", "delete it"))
+    assert "done.json" in refused(lambda: read_json(path, DONE, "is not the record of a stage", "delete it"))
 
 
 def test_a_map_that_was_tampered_with_is_drawn_anew(tmp_path: Path) -> None:
@@ -659,7 +659,7 @@ def test_parquet_of_a_billion_rows(tmp_path: Path) -> None:
 def test_maps_of_clusters(clusters: Any, tmp_path: Path) -> None:
     path = tmp_path / "map.json"
     path.write_text(json.dumps({"rule": "votes", "classes": ["a"], "clusters": clusters}))
-    assert "is no map of clusters" in refused(lambda: Alignment.load(path))
+    assert "is not a map of clusters" in refused(lambda: Alignment.load(path))
 
 
 def test_tables_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def test_a_processor_that_would_emulate_it_does_not(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("asked", ["float16", "bf16", 16, True])
 def test_another_precision_is_refused(asked: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="precision is float32, bfloat16 or auto, not"):
+    with pytest.raises(InputError, match="precision must be float32, bfloat16 or auto, not"):
         build_runner(config("dc", str(tmp_path), precision=asked))
 
 

@@ -91,7 +91,7 @@ def test_every_stage_leaves_its_result(done: Path) -> None:
     assert [line for line in told if "semi: " in line] == (
         [f"semi: {len(empty)} clusters have no image: {', '.join(map(str, empty))}"] if empty else []
     )
-    assert "their number says nothing of their quality" in told[0]
+    assert "their number says nothing about their quality" in told[0]
     labels = LabelFile.load(done / "reliable/labels.npz")
     found = json.loads((done / "reliable/done.json").read_text())
     assert found["count"] == int((labels.target >= 0).sum()) == sum(found["per_cluster"])
@@ -201,7 +201,7 @@ def test_stages_of_different_images_are_refused(tmp_path: Path, capsys: pytest.C
     config = tmp_path / "config.py"
     config.write_text("recipe = dict(moco='a.py')")
     assert main(["run", str(config)]) == 2
-    assert "a recipe is a list of stages" in capsys.readouterr().err
+    assert "a recipe must be a list of stages" in capsys.readouterr().err
 
 
 def test_a_cluster_without_a_reliable_image_stops_before_semi(
@@ -362,16 +362,16 @@ def write(path: Path, *stages: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("stages", "said"),
     [
-        ([dict(name="a")], "stage 'a' is a training, which needs a config and has []"),
+        ([dict(name="a")], "stage 'a' is a training: it needs a config, may have options, and has []"),
         ([dict(config=ODC)], "a stage needs a name of letters and digits, other than a setting's, and has None"),
         ([dict(name="model", config=ODC)], "other than a setting's, and has 'model'"),
         ([dict(name="a", config=ODC), dict(name="a", config=ODC)], "two stages are called 'a'"),
-        ([dict(name="a", config=ODC, backbone="b")], "takes its backbone of 'b', which is no earlier stage"),
+        ([dict(name="a", config=ODC, backbone="b")], "takes its backbone of 'b', which is not an earlier stage"),
         ([dict(name="a", config=ODC), dict(name="b", config=ODC, labels="a")], "which leaves checkpoint, backbone"),
         ([dict(name="a", type="Reliabel", checkpoint="b")], "unknown stage 'Reliabel'; did you mean 'Reliable'?"),
         ([dict(name="a", type="Extract")], "stage 'a' needs checkpoint='...', the name of an earlier stage"),
         ([dict(name="a", config="nowhere.py")], "does not exist"),
-        ([], "a recipe is a list of stages"),
+        ([], "a recipe must be a list of stages"),
     ],
 )
 def test_a_recipe_that_cannot_be_run_says_why(tmp_path: Path, stages: list[dict[str, Any]], said: str) -> None:

@@ -146,7 +146,7 @@ def test_options_that_work(options: dict[str, Any], tmp_path: Path) -> None:
             dict(model_wrapper_cfg=dict(find_unused=True)),
             "no option 'find_unused'; did you mean 'find_unused_parameters'",
         ),
-        (dict(env_cfg=dict(mp_cfg=dict(mp_start_method="thread"))), "mp_start_method is one of"),
+        (dict(env_cfg=dict(mp_cfg=dict(mp_start_method="thread"))), "mp_start_method must be one of"),
         (dict(resume="yes"), "resume must be bool or None, not 'yes'"),
         (dict(find_unused_parameters=3), "find_unused_parameters must be bool or None, not 3"),
         (dict(log_processor=3), "log_processor is configured by a dict, not by 3"),
@@ -155,7 +155,7 @@ def test_options_that_work(options: dict[str, Any], tmp_path: Path) -> None:
         (dict(log_processor=dict(window=2)), "no option 'window'; did you mean 'window_size'"),
         (
             dict(auto_scale_lr=dict(enable=True)),
-            "auto_scale_lr.base_batch_size is the rows that the learning rate is for",
+            "auto_scale_lr.base_batch_size must be the number of rows that the learning rate is meant for",
         ),
         (
             dict(custom_hooks=[dict(type="EarlyStoppingHook", monitor="knnn")]),
@@ -182,7 +182,7 @@ def test_a_hook_of_ones_own_by_the_name_of_a_refused_one(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**63, "0", 1.5, True])
 def test_seeds_out_of_range(seed: Any) -> None:
-    with pytest.raises(InputError, match=re.escape(f"a seed is a whole number from 0 to 4294967295, not {seed!r}")):
+    with pytest.raises(InputError, match=re.escape(f"seed must be a whole number from 0 to {2**32 - 1}, not {seed!r}")):
         check_seed(seed, "a seed")
 
 
@@ -193,9 +193,9 @@ def test_a_seed_out_of_range_in_a_config(tmp_path: Path) -> None:
         "val_evaluator = dict(type='ClusterMetrics')\n"
     )
     assert prepare_config(path, seed=2**32 - 1).val_evaluator == [dict(type="ClusterMetrics")]
-    with pytest.raises(InputError, match=r"randomness\.seed is a whole number from 0"):
+    with pytest.raises(InputError, match=r"randomness\.seed must be a whole number from 0"):
         prepare_config(path)
-    with pytest.raises(InputError, match="the seed is a whole number from 0 to 4294967295, not 4294967296"):
+    with pytest.raises(InputError, match="the seed must be a whole number from 0 to 4294967295, not 4294967296"):
         prepare_config(path, seed=2**32)
 
 

@@ -296,7 +296,7 @@ def test_damaged_files_are_named(cells: list[Record], tmp_path: Path) -> None:
     outcome, curves = tmp_path / "cell" / "outcome.npz", tmp_path / "cell" / "curves.json"
     whole = outcome.read_bytes()
     outcome.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"outcome\.npz\' is no outcome of a cell"):
+    with pytest.raises(InputError, match=r"outcome\.npz\' is not the outcome of a cell"):
         render([moved], tmp_path / "r.html")
     np.savez(outcome, cluster=np.zeros(N, np.int32))
     with pytest.raises(InputError, match="confidence"):

@@ -296,7 +296,7 @@ def test_a_training_that_begins_in_a_used_folder_sets_the_old_one_aside(tmp_path
     train(config("odc", str(tmp_path / "run"), resume=True, **elsewhere))
     assert (tmp_path / "run/earlier-2/epoch_2.pth").exists()
     assert {p.name for p in (tmp_path / "run").glob("*.pth")} == {"epoch_3.pth"}
-    with pytest.raises(InputError, match=r"model.pretrained='.*' is of the training that .* holds: choose another"):
+    with pytest.raises(InputError, match=r"model.pretrained='.*' belongs to the training that .*: choose another"):
         train(config("dc", str(tmp_path / "run"), **{"model.pretrained": str(tmp_path / "run/epoch_3.pth")}))
 
 

@@ -104,7 +104,7 @@ def reliable_samples(
             histogram of β and proposes a threshold; or options that do not go together.
     """
     if balance not in (None, "min", "quota"):
-        raise InputError(f"balance is None, 'min' or 'quota', not {balance!r}")
+        raise InputError(f"balance must be None, 'min' or 'quota', not {balance!r}")
     if (balance == "quota") != (quota is not None) or (quota is not None and quota < 1):
         raise InputError(f"a quota of at least 1 goes with balance='quota', and only with it: got {balance!r}, {quota}")
     if score_threshold is not None and scores is None:

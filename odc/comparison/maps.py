@@ -61,7 +61,7 @@ def embed(features: Floats, folder: Path) -> tuple[tuple[Ints, Floats] | None, s
     digest.update(np.ascontiguousarray(features).data)
     checksum = digest.hexdigest()
     if cache.is_file():
-        with contextlib.suppress(DamagedError), reading(cache, "is no map", "it is drawn anew"):
+        with contextlib.suppress(DamagedError), reading(cache, "is not a map", "it is drawn anew"):
             kept = read_arrays(cache, {"index": ("iu", 1), "xy": ("f", 2), "checksum": ("U", 0)}, most=2**20)
             index, xy = kept["index"].astype(np.int64), kept["xy"]
             there = xy.shape == (len(index), 2) and np.isfinite(xy).all() and (np.diff(index, prepend=-1) > 0).all()

@@ -54,8 +54,8 @@ class Methods:
         known = load_config(path).get("comparison")
         if not isinstance(known, Mapping) or not isinstance(known.get("methods"), Mapping) or not known["methods"]:
             raise InputError(
-                f"{path}: a comparison is a dict of methods, configs by name, where wanted of options, settings for "
-                "all of them, and of configs of pre-trainings by name"
+                f"{path}: a comparison must be a dict with methods, which are configs by name; it may have options, "
+                "which are settings for all of them, and configs of pre-trainings by name"
             )
         self._options: dict[str, Any] = dict(known.get("options") or {})
         self._files = {name: find_config(file, path.parent) for name, file in known["methods"].items()}

@@ -147,7 +147,7 @@ def plan(request: Request) -> list[Cell]:
 
 def _check(request: Request) -> None:
     if len(set(request.seeds)) < len(request.seeds):
-        raise InputError(f"--seeds {' '.join(map(str, request.seeds))}: each seed once")
+        raise InputError(f"--seeds {' '.join(map(str, request.seeds))} has a seed twice: give each once")
     for seed in request.seeds:
         check_seed(seed, "--seeds")
     numbers = {
@@ -158,14 +158,14 @@ def _check(request: Request) -> None:
     }
     for option, value in numbers.items():
         if value is not None and value < 1:
-            raise InputError(f"{option} {value}: at least 1")
+            raise InputError(f"{option} must be at least 1, not {value}")
     if request.epochs is not None and request.minutes is not None:
         raise InputError(
             f"--epochs {request.epochs} and --minutes {request.minutes:g}: methods get the same epochs or the same "
             "time, give one of the two"
         )
     if request.minutes is not None and request.minutes <= 0:
-        raise InputError(f"--minutes is a time, not {request.minutes:g}")
+        raise InputError(f"--minutes must be more than 0, not {request.minutes:g}")
 
 
 def _check_use(request: Request, rows: Sequence[Row]) -> None:

@@ -182,7 +182,8 @@ def one_seed(rows: Sequence[Row]) -> str:
         return ""
     return (
         "One seed decides nothing: rows differ from seed to seed and from processor to processor (ACC on the digits "
-        "by a standard deviation of .002 to .10, five seeds). The same command with --seeds 0 1 2 3 4 adds what lacks."
+        "by a standard deviation of .002 to .10, five seeds). The same command with --seeds 0 1 2 3 4 adds the "
+        "missing ones."
     )
 
 
@@ -193,7 +194,7 @@ def headline(rows: Sequence[Row], labelled: bool) -> str:
     if not labelled:
         return (
             "There is no ground truth, so nothing here says which method is best: they are in the order of the entropy "
-            "of their cluster sizes (1: all equally large), which is no quality."
+            "of their cluster sizes (1: all equally large), which does not measure quality."
         )
     acc = rows[0].spread("acc")
     over = f"mean ± sample standard deviation over {len(rows[0].by_seed('acc'))} seeds"

@@ -236,7 +236,7 @@ def read_results(out: Path) -> dict[Place, Record]:
     records: dict[Place, Record] = {}
     if not file.exists():
         return records
-    with reading(file, "is no file of results", "delete it to run all methods again"):
+    with reading(file, "is not a file of results", "delete it to run all methods again"):
         lines = read_text(file).split("\n")
     for place, line in enumerate(lines, start=1):
         if not line.strip():
@@ -329,7 +329,7 @@ class Outcome:
         path = folder / OUTCOME
         if not path.is_file():
             return None
-        with reading(path, "is no outcome of a cell", _AGAIN):
+        with reading(path, "is not the outcome of a cell", _AGAIN):
             arrays = read_arrays(path, _OUTCOME, most=memory() // 4)
         lengths = {len(array) for array in arrays.values()}
         if lengths != {total}:
@@ -338,8 +338,8 @@ class Outcome:
         cluster = arrays["cluster"]
         if total and not UNLABELLED <= cluster.min() <= cluster.max() < total:
             raise DamagedError(
-                f"'{path}' is no outcome of a cell (clusters {cluster.min()} to {cluster.max()} of {total:,} images): "
-                f"{_AGAIN}"
+                f"'{path}' is not the outcome of a cell (clusters {cluster.min()} to {cluster.max()} of {total:,} "
+                f"images): {_AGAIN}"
             )
         features, confidence, margin = (
             arrays[name].astype(np.float32) for name in ("features", "confidence", "margin")

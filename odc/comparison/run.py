@@ -174,7 +174,8 @@ def executor_of(request: Request) -> Executor:
     if request.executor in CLUSTERS:
         return Jobs(request.executor, request.jobs, request.executor_options, request.out)
     if request.executor_options:
-        raise InputError(f"--executor-options {' '.join(request.executor_options)}: for jobs; add --executor slurm")
+        names = " ".join(request.executor_options)
+        raise InputError(f"--executor-options {names}: only jobs take them; add --executor slurm")
     return Processes(request.jobs)
 
 

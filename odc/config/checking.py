@@ -76,6 +76,9 @@ def check_config(cfg: Config) -> None:
         InputError: for an unknown key, naming the nearest known one, or a key that is missing.
     """
     where = cfg.filename or "the config"
+    for key, command in (("recipe", "odc run"), ("comparison", "odc compare --dataset")):
+        if key in cfg:
+            raise InputError(f"{where} is a {key}, not the config of one training: give it to {command}")
     for key, instead in REFUSED_KEYS.items():
         if at(cfg, key) not in (None, False, {}, [], ()):
             raise InputError(f"{where}: '{key}' is not for this training: {instead}")
@@ -108,7 +111,7 @@ def check_seed(seed: Any, where: str) -> None:
         InputError: it is no whole number of 32 bits, which is what NumPy's generator takes.
     """
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise InputError(f"{where} is a whole number from 0 to {2**32 - 1}, not {seed!r}")
+        raise InputError(f"{where} must be a whole number from 0 to {2**32 - 1}, not {seed!r}")
 
 
 def check_monitored(cfg: Config, labelled: bool) -> None:
@@ -154,7 +157,7 @@ def check_compile(cfg: Any) -> dict[str, Any] | None:
     if cfg is None or cfg is False:
         return None
     if cfg is not True and not isinstance(cfg, Mapping):
-        raise InputError(f"compile is True, False or a dict of torch.compile's options, not {cfg!r}")
+        raise InputError(f"compile must be True, False or a dict of torch.compile's options, not {cfg!r}")
     options = {} if cfg is True else dict(cfg)
     check_arguments(torch.compile, options, "compile", given=("model",))
     backend = options.get("backend", "inductor")
@@ -279,20 +282,21 @@ def _environment(
     check_arguments(set_multi_processing, mp_cfg or {}, "env_cfg.mp_cfg", given=("distributed",))
     methods = multiprocessing.get_all_start_methods()
     if (method := (mp_cfg or {}).get("mp_start_method", "fork")) not in methods:
-        raise InputError(f"env_cfg.mp_cfg.mp_start_method is one of {methods}, not '{method}'")
+        raise InputError(f"env_cfg.mp_cfg.mp_start_method must be one of {methods}, not '{method}'")
     check_arguments(init_process_group, dist_cfg or {}, "env_cfg.dist_cfg")
 
 
 def _scaling(enable: bool = False, base_batch_size: int | None = None) -> None:
     if enable and (base_batch_size is None or base_batch_size < 1):
         raise InputError(
-            f"auto_scale_lr.base_batch_size is the rows that the learning rate is for, not {base_batch_size}"
+            "auto_scale_lr.base_batch_size must be the number of rows that the learning rate is meant for, not "
+            f"{base_batch_size}"
         )
 
 
 def _precision(asked: Any) -> None:
     if asked not in PRECISIONS:
-        raise InputError(f"precision is {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, not {asked!r}")
+        raise InputError(f"precision must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, not {asked!r}")
 
 
 def _log_level(level: Any) -> None:

@@ -57,7 +57,7 @@ def parse_config(path: str | Path) -> Config:
         raise InputError(f"config '{path}' ends in neither .py nor .json: write it as one of them")
     if path.suffix == ".py":
         return _run_config(path)
-    values = read_json(path, _config_data, "is no config in JSON", "see odc print-config for what a config holds")
+    values = read_json(path, _config_data, "is not a config in JSON", "see odc print-config for what a config holds")
     return Config(values, filename=str(path))
 
 

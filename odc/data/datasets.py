@@ -94,7 +94,7 @@ class ImageDataset(ABC):
                 if len(self.lost) > max(10, len(self) // 10):
                     raise InputError(
                         f"{len(self.lost):,} of {len(self):,} images {self.origin} cannot be decoded any more: are the "
-                        f"files still there? One is: {error}"
+                        f"files still there? The first error: {error}"
                     ) from error
         raise InputError(f"none of the {len(self):,} images {self.origin} can be decoded any more: put the files back")
 
@@ -267,7 +267,7 @@ class LongTail(ImageDataset):
     def __init__(self, dataset: dict[str, Any], ratio: float, seed: int = 0) -> None:
         whole = build_dataset(dataset)
         if not 0.0 < ratio <= 1.0:
-            raise InputError(f"LongTail's ratio is in (0, 1], not {ratio}")
+            raise InputError(f"LongTail's ratio must be in (0, 1], not {ratio}")
         if whole.targets is None or bool((whole.targets < 0).any()):
             raise InputError(
                 f"LongTail needs the class of every image, but not all {len(whole):,} {whole.origin} have one"

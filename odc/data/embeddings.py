@@ -89,7 +89,7 @@ class Embeddings:
         read = {".npz": cls._read_npz, ".parquet": cls._read_parquet}[check_ending(path)]
         if not path.is_file():
             raise InputError(f"features '{path}' do not exist (looked at {path.absolute()}): odc extract writes them")
-        with reading(path, "is no table of features", "odc extract writes one"):
+        with reading(path, "is not a table of features", "odc extract writes one"):
             return read(path)
 
     def for_dataset(self, dataset: ImageDataset) -> Tensor:
@@ -142,7 +142,7 @@ class Embeddings:
             paths = pa.array(self.paths, pa.string())
         except UnicodeEncodeError as error:
             name = str(error.object).encode("utf-8", "backslashreplace").decode()
-            raise InputError(f"the name of {name} is not UTF-8, as Parquet needs: write an .npz file") from error
+            raise InputError(f"the name of {name} is not UTF-8, which Parquet needs: write an .npz file") from error
         table = pa.table(
             {"id": self.index.numpy(), "path": paths, "feature": pa.FixedSizeListArray.from_arrays(values, D)},
             metadata={_FINGERPRINT: self.fingerprint, _NOTES: json.dumps(self.meta)},

@@ -87,7 +87,7 @@ class LabelFile:
             arrays = read_arrays(path, _ARRAYS, most=_MOST)
         number, fingerprint, meta = arrays["num_classes"], arrays["fingerprint"], arrays["meta"]
         if meta.shape[1] != 2:
-            raise DamagedError(f"'{path}' is not a file of labels: meta is no list of pairs of texts")
+            raise DamagedError(f"'{path}' is not a file of labels: its meta is not a list of pairs of texts")
         try:
             return cls(arrays["target"], int(number), str(fingerprint), {str(k): str(v) for k, v in meta})
         except InputError as error:

@@ -143,7 +143,9 @@ def _one_by_one(transform: Callable[..., Tensor]) -> Callable[[Tensor, Draws, Te
         finally:
             generator.set_state(state)
         if not all(isinstance(image, Tensor) and image.ndim == 3 for image in out):
-            raise InputError(f"{type(transform).__name__} does not return one image (C, H, W): not for a view")
+            raise InputError(
+                f"{type(transform).__name__} does not return one image (C, H, W), so it cannot be part of a view"
+            )
         return out
 
     return step

@@ -25,7 +25,9 @@ _LESS = [*mmengine.hooks.CheckpointHook._default_less_keys, "empty"]
 
 def _check_measured(name: str, metrics: Mapping[str, float], who: str) -> None:
     if name not in metrics:
-        raise InputError(f"{who} waits for the metric '{name}', which this evaluation lacks{nearest(name, metrics)}")
+        raise InputError(
+            f"{who} waits for the metric '{name}', which this evaluation does not measure{nearest(name, metrics)}"
+        )
 
 
 @mmengine.registry.HOOKS.register_module(force=True)  # whatever the scope

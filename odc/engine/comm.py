@@ -213,7 +213,7 @@ def init_gloo(launcher: str, timeout: float | None) -> None:
     except KeyError as error:
         starter = {"slurm": "tools/slurm_train.sh", "mpi": "mpirun"}.get(launcher, "tools/dist_train.sh")
         raise InputError(
-            f"--launcher {launcher} needs the environment variable {error}, which {starter} sets: start with that"
+            f"--launcher {launcher} needs the environment variable {error}, which {starter} sets: start with it"
         ) from None
     os.environ.update(zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), values, strict=True))
     os.environ.setdefault("MASTER_PORT", "29500")

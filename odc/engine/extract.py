@@ -98,14 +98,17 @@ def _check_finite(features: Tensor, ids: Tensor, total: int, source: Source, vie
     (images,) = source.loader.run(_requests(first, [view], 1, 0))
     if bool(images["", view].isfinite().all()):
         why = (
-            "its pixels are, so the network has diverged (lower optim_wrapper.optimizer.lr and begin from an older "
-            "checkpoint), or the weights that it began from are damaged"
+            "its pixels are finite, so the network has diverged (lower optim_wrapper.optimizer.lr and begin from an "
+            "older checkpoint), or the weights that it began from are damaged"
         )
     else:
-        why = f"nor are its pixels, as the view '{view}' gives them: see the transforms in data.views.{view}"
+        why = (
+            f"its pixels are not finite either, as the view '{view}' gives them: check the transforms in "
+            f"data.views.{view}"
+        )
     raise InputError(
-        f"the features of {len(bad):,} of {total:,} images are not finite, of "
-        f"'{source.dataset.paths[int(first)]}' first; {why}"
+        f"the features of {len(bad):,} of {total:,} images are not finite, the first is "
+        f"'{source.dataset.paths[int(first)]}'; {why}"
     )
 
 

@@ -97,7 +97,7 @@ class ClusterTrainLoop(BaseLoop):
         if log_interval < 1:
             raise InputError(f"train_cfg.log_interval must be at least 1 step, not {log_interval}")
         if label_fraction is not None and not 0.0 < label_fraction <= 1.0:
-            raise InputError(f"train_cfg.label_fraction is a share of the images in (0, 1], not {label_fraction}")
+            raise InputError(f"train_cfg.label_fraction must be a share of the images in (0, 1], not {label_fraction}")
         if label_file is not None and label_fraction is not None:
             raise InputError(
                 f"train_cfg has label_file='{label_file}' and label_fraction={label_fraction}: labels start from one "

@@ -58,7 +58,7 @@ def resettable(head: nn.Module, name: str) -> Resettable:
     known.pop("")
     if name not in known:
         raise InputError(
-            f"Refresh.reset names '{name}', which is no module of {type(head).__name__}{nearest(name, known)}"
+            f"Refresh.reset names '{name}', which is not a module of {type(head).__name__}{nearest(name, known)}"
         )
     module: Any = known[name]
     if not hasattr(module, "reset"):

@@ -116,7 +116,9 @@ class PreflightHook(Hook):
         if K < 2:
             return
         if N < FEWEST:
-            runner.logger.info(f"pre-flight: {N} images are too few to say anything of (at least {FEWEST})")
+            runner.logger.info(
+                f"pre-flight: {N} images are too few to say anything about (at least {FEWEST} are needed)"
+            )
             return
         index = torch.linspace(0, N - 1, min(N, self.max_samples)).round().long()
         with runner.autocast():

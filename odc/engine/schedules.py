@@ -18,7 +18,7 @@ class Schedule:
 
     def __init__(self, warmup: float = 0.0) -> None:
         if not 0.0 <= warmup < 1.0:
-            raise InputError(f"a schedule's warmup is a share of the training in [0, 1), not {warmup}")
+            raise InputError(f"a schedule's warmup must be a share of the training in [0, 1), not {warmup}")
         self.warmup = warmup
 
     def factor(self, progress: float) -> float:
@@ -62,7 +62,7 @@ class CosineArc(Schedule):
     def __init__(self, warmup: float = 0.0, arc: float = 7 / 16) -> None:
         super().__init__(warmup)
         if not 0.0 < arc <= 0.5:
-            raise InputError(f"a CosineArc's arc is a share of π in (0, 0.5], not {arc}")
+            raise InputError(f"a CosineArc's arc must be a share of π in (0, 0.5], not {arc}")
         self.arc = arc
 
     def after_warmup(self, progress: float) -> float:
@@ -77,7 +77,9 @@ class Step(Schedule):
     def __init__(self, milestones: Sequence[float], gamma: float = 0.1, warmup: float = 0.0) -> None:
         super().__init__(warmup)
         if any(not 0.0 < m < 1.0 for m in milestones):
-            raise InputError(f"milestones of a Step schedule are shares of the training in (0, 1), not {milestones}")
+            raise InputError(
+                f"milestones of a Step schedule must be shares of the training in (0, 1), not {milestones}"
+            )
         self.milestones = tuple(milestones)
         self.gamma = gamma
 

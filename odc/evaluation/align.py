@@ -89,7 +89,7 @@ class Alignment:
         Raises:
             DamagedError: there is no such file, or it is not such a map.
         """
-        value = read_json(path, _map, "is no map of clusters to classes", "make one with odc align")
+        value = read_json(path, _map, "is not a map of clusters to classes", "make one with odc align")
         return cls(value["rule"], tuple(value["classes"]), tuple(Match(**m) for m in value["clusters"]))
 
 
@@ -223,7 +223,7 @@ def match_paths(rows: list[dict[str, Any]], paths: list[str], source: str | Path
     if len(np.unique(found)) < len(found):
         values, counts = np.unique(found, return_counts=True)
         name = paths[int(values[counts.argmax()])]
-        raise InputError(f"'{source}': '{name}' stands there {counts.max()} times")
+        raise InputError(f"'{source}': '{name}' is in it {counts.max()} times")
     return found
 
 

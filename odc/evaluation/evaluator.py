@@ -67,8 +67,8 @@ def _truth(evaluation: Evaluation, metric: object) -> Targets | None:
         return targets
     known = targets[targets >= 0]
     print_log(
-        f"{type(metric).__name__} says nothing of ground truth: of {len(targets):,} images {len(known):,} have a known "
-        f"class, {len(np.unique(known))} different ones; it takes two",
+        f"{type(metric).__name__} measures nothing against ground truth: of {len(targets):,} images {len(known):,} "
+        f"have a known class, {len(np.unique(known))} different ones; it takes two",
         "current",
     )
     return None

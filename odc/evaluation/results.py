@@ -58,7 +58,7 @@ def write_results(
 
 _MARK = fields({"epochs": whole(), "without_images": listing(whole()), "files": mapping(text)})
 _VALUES = fields({"precision": text}, real())
-_NONE = "is no record of results", "they are made again"
+_NONE = "is not a record of results", "they are made again"
 
 
 def read_results(folder: Path, epochs: int) -> Results | None:

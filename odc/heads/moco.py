@@ -82,7 +82,8 @@ class MoCoHead(ClusterHead):
         self.queue = KeyQueue(out_channels, queue_size)
         if queue_size % batch_size:
             print_log(
-                f"the queue of {queue_size} keys is no multiple of the batch of {batch_size}: it wraps within a batch",
+                f"the queue of {queue_size} keys is not a multiple of the batch of {batch_size}: it wraps within a "
+                "batch",
                 "current",
                 logging.WARNING,
             )

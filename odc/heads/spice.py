@@ -159,9 +159,9 @@ class SpiceSelfHead(ClusterHead):
     ) -> None:
         super().__init__()
         if overlap not in ("keep", "first"):
-            raise InputError(f"SpiceSelfHead's overlap is 'keep' or 'first', not '{overlap}'")
+            raise InputError(f"SpiceSelfHead's overlap must be 'keep' or 'first', not '{overlap}'")
         if not 0.0 < center_ratio <= 1.0:
-            raise InputError(f"SpiceSelfHead's center_ratio is in (0, 1], not {center_ratio}")
+            raise InputError(f"SpiceSelfHead's center_ratio must be in (0, 1], not {center_ratio}")
         if num_heads < 1 or num_clusters < 2:
             raise InputError(f"SpiceSelfHead needs 1 head and 2 clusters or more, not {num_heads} and {num_clusters}")
         if repeats < 1 or (chunk is not None and chunk < num_clusters):
@@ -278,7 +278,7 @@ class SpiceSelfHead(ClusterHead):
         return (
             f"the heads do not learn: their loss is {above:.3f} above its floor, where a guess among "
             f"{self.num_clusters} clusters is {guess:.3f} above it; that {means['clusters']:.1f} clusters are in use "
-            "says nothing of this"
+            "does not show that they learn"
         )
 
     def predict(self, z: Tensor) -> Tensor:

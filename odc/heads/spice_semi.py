@@ -72,7 +72,7 @@ class SpiceSemiHead(ClusterHead):
         super().__init__()
         if not 0.0 <= threshold <= 1.0 or weight < 0.0:
             raise InputError(
-                f"SpiceSemiHead's threshold is in [0, 1] and its weight not negative, not {threshold} and {weight}"
+                f"SpiceSemiHead's threshold must be in [0, 1] and its weight not negative, not {threshold} and {weight}"
             )
         self.num_clusters = num_clusters
         self.labelled_size = labelled_size

@@ -85,9 +85,9 @@ class SampleMemory(nn.Module):
         if assign not in ("l2", "dot"):
             raise InputError(f"unknown assign={assign!r}: 'l2' or 'dot'")
         if not 0 < momentum <= 1:
-            raise InputError(f"momentum is the share of the new feature, in (0, 1]; got {momentum}")
+            raise InputError(f"momentum must be the share of the new feature, in (0, 1]; got {momentum}")
         if isinstance(min_cluster, float) and not 0 < min_cluster < 1:
-            raise InputError(f"min_cluster is a number of samples or a share of the mean size, not {min_cluster}")
+            raise InputError(f"min_cluster must be a number of samples or a share of the mean size, not {min_cluster}")
         if min_cluster <= 0 or num_clusters < 1:
             raise InputError(f"min_cluster and num_clusters must be at least 1; got {min_cluster} and {num_clusters}")
         self.momentum = momentum

@@ -67,7 +67,7 @@ class ClusterModel(BaseModel):
             if part not in _FREEZABLE:
                 raise InputError(f"model.frozen cannot name '{part}'{nearest(part, _FREEZABLE)}")
         if ema is not None and not 0.0 <= ema < 1.0:
-            raise InputError(f"model.ema is a decay in [0, 1), not {ema}")
+            raise InputError(f"model.ema must be a decay in [0, 1), not {ema}")
         self.pretrained = pretrained
         # Convolutions are faster so, by a third on a CPU; networks without any take no notice.
         self.backbone = build(BACKBONES, backbone).to(memory_format=torch.channels_last)

@@ -413,7 +413,7 @@ def load_backbone(backbone: nn.Module, checkpoint: Mapping[str, Any], source: st
         advice = suggest(state.tensors)
         raise InputError(
             f"{source} holds {network_of(state.tensors)} (layout {state.layout}), which does not fit the model's "
-            f"{type(backbone).__name__}: {report}; " + (f"set model.backbone={advice}" if advice else "use such a one")
+            f"{type(backbone).__name__}: {report}; " + (f"set model.backbone={advice}" if advice else "use one like it")
         )
     load_state(backbone, given, source=source)
     return f"{len(given)} tensors loaded of layout {state.layout}, {network_of(state.tensors)}; left: {listed(left)}"

@@ -53,7 +53,7 @@ class MoCo(ClusterModel):
     ) -> None:
         super().__init__(backbone, head, neck)
         if not 0.0 <= momentum <= 1.0:
-            raise InputError(f"MoCo's momentum is in [0, 1], not {momentum}")
+            raise InputError(f"MoCo's momentum must be in [0, 1], not {momentum}")
         self.momentum = momentum
         self.shuffle_bn = shuffle_bn
         self.split_bn = split_bn
@@ -89,7 +89,7 @@ class MoCo(ClusterModel):
     def _query_encoder(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         projector = self.head.projector
         if not isinstance(projector, nn.Module):
-            raise InputError(f"MoCo needs a head with a projector, which '{type(self.head).__name__}' lacks")
+            raise InputError(f"MoCo needs a head with a projector; '{type(self.head).__name__}' has none")
         return self.backbone, self.neck, projector
 
     def encode(self, images: Images, comm: Comm) -> Images:

@@ -41,7 +41,7 @@ def _checkpoint(value: Any) -> str:
     return str(value)
 
 
-_MARK = "is no record of a stage"
+_MARK = "is not the record of a stage"
 _RAN = {"key": text, "seconds": real(0), "precision": text, "threads": whole(1)}
 BEGUN = fields(_RAN)
 DONE = fields(

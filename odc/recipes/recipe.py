@@ -69,7 +69,7 @@ class Recipe:
             return cls(name, (Train(name, config=cfg),), str(path), single=True)
         entries = cfg["recipe"]
         if not isinstance(entries, Sequence) or not entries or not all(isinstance(e, Mapping) for e in entries):
-            raise InputError(f"{path}: a recipe is a list of stages, dicts with a name; it is {entries!r}")
+            raise InputError(f"{path}: a recipe must be a list of stages, each a dict with a name, not {entries!r}")
         imports = {"custom_imports": cfg["custom_imports"]} if "custom_imports" in cfg else {}
         override(cfg)  # imports what the recipe names
         stages: list[Stage] = []
@@ -255,7 +255,7 @@ def _stage(entry: dict[str, Any], earlier: Sequence[Stage], path: Path, read: Ca
     for what, of in needs.items():
         there = {stage.name: stage for stage in earlier}
         if of not in there:
-            raise InputError(f"{path}: stage '{name}' takes its {what} of '{of}', which is no earlier stage")
+            raise InputError(f"{path}: stage '{name}' takes its {what} of '{of}', which is not an earlier stage")
         if what not in there[of].leaves:
             left = ", ".join(there[of].leaves) or "nothing"
             raise InputError(f"{path}: stage '{name}' takes its {what} of '{of}', which leaves {left}")

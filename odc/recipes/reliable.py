@@ -58,7 +58,7 @@ class Reliability:
             text += f", {self.labelled:,} of them given by hand"
         if self.purity is not None:
             text += f"; {self.purity:.1%} of them are right (for evaluation only)"
-        return text + "; their number says nothing of their quality"
+        return text + "; their number says nothing about their quality"
 
 
 def reliable(

@@ -126,7 +126,9 @@ class Train(Stage):
     def read(cls, name: str, entry: Mapping[str, Any], near: Path, read: Callable[[Path], Config]) -> Train:
         """Read the config, and change what the recipe's ``options`` say."""
         if "config" not in entry or set(entry) - {"config", "options"}:
-            raise InputError(f"{near}: stage '{name}' is a training, which needs a config and has {sorted(entry)}")
+            raise InputError(
+                f"{near}: stage '{name}' is a training: it needs a config, may have options, and has {sorted(entry)}"
+            )
         config = read(find_config(entry["config"], near.parent))
         return cls(name, config=override(config, entry["options"]) if entry.get("options") else config)
 

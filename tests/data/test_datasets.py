@@ -95,7 +95,7 @@ def test_a_long_tail_keeps_fewer_of_every_next_class() -> None:
     assert torch.equal(part.images()[3], part.image(3))
     assert part.fingerprint == DATASETS.build(cfg).fingerprint != DATASETS.build({**cfg, "seed": 1}).fingerprint
     assert DATASETS.build({**cfg, "ratio": 1.0}).paths == whole.paths
-    assert "LongTail's ratio is in (0, 1], not 0" in one_line(lambda: LongTail({"type": "Digits"}, 0))
+    assert "LongTail's ratio must be in (0, 1], not 0" in one_line(lambda: LongTail({"type": "Digits"}, 0))
 
 
 def test_a_long_tail_needs_all_labels(tmp_path: Path) -> None:

@@ -143,10 +143,10 @@ def arrays(**changes: Any) -> dict[str, Any]:
 def test_pickles_are_refused_and_not_run(name: str, tmp_path: Path) -> None:
     trap = np.array([Trap(tmp_path / "sprung")] * 3, dtype=object)
     np.savez(tmp_path / "f.npz", **arrays(**{name: trap}))
-    with pytest.raises(InputError, match=r"is no table of features \(.* object "):
+    with pytest.raises(InputError, match=r"is not a table of features \(.* object "):
         Embeddings.load(tmp_path / "f.npz")
     (tmp_path / "g.npz").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-    with pytest.raises(InputError, match="is no table of features"):
+    with pytest.raises(InputError, match="is not a table of features"):
         Embeddings.load(tmp_path / "g.npz")
     assert not (tmp_path / "sprung").exists()
     with np.load(tmp_path / "f.npz", allow_pickle=True) as file:
@@ -170,7 +170,7 @@ def test_pickles_are_refused_and_not_run(name: str, tmp_path: Path) -> None:
 )
 def test_npz_files_of_something_else(changes: dict[str, Any], tmp_path: Path) -> None:
     np.savez(tmp_path / "f.npz", **arrays(**changes))
-    with pytest.raises(InputError, match=r"f.npz' is no table of features \(.+\): odc extract writes one") as error:
+    with pytest.raises(InputError, match=r"f.npz' is not a table of features \(.+\): odc extract writes one") as error:
         Embeddings.load(tmp_path / "f.npz")
     assert "\n" not in str(error.value)
 
@@ -191,7 +191,7 @@ def test_parquet_files_of_something_else(tmp_path: Path) -> None:
         whole.set_column(0, "id", pa.array([0, 1, None])),
     ):
         pq.write_table(table, path)
-        with pytest.raises(InputError, match=r"is no table of features") as error:
+        with pytest.raises(InputError, match=r"is not a table of features") as error:
             Embeddings.load(path)
         assert "\n" not in str(error.value)
 
@@ -199,7 +199,7 @@ def test_parquet_files_of_something_else(tmp_path: Path) -> None:
 def test_a_single_array(tmp_path: Path) -> None:
     with (tmp_path / "f.npz").open("wb") as file:
         np.save(file, TABLE.features.numpy())
-    with pytest.raises(InputError, match=r"f.npz' is no table of features \(File is not a zip file\)"):
+    with pytest.raises(InputError, match=r"f.npz' is not a table of features \(File is not a zip file\)"):
         Embeddings.load(tmp_path / "f.npz")
 
 
@@ -211,7 +211,7 @@ def test_damaged_files(ending: str, tmp_path: Path) -> None:
     whole = path.read_bytes()
     for damaged in (b"", b"text", whole[:-30], whole[: len(whole) // 2]):
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match="is no table of features"):
+        with pytest.raises(InputError, match="is not a table of features"):
             Embeddings.load(path)
     with pytest.raises(InputError, match=r"do not exist \(looked at /"):
         Embeddings.load(tmp_path / f"g.{ending}")
@@ -226,7 +226,7 @@ def test_a_changed_bit_is_noticed(ending: str, tmp_path: Path) -> None:
     at = data.index(features[50:51, :2].numpy().tobytes())
     data[at] ^= 1
     path.write_bytes(data)
-    with pytest.raises(InputError, match="is no table of features"):
+    with pytest.raises(InputError, match="is not a table of features"):
         Embeddings.load(path)
 
 

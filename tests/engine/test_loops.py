@@ -189,7 +189,7 @@ def test_what_cannot_be_written(make: Any, words: list[str]) -> None:
     [
         ([dict(name="all", size=15)], ["'all'", "15", "2 ranks", "multiple of 2"]),
         ([dict(name="all", size=16, views=("trian",))], ["'trian'", "did you mean 'train'"]),
-        ([dict(name="all", size=16)], ["'clasifier'", "no module of Scripted", "did you mean 'classifier'"]),
+        ([dict(name="all", size=16)], ["'clasifier'", "not a module of Scripted", "did you mean 'classifier'"]),
         (
             [dict(name="all", size=16)],
             ["'classifier' of Scripted", "a Linear cannot be drawn anew", "reset(generator)"],

@@ -109,9 +109,9 @@ def test_the_map_is_read_back(tmp_path: Path) -> None:
     found.save(tmp_path / "deep" / "map.json")
     assert Alignment.load(tmp_path / "deep" / "map.json") == found
     (tmp_path / "other.json").write_text("[1]")
-    with pytest.raises(InputError, match="is no map of clusters"):
+    with pytest.raises(InputError, match="is not a map of clusters"):
         Alignment.load(tmp_path / "other.json")
-    with pytest.raises(InputError, match=r"is no map.*no such file"):
+    with pytest.raises(InputError, match=r"is not a map.*no such file"):
         Alignment.load(tmp_path / "missing.json")
 
 
@@ -126,7 +126,7 @@ def test_paths_are_matched() -> None:
     assert match_paths(rows, ["a", "b"], "x.csv").tolist() == [1, 0]
     with pytest.raises(InputError, match="1 of 2 paths are not among the 1 images, the first is 'b'"):
         match_paths(rows, ["a"], "x.csv")
-    with pytest.raises(InputError, match="'b' stands there 2 times"):
+    with pytest.raises(InputError, match="'b' is in it 2 times"):
         match_paths([{"path": "b"}] * 2, ["a", "b"], "x.csv")
 
 

@@ -94,7 +94,7 @@ def test_the_plan_is_fixmatch_s() -> None:
 
 
 def test_wrong_options_and_labels() -> None:
-    with pytest.raises(InputError, match=r"threshold is in \[0, 1\] and its weight not negative, not 1.5 and 1.0"):
+    with pytest.raises(InputError, match=r"threshold must be in \[0, 1\] and its weight not negative, not 1.5 and 1.0"):
         semi(threshold=1.5)
     with pytest.raises(InputError, match=r"not 0.95 and -1"):
         semi(weight=-1)

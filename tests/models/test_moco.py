@@ -144,7 +144,7 @@ def test_wrong_settings_are_one_line(tmp_path: Path) -> None:
         build_runner(config("moco", str(tmp_path), **{"model.head.queue_size": 48})).train()
     with pytest.raises(InputError, match="split_bn=9 leaves groups of less than 2 of the 16 images"):
         build_runner(config("moco", str(tmp_path), **{"model.split_bn": 9})).train()
-    with pytest.raises(InputError, match=r"momentum is in \[0, 1\], not 2"):
+    with pytest.raises(InputError, match=r"momentum must be in \[0, 1\], not 2"):
         model(momentum=2)
     with pytest.raises(InputError, match="temperature must be positive"):
         MoCoHead(8, temperature=0)
@@ -153,7 +153,7 @@ def test_wrong_settings_are_one_line(tmp_path: Path) -> None:
 def test_a_batch_that_does_not_divide_the_queue_is_said(tmp_path: Path) -> None:
     build_runner(config("moco", str(tmp_path)))
     log = next(tmp_path.rglob("*.log")).read_text()
-    assert "the queue of 40 keys is no multiple of the batch of 16" in log
+    assert "the queue of 40 keys is not a multiple of the batch of 16" in log
 
 
 def test_the_key_encoder_starts_as_the_query_encoder() -> None:
