@@ -213,7 +213,7 @@ def test_the_command_line_says_what_is_wrong_with_a_file(
     def fail(args: Any) -> None:
         raise OSError(number, os.strerror(number), "some/file")
 
-    monkeypatch.setattr(cli, "_COMMANDS", [("fail", "fail", lambda parser: None, fail)])
+    monkeypatch.setattr(cli, "_COMMANDS", [("fail", "fail", fail, ())])
     assert cli.main(["fail"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("odc: error: 'some/file': ")
