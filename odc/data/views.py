@@ -179,8 +179,6 @@ class BatchLoader:
     """
 
     def __init__(self, dataset: ViewDataset, num_workers: int) -> None:
-        if num_workers < 0:
-            raise InputError(f"num_workers must be 0 or more, got {num_workers}")
         self._dataset, self._num_workers = dataset, num_workers
         self._feed = _Feed()
         self._loader: DataLoader[Any] | None = None
@@ -325,6 +323,8 @@ def make_loader(
     Raises:
         InputError: ``num_workers`` is negative, or ``batched`` is True where it is not possible.
     """
+    if num_workers < 0:
+        raise InputError(f"num_workers must be 0 or more, got {num_workers}")
     num_workers = min(num_workers, _cores())
     if device is None:
         return BatchLoader(dataset, num_workers)
