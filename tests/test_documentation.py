@@ -41,3 +41,24 @@ def test_the_configs_that_are_named_exist() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_the_walks_are_short_and_name_what_is_there() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    walks = text.partition("## Three walks")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"^(\d+)\. ", walks, re.M)) == sorted([str(n) for n in range(1, 9)] * 3)
+    hops = re.findall(r"`([\w/]+\.py): (\w+)`", walks)
+    assert len(hops) >= 24
+    for file, name in hops:
+        source = (ROOT / "odc" / file).read_text(encoding="utf-8")
+        assert re.search(rf"^ *(def|class) {name}\b", source, re.M), f"{file} has no {name}"
+
+
+def test_files_are_short_and_the_parts_are_there() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    for file in sorted((ROOT / "odc").rglob("*.py")):
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= 500, f"{file} is too long to read at one go"
+    parts = re.findall(r"^\| (`odc/.*?) \|", text, re.M)
+    named = {name for cell in parts for name in re.findall(r"`(odc/[\w/]+(?:\.py|/))`", cell)}
+    there = {f"odc/{p.name}{'/' * p.is_dir()}" for p in (ROOT / "odc").iterdir() if p.suffix == ".py" or p.is_dir()}
+    assert named == there - {"odc/__init__.py", "odc/__pycache__/", "odc/configs/"}
