@@ -142,11 +142,7 @@ def _clear(folder: Path) -> None:
 
 
 def writable(folder: str | Path) -> Path:
-    """Return the folder, made where there is none.
-
-    Raises:
-        InputError: it cannot be made or written to.
-    """
+    """Return the folder, made where there is none; raises InputError where it cannot be made or written to."""
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -158,11 +154,7 @@ def writable(folder: str | Path) -> Path:
 
 
 def writable_file(file: str | Path) -> Path:
-    """Return the path of a file to write, its folder made where there is none.
-
-    Raises:
-        InputError: it is a folder, or its folder cannot be made or written to.
-    """
+    """Return the path of a file to write, its folder :func:`writable`; raises InputError where it is a folder."""
     path = Path(file)
     if path.is_dir():
         raise InputError(f"'{file}' is a folder: give a file to write")
@@ -240,12 +232,8 @@ def open_regular(path: str | Path) -> BinaryIO:
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, f"{_KINDS.get(stat.S_IFMT(mode), 'of an unknown kind')}, not a file", path)
-    return open(path, "rb", buffering=8192, opener=_open_at_once)
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Open a file that may have become a pipe a moment ago, for whose other end nobody should wait."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    # it may have become a pipe a moment ago, for whose other end nobody should wait
+    return open(path, "rb", buffering=8192, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))
 
 
 def write_table(path: str | Path, heading: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -70,20 +69,8 @@ def read_text(path: str | Path, most: int = MOST_TEXT, errors: str = "strict") -
         return file.read(most).decode("utf-8", errors)
 
 
-def size_of(path: str | Path) -> int:
-    """Return the bytes of a regular file; raises ValueError for a folder, a pipe or a device, which is not opened."""
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
-    return status.st_size
-
-
 def read_json(path: str | Path, kind: Kind, what: str, remedy: str) -> Any:
-    """Return what a JSON file holds.
-
-    Raises:
-        DamagedError: it is no JSON, too large, or not of the kind.
-    """
+    """Return what a JSON file holds; raises DamagedError where it is no JSON, too large, or not of the kind."""
     with reading(path, what, remedy):
         return kind(json.loads(read_text(path)))
 
@@ -211,23 +198,19 @@ def _within(place: Any, kind: Kind, value: Any) -> Any:
         raise ValueError(f"{str(place)[:60]}: {error}") from None
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, depth: int = 0) -> Any:
     """Kind: text, numbers, lists and dictionaries, not nested deeper than :data:`DEEPEST`."""
-
-    def check(part: Any, depth: int) -> None:
-        if depth > DEEPEST:
-            raise ValueError(f"nested deeper than {DEEPEST}")
-        if isinstance(part, dict):
-            for name, entry in part.items():
-                text(name)
-                check(entry, depth + 1)
-        elif isinstance(part, list):
-            for entry in part:
-                check(entry, depth + 1)
-        else:
-            scalar(part)
-
-    check(value, 0)
+    if depth > DEEPEST:
+        raise ValueError(f"nested deeper than {DEEPEST}")
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            text(name)
+            plain(entry, depth + 1)
+    elif isinstance(value, list):
+        for entry in value:
+            plain(entry, depth + 1)
+    else:
+        scalar(value)
     return value
 
 
@@ -251,8 +234,7 @@ def read_arrays(path: str | Path, wanted: Mapping[str, tuple[str, int]], most: i
     Raises:
         ValueError: or what else damaged bytes lead to; see :func:`reading`.
     """
-    size_of(path)
-    with zipfile.ZipFile(path) as archive:
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         if members.keys() != wanted.keys() or len(members) != len(archive.infolist()):
             raise ValueError(f"it holds {', '.join(sorted(members))[:200]}, not {', '.join(sorted(wanted))}")

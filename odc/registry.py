@@ -74,11 +74,7 @@ _KINDS: dict[str, Any] = {
 
 
 def check_kind(value: Any, annotation: Any, where: str) -> None:
-    """Check that a value is of the kinds that an annotation allows, as far as these are simple ones.
-
-    Raises:
-        InputError: it is not.
-    """
+    """Raise InputError where a value is not of the kinds that an annotation allows, if these are simple ones."""
     names = [name.partition("[")[0] for name in alternatives(annotation)]
     if not all(name in _KINDS for name in names):
         return
@@ -134,10 +130,6 @@ def resolve(registry: Registry, cfg: Any, **given: Any) -> tuple[Any, dict[str, 
 
 
 def build(registry: Registry, cfg: Mapping[str, Any], **given: Any) -> Any:
-    """Build ``cfg`` (a dict with ``type``) from ``registry``; ``given`` are arguments the config need not repeat.
-
-    Raises:
-        InputError: as :func:`resolve`.
-    """
+    """Build what :func:`resolve` returns; ``given`` are arguments that ``cfg`` need not repeat."""
     target, arguments = resolve(registry, cfg, **given)
     return target(**arguments)

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -60,11 +61,7 @@ class ImageDataset(ABC):
 
     @abstractmethod
     def image(self, i: int) -> Tensor:
-        """Return sample ``i`` decoded, uint8 (C, H, W): a tensor of its own that the caller may change.
-
-        Raises:
-            InputError: the file cannot be decoded; the message names it.
-        """
+        """Return sample ``i`` decoded, uint8 (C, H, W), for the caller to change; raises InputError naming its file."""
 
     @property
     def lost(self) -> dict[int, str]:
@@ -80,8 +77,7 @@ class ImageDataset(ABC):
         it is an image of the same data set, because a blank one would pull statistics and clusters towards it.
 
         Raises:
-            InputError: the data set is ``strict``; or more than a tenth of the images are lost (of a few, more than
-                ten): the files have gone.
+            InputError: the data set is ``strict``; or more than a tenth of the images, and more than ten, are lost.
         """
         for k in range(len(self)):
             j = (i + k) % len(self)
@@ -116,8 +112,7 @@ class ImageDataset(ABC):
     def images(self) -> Tensor:
         """Return all images, decoded anew, as :meth:`present` does, uint8 (N, C, H, W); not to be changed.
 
-        Raises:
-            InputError: as :meth:`present`, or two images differ in shape.
+        Raises InputError as that does, or where two images differ in shape.
         """
         out = torch.empty(0, dtype=torch.uint8)
         for i, image in enumerate(in_threads(self.present, range(len(self)), "decoded")):
@@ -143,11 +138,7 @@ class ImageDataset(ABC):
 
 
 def build_dataset(config: Mapping[str, Any]) -> ImageDataset:
-    """Build a data set from its config.
-
-    Raises:
-        InputError: as :func:`odc.registry.build`, or for a class of one's own that something is missing of.
-    """
+    """Build a data set from its config; raises InputError as :func:`odc.registry.build`, or for an unfinished class."""
     kind, arguments = resolve(DATASETS, config)
     missing = sorted(getattr(kind, "__abstractmethods__", ()))
     if not missing:
@@ -169,10 +160,7 @@ class ArrayDataset(ImageDataset):
 
     Args:
         images: (N, C, H, W) uint8.
-        paths: N unique names in ascending order.
-        targets: (N,) int64 true classes, -1 where unknown, or ``None``.
-        classes: names of the classes, or ``None``.
-        origin: where the images are from.
+        paths, targets, classes, origin: the attributes of :class:`ImageDataset`.
 
     Raises:
         ValueError: shapes or dtypes do not fit, or ``paths`` are not unique and ascending.
@@ -300,15 +288,7 @@ class LongTail(ImageDataset):
         return self._whole.image_shape
 
 
-# name: (class of torchvision.datasets, splits)
-_TORCHVISION = {
-    "CIFAR10": ("CIFAR10", ("train", "test")),
-    "CIFAR100": ("CIFAR100", ("train", "test")),
-    "CIFAR100-20": ("CIFAR100", ("train", "test")),
-    "STL10": ("STL10", ("train", "test", "unlabeled")),
-    "MNIST": ("MNIST", ("train", "test")),
-    "FashionMNIST": ("FashionMNIST", ("train", "test")),
-}
+_TORCHVISION = ("CIFAR10", "CIFAR100", "CIFAR100-20", "STL10", "MNIST", "FashionMNIST")
 
 
 @DATASETS.register_module()
@@ -328,19 +308,21 @@ class TorchvisionDataset(ArrayDataset):
     def __init__(self, name: str, root: str, split: str = "train", download: bool = False) -> None:
         if name not in _TORCHVISION:
             raise InputError(f"no data set '{name}'{nearest(name, _TORCHVISION)}")
-        known = _TORCHVISION[name][1]
+        known = ("train", "test", "unlabeled") if name == "STL10" else ("train", "test")
         splits = sorted(set(split.split("+")))  # ascending paths
         for part in splits:
             if part not in known:
                 raise InputError(f"{name} has no split '{part}'{nearest(part, known)}")
-        parts = [_torchvision_split(name, root, part, download) for part in splits]
-        targets = np.concatenate([part[1] for part in parts])
+        images, labels, (classes, *_) = zip(
+            *(_torchvision_split(name, root, part, download) for part in splits), strict=True
+        )
+        targets = np.concatenate(labels)
         labelled = bool((targets != UNLABELLED).any())
         super().__init__(
-            torch.cat([part[0] for part in parts]),
-            [f"{key}/{i:06d}" for key, part in zip(splits, parts, strict=True) for i in range(len(part[0]))],
+            torch.cat(images),
+            [f"{key}/{i:06d}" for key, part in zip(splits, images, strict=True) for i in range(len(part))],
             targets if labelled else None,
-            parts[0][2] if labelled else None,
+            classes if labelled else None,
             f"of {name} ({'+'.join(splits)}) under {root}",
         )
 
@@ -349,7 +331,7 @@ def _torchvision_split(name: str, root: str, split: str, download: bool) -> tupl
     """Return one split: images uint8 (N, C, H, W), targets int64 (N,) with -1 unknown, names of the classes."""
     from torchvision import datasets
 
-    kind = getattr(datasets, _TORCHVISION[name][0])
+    kind = getattr(datasets, name.removesuffix("-20"))
     which: dict[str, Any] = {"split": split} if name == "STL10" else {"train": split == "train"}
     try:
         source = kind(root, download=download, **which)
@@ -367,16 +349,10 @@ def _torchvision_split(name: str, root: str, split: str, download: bool) -> tupl
     classes = list(source.classes)
     if name == "CIFAR100-20":
         # torchvision reads the 100 fine labels only; the files, whose checksums it has verified, hold both
-        folder = os.path.join(root, source.base_folder)
-        targets = np.asarray(_unpickle(os.path.join(folder, split))["coarse_labels"], dtype=np.int64)
-        classes = list(_unpickle(os.path.join(folder, source.meta["filename"]))["coarse_label_names"])
+        files = (Path(root, source.base_folder, name) for name in (split, source.meta["filename"]))
+        labels, meta = (pickle.loads(file.read_bytes(), encoding="latin1") for file in files)
+        targets, classes = np.asarray(labels["coarse_labels"], dtype=np.int64), list(meta["coarse_label_names"])
     return images, targets, classes
-
-
-def _unpickle(path: str) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        content: dict[str, Any] = pickle.load(file, encoding="latin1")
-    return content
 
 
 def in_threads(work: Callable[[_Item], _Result], items: Sequence[_Item], done_word: str) -> Iterator[_Result]:

@@ -51,12 +51,12 @@ class Embeddings:
 
     def __post_init__(self) -> None:
         N = len(self.paths)
-        kinds = (self.index.dtype, self.features.dtype)
         if self.index.shape != (N,) or self.features.ndim != 2 or len(self.features) != N:
             raise ValueError(
                 f"{N} paths need index ({N},) and features ({N}, D), not {tuple(self.index.shape)} and "
                 f"{tuple(self.features.shape)}"
             )
+        kinds = self.index.dtype, self.features.dtype
         if kinds != (torch.int64, torch.float32):
             raise ValueError(f"index and features must be int64 and float32, not {kinds[0]} and {kinds[1]}")
         if len(self.index.unique()) < N:
@@ -80,11 +80,7 @@ class Embeddings:
 
     @classmethod
     def load(cls, path: str | Path) -> Embeddings:
-        """Read a table that :meth:`save` wrote; nothing in the file is executed.
-
-        Raises:
-            InputError: there is no such file, or it is no such table.
-        """
+        """Read what :meth:`save` wrote, executing nothing in it; raises InputError where there is no such table."""
         path = Path(path)
         read = {".npz": cls._read_npz, ".parquet": cls._read_parquet}[check_ending(path)]
         if not path.is_file():
@@ -93,11 +89,7 @@ class Embeddings:
             return read(path)
 
     def for_dataset(self, dataset: ImageDataset) -> Tensor:
-        """Return the features (N, D) in the order of the data set's sample ids.
-
-        Raises:
-            InputError: the features are of another data set, or not of all of its images.
-        """
+        """Return the features (N, D) by sample id; raises InputError where they are not of all its images."""
         if self.fingerprint != dataset.fingerprint:
             raise InputError(
                 f"the features are of {len(self.index):,} images with fingerprint {self.fingerprint}, but the data "
@@ -171,8 +163,7 @@ class Embeddings:
 def check_ending(path: str | Path) -> str:
     """Return the ending of a path, ``".npz"`` or ``".parquet"``, before long work whose result goes there.
 
-    Raises:
-        InputError: the path ends in neither, or in ``.parquet`` and pyarrow is not installed.
+    Raises InputError where it is neither, or pyarrow, which ``.parquet`` needs, is not installed.
     """
     suffix = Path(path).suffix
     if suffix not in (".npz", ".parquet"):
@@ -193,10 +184,8 @@ def _check_parquet(file: Any) -> int:
     columns = [group.column(i) for group in groups for i in range(group.num_columns)]
     if any("DICTIONARY" in encoding for column in columns for encoding in column.encodings):
         raise ValueError("its values are encoded by a dictionary")
-    if (
-        N * (8 + 4 * D) + sum(c.total_uncompressed_size for c in columns) > memory()
-        or sum(g.num_rows for g in groups) != N
-    ):
+    size = N * (8 + 4 * D) + sum(column.total_uncompressed_size for column in columns)
+    if size > memory() or sum(group.num_rows for group in groups) != N:
         raise ValueError(f"{N:,} rows of {D:,} numbers do not fit into memory")
     return D
 

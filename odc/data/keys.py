@@ -48,9 +48,7 @@ class Draws:
     """
 
     def __init__(self, keys: Tensor) -> None:
-        self._state = _finalise(keys + _signed(GAMMA))
-        self._stream = 0
-        self._next = 0
+        self._state, self._stream, self._next = _finalise(keys + _signed(GAMMA)), 0, 0
 
     def child(self, number: int) -> Draws:
         """Return the same images' stream ``number`` below this one, so that no transform shifts another's draws."""
@@ -93,7 +91,7 @@ class Draws:
 
 
 def _signed(value: int) -> int:
-    value &= (1 << 64) - 1
+    value &= MASK
     return value - (1 << 64) if value >> 63 else value
 
 

@@ -78,26 +78,20 @@ class LabelFile:
 
     @classmethod
     def load(cls, path: str | Path) -> LabelFile:
-        """Return what :meth:`save` wrote; nothing in the file is executed.
-
-        Raises:
-            DamagedError: there is no such file, or it is not a file of labels.
-        """
+        """Return what :meth:`save` wrote, executing nothing in it; raises DamagedError where there is no such file."""
         with reading(path, "is not a file of labels", "write one with odc reliable, or LabelFile.save"):
-            arrays = read_arrays(path, _ARRAYS, most=_MOST)
-        number, fingerprint, meta = arrays["num_classes"], arrays["fingerprint"], arrays["meta"]
-        if meta.shape[1] != 2:
-            raise DamagedError(f"'{path}' is not a file of labels: its meta is not a list of pairs of texts")
+            target, number, fingerprint, meta = read_arrays(path, _ARRAYS, most=_MOST).values()
+            if meta.shape[1] != 2:
+                raise ValueError("its meta is not a list of pairs of texts")
         try:
-            return cls(arrays["target"], int(number), str(fingerprint), {str(k): str(v) for k, v in meta})
+            return cls(target, int(number), str(fingerprint), {str(k): str(v) for k, v in meta})
         except InputError as error:
             raise DamagedError(f"'{path}': {error}") from error
 
     def for_dataset(self, dataset: ImageDataset) -> Tensor:
         """Return the labels (N,) int64 of a data set's images.
 
-        Raises:
-            InputError: the labels are of another data set.
+        Raises InputError where they are of another data set.
         """
         if self.fingerprint != dataset.fingerprint or len(self.target) != len(dataset):
             raise InputError(

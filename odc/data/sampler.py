@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from odc.errors import InputError
-from odc.structures import UNLABELLED, Stream
+from odc.structures import UNLABELLED, Stream, place_in_group
 
 
 def draw_rows(stream: Stream, target: Tensor, steps: int | None, generator: torch.Generator) -> Tensor:
@@ -34,10 +34,7 @@ def draw_rows(stream: Stream, target: Tensor, steps: int | None, generator: torc
     if target.ndim != 2 or not all(0 <= column < target.shape[1] for column in stream.balance):
         raise ValueError(f"stream '{stream.name}' balances columns {stream.balance} of target {tuple(target.shape)}")
     columns = stream.balance or ((0,) if stream.rows == "labelled" else ())
-    taking_part = torch.ones(len(target), dtype=torch.bool)
-    for column in columns:
-        taking_part &= target[:, column] != UNLABELLED
-    rows = taking_part.nonzero().squeeze(1)
+    rows = (target[:, list(columns)] != UNLABELLED).all(dim=1).nonzero().squeeze(1)
     if not len(rows):
         kind = "labelled row" if columns else "row"
         raise InputError(f"stream '{stream.name}' has no {kind} to draw from: 0 of {len(target):,} rows take part")
@@ -74,5 +71,5 @@ def _share(slots: Tensor, parent: Tensor, generator: torch.Generator) -> Tensor:
     shuffled = torch.randperm(len(parent), generator=generator)
     order = shuffled[parent[shuffled].argsort(stable=True)]  # by parent, at random within
     rank = torch.empty_like(parent)
-    rank[order] = torch.arange(len(parent)) - (size.cumsum(0) - size)[parent[order]]
+    rank[order] = place_in_group(parent[order], size)
     return slots[parent] // size[parent] + (rank < slots[parent] % size[parent])

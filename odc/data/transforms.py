@@ -125,9 +125,8 @@ class Rotate90(VariantTransform):
     def __call__(self, images: Tensor, variant: int) -> Tensor:
         """Return the rotated images (..., C, H, H)."""
         if images.shape[-1] != images.shape[-2]:
-            raise InputError(
-                f"Rotate90 needs square images, got {tuple(images.shape[-3:])}; put a square crop before it"
-            )
+            shape = tuple(images.shape[-3:])
+            raise InputError(f"Rotate90 needs square images, got {shape}; put a square crop before it")
         return torch.rot90(images, variant, (-2, -1))
 
 

@@ -75,8 +75,7 @@ class ViewDataset(Dataset[Views]):
     def __getitems__(self, requests: Sequence[ViewRequest]) -> Views:
         """Decode the images that are asked for, and return their views as :meth:`take` does.
 
-        Raises:
-            InputError: as :meth:`take`, or as :meth:`odc.data.ImageDataset.present`.
+        Raises InputError as that does, or as :meth:`odc.data.ImageDataset.present`.
         """
         uses = Counter(i for request in requests for i in request.ids)
         decoded: dict[int, Tensor] = {}  # images that a later request of this batch needs again
@@ -145,9 +144,6 @@ class _Guarded(Dataset[Views]):
 
     def __init__(self, dataset: ViewDataset) -> None:
         self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
 
     def __getitems__(self, requests: Sequence[ViewRequest]) -> tuple[Views | InputError, _Lost]:
         lost = self._dataset.source.lost
@@ -241,7 +237,7 @@ class BatchLoader:
             _Guarded(self._dataset),
             batch_sampler=self._feed,
             num_workers=self._num_workers,
-            collate_fn=_identity,
+            collate_fn=tuple,  # which it is
             worker_init_fn=_init_worker,
             multiprocessing_context=multiprocessing.get_context(start) if self._num_workers else None,
             generator=torch.Generator(),  # else each run would draw a seed from the global one
@@ -328,43 +324,33 @@ def make_loader(
     num_workers = min(num_workers, _cores())
     if device is None:
         return BatchLoader(dataset, num_workers)
-    shape = dataset.source.image_shape
-    obstacles = {name: view.obstacle for name, view in dataset.views.items() if view.obstacle}
+    shape = dataset.source.image_shape or ()
+    told, size = "×".join(map(str, shape)), len(dataset) * math.prod(shape)
+    obstacles = [f"{name} ({view.obstacle})" for name, view in dataset.views.items() if view.obstacle]
     reason = ""
-    if shape is None:
+    if not shape:
         reason = "they differ in shape"
     elif max(shape[1:]) > MAX_SMALL:
-        reason = f"they have {_shape(shape)} pixels, more than {MAX_SMALL} a side"
-    elif batched is None and len(dataset) * math.prod(shape) > MAX_BATCHED_BYTES:
-        size = len(dataset) * math.prod(shape) / 2**30
-        reason = f"they would take {size:.1f} GiB, more than {MAX_BATCHED_BYTES >> 30}; data.batched=True holds them"
+        reason = f"they have {told} pixels, more than {MAX_SMALL} a side"
+    elif batched is None and size > MAX_BATCHED_BYTES:
+        reason = (
+            f"they would take {size / 2**30:.1f} GiB, more than {MAX_BATCHED_BYTES >> 30}; data.batched=True holds them"
+        )
     elif obstacles:
-        told = ", ".join(f"{name} ({obstacle})" for name, obstacle in obstacles.items())
-        reason = f"these views have no form for batches: {told}"
+        reason = f"these views have no form for batches: {', '.join(obstacles)}"
     if batched and reason:
         raise InputError(f"data.batched=True is not possible for these images: {reason}")
     if batched is False:
         reason = "data.batched=False"
-    if reason or shape is None:
+    if reason:
         where = f"{num_workers} workers" if num_workers else "this process"
         print_log(f"images are loaded and augmented in {where}: {reason}", "current")
         return BatchLoader(dataset, num_workers)
     device = torch.device(device)
     if device.type not in ("cpu", "cuda"):
         device = torch.device("cpu")  # others lack the 64-bit numbers that the draws need
-    size = len(dataset) * math.prod(shape) / 2**20
-    print_log(
-        f"images of {_shape(shape)} stay in memory ({size:,.1f} MiB), augmented in batches on {device}", "current"
-    )
+    print_log(f"images of {told} stay in memory ({size / 2**20:,.1f} MiB), augmented in batches on {device}", "current")
     return BatchedLoader(dataset, device)
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape))
-
-
-def _identity(batch: Any) -> Any:
-    return batch
 
 
 def _init_worker(worker: int) -> None:
