@@ -1,4 +1,7 @@
-"""K-means on all points, without empty clusters (Lloyd's iterations by FAISS, Johnson et al., arXiv:1702.08734)."""
+"""K-means on all points, without empty clusters, and how evenly clusters are filled.
+
+Lloyd's iterations by FAISS (Johnson et al., arXiv:1702.08734).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ import torch
 from torch import Tensor
 
 from odc.clustering.preprocess import check_differ
-from odc.clustering.sizes import imbalance
 from odc.errors import InputError
 from odc.structures import Comm
 
@@ -87,6 +89,19 @@ def finite_array(x: Tensor | npt.NDArray[Any], name: str) -> FloatArray:
             "normalise them"
         )
     return array
+
+
+def size_entropy(sizes: Tensor | npt.NDArray[Any]) -> float:
+    """Return the entropy in nats of a sample's cluster, from the samples in each, any shape; at most ln K."""
+    counts = sizes.cpu().numpy() if isinstance(sizes, Tensor) else sizes
+    share = counts[counts > 0] / counts.sum()
+    return max(0.0, float(-(share * np.log(share)).sum()))
+
+
+def imbalance(sizes: Tensor | npt.NDArray[Any], num_clusters: int) -> float:
+    """Return K · Σ sizes² / N², from the samples in each cluster, any shape: 1 is perfectly even, K all in one."""
+    counts = sizes.cpu().numpy() if isinstance(sizes, Tensor) else sizes
+    return num_clusters * float((counts.astype(np.float64) ** 2).sum()) / int(counts.sum()) ** 2
 
 
 def kmeans(

@@ -62,11 +62,7 @@ class Whitening:
 
     def apply(self, x: Tensor) -> Tensor:
         """Return ``(x - mean) @ projection`` for ``x`` (N, D): (N, d) float32; chunked, ``x`` stays as it is."""
-        out = x.new_empty(x.shape[0], self.projection.shape[1], dtype=torch.float32)
-        for start in range(0, x.shape[0], CHUNK):
-            rows = x[start : start + CHUNK].float() - self.mean
-            torch.mm(rows, self.projection, out=out[start : start + CHUNK])
-        return out
+        return self._write(x, x.new_empty(x.shape[0], self.projection.shape[1], dtype=torch.float32))
 
     def apply_(self, x: Tensor) -> Tensor:
         """Return what :meth:`apply` does, in the memory of ``x`` (N, D), which is overwritten.
@@ -74,9 +70,11 @@ class Whitening:
         For features, contiguous float32, that fill most of the memory: they are never there twice.
         """
         N, d = x.shape[0], self.projection.shape[1]
-        out = x.view(-1)[: N * d].view(N, d)  # d <= D: row i lies where rows up to i, already read, were
-        for start in range(0, N, CHUNK):
-            out[start : start + CHUNK] = (x[start : start + CHUNK] - self.mean) @ self.projection
+        return self._write(x, x.view(-1)[: N * d].view(N, d))  # d <= D: row i lies where rows up to i, then read, were
+
+    def _write(self, x: Tensor, out: Tensor) -> Tensor:
+        for start in range(0, len(x), CHUNK):
+            out[start : start + CHUNK] = (x[start : start + CHUNK].float() - self.mean) @ self.projection
         return out
 
 

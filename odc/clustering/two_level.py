@@ -22,8 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odc.clustering.kmeans import LONGEST
-from odc.clustering.sizes import imbalance
+from odc.clustering.kmeans import LONGEST, imbalance
 from odc.errors import InputError
 from odc.structures import Comm
 

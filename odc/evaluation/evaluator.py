@@ -27,19 +27,13 @@ from odc.structures import Labels, make_generator
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a metric may look at.
+    """What a metric may look at."""
 
-    Attributes:
-        features: (N, D) float32, not normalised.
-        scores: (N, K) float32, the head's scores of the clusters.
-        targets: (N,) int64 ground truth (-1: unknown), or ``None`` where the data set has none.
-        lost: (N,) bool: another image stood in for this one, so features and scores are not its own; its target is
-            unknown. ``None``: for none of them.
-    """
-
-    features: Tensor
-    scores: Tensor
-    targets: npt.NDArray[np.int64] | None
+    features: Tensor  # (N, D) float32, not normalised
+    scores: Tensor  # (N, K) float32, the head's scores of the clusters
+    targets: npt.NDArray[np.int64] | None  # (N,) ground truth (-1: unknown), or None where the data set has none
+    # (N,) bool: another image stood in for this one, so features and scores are not its own; its target is unknown.
+    # None: for none of them.
     lost: Tensor | None = None
 
     @property
@@ -129,9 +123,9 @@ class KMeansMetric:
         if targets is None:
             return {}
         K = min(self.num_clusters or len(np.unique(targets[targets >= 0])), len(targets))
-        features, _ = l2_normalize(evaluation.features)
         generator = make_generator(self.seed, "KMeansMetric")
-        result = kmeans(features, K, n_iter=100, n_redo=self.n_redo, plus_plus=True, generator=generator)
+        unit, _ = l2_normalize(evaluation.features)
+        result = kmeans(unit, K, n_iter=100, n_redo=self.n_redo, plus_plus=True, generator=generator)
         values = evaluate_clustering(result.labels, targets, K)
         return {f"kmeans_{name}": values[name] for name in ("acc", "nmi", "ari")}
 

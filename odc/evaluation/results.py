@@ -33,7 +33,7 @@ def write_results(
     precision: str,
     epochs: int | None = None,
 ) -> list[Path]:
-    """Write an evaluation's clusters, where it has any, and its metrics; return the files' paths.
+    """Write an evaluation's clusters, where it has any, and its metrics into a folder; return the files' paths.
 
     Args:
         dataset: the N evaluated images.

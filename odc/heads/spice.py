@@ -29,8 +29,8 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from odc.clustering.consistency import log_odds
+from odc.clustering.kmeans import size_entropy
 from odc.clustering.preprocess import check_differ, l2_normalize
-from odc.clustering.sizes import size_entropy
 from odc.errors import InputError
 from odc.heads.base import ClusterHead, weighted_mean
 from odc.registry import HEADS

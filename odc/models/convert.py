@@ -94,9 +94,7 @@ class BackboneState:
     layout: str  # a key of LAYOUTS
     prefix: str  # what the names began with in the checkpoint
     tensors: dict[str, Tensor]
-    # Tensors of the checkpoint among these; the others are batch norm's counters, which files older than torch 0.4.1
-    # lack.
-    taken: int
+    taken: int  # of them; the others are batch norm's counters, which files older than torch 0.4.1 lack
     left: Mapping[str, int]  # what was not taken: prefix to number of tensors, 0 for an entry that holds none
 
     def __str__(self) -> str:
@@ -116,10 +114,6 @@ def listed(left: Mapping[str, int]) -> str:
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-def _bare(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
 def _states(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
     """Return the dictionaries of tensors in a checkpoint, wrappers left out.
 
@@ -128,7 +122,8 @@ def _states(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
     states: dict[str, dict[str, Tensor]] = {}
 
     def visit(path: tuple[str, ...], value: Mapping[Any, Any]) -> None:
-        tensors = {_bare(str(k)): v for k, v in value.items() if isinstance(v, Tensor)}
+        named = {str(k): v for k, v in value.items() if isinstance(v, Tensor)}
+        tensors = {".".join(part for part in k.split(".") if part not in _WRAPPERS): v for k, v in named.items()}
         if tensors:
             states["/".join(path)] = tensors
         for key, inner in value.items():
@@ -169,9 +164,6 @@ def take_backbone(
         checkpoint: as ``torch.load`` gives it: names to tensors, or a dictionary that holds such.
         layout: a key of :data:`LAYOUTS`; by default the one that the names show.
         source: what to call the checkpoint in messages.
-
-    Returns:
-        The tensors by torchvision's names (transformers: timm's), and what was left.
 
     Raises:
         InputError: there is no such layout, or none is shown by the names (the message has the first of them), or the
@@ -280,9 +272,8 @@ def _images(channels: int) -> str:
 
 def suggest(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the config of a backbone of this package that takes the tensors, ``None`` where that is not certain."""
-    found = _resnet(tensors)
-    if found and found[0] in (18, 34, 50) and found[1] in (3, 7):
-        depth, kernel, channels, width = found
+    depth, kernel, channels, width = _resnet(tensors) or (None, 0, 0, 0)
+    if depth in (18, 34, 50) and kernel in (3, 7):
         stem = "'imagenet'" if kernel == 7 else "'cifar' (or 'stl')"
         more = (f", in_channels={channels}" if channels != 3 else "") + (f", width={width}" if width != 64 else "")
         return f"dict(type='ResNet', depth={depth}, stem={stem}{more})"
@@ -310,7 +301,7 @@ def _timm_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def rename(state: BackboneState, to: str = "odc", source: str = "the checkpoint") -> dict[str, Tensor]:
-    """Return a backbone's tensors by the names of a project.
+    """Return a backbone's tensors, each with memory of its own, by the names of a project.
 
     Args:
         state: of :func:`take_backbone`.
@@ -318,9 +309,6 @@ def rename(state: BackboneState, to: str = "odc", source: str = "the checkpoint"
             for all others, as ``TorchvisionBackbone`` and ``TimmBackbone`` have it; ``"torchvision"`` or ``"timm"``:
             plain names without a classifier.
         source: what to call the checkpoint in messages.
-
-    Returns:
-        Names to tensors, each with memory of its own.
 
     Raises:
         InputError: for an unknown target, or one that has no names for such a network.
@@ -345,16 +333,13 @@ def rename(state: BackboneState, to: str = "odc", source: str = "the checkpoint"
 
 
 def convert(src: str | Path, dst: str | Path, *, layout: str | None = None, to: str = "odc") -> str:
-    """Write the backbone of a checkpoint by other names.
+    """Write the backbone of a checkpoint by other names; return what was taken, left and written, in two lines.
 
     Args:
         src: checkpoint of a layout in :data:`LAYOUTS`, read without running code from it.
         dst: file to write, ``.pth`` or ``.safetensors``.
         layout: of ``src``; by default the one that its names show.
         to: ``"odc"``, for ``model.pretrained`` of a config, ``"torchvision"`` or ``"timm"``.
-
-    Returns:
-        What was recognised, taken, left and written, in two lines.
 
     Raises:
         InputError: ``src`` cannot be read safely or is of no known layout, ``to`` has no names for its network, or
@@ -381,18 +366,10 @@ def convert(src: str | Path, dst: str | Path, *, layout: str | None = None, to: 
 
 
 def load_backbone(backbone: nn.Module, checkpoint: Mapping[str, Any], source: str = "the checkpoint") -> str:
-    """Load a checkpoint of any known layout into a backbone: all of it, or nothing and an error.
+    """Load a checkpoint, as :func:`take_backbone` takes it, into a backbone: all of it, or nothing and an error.
 
     The names may be with or without ``model.``, as ``TorchvisionBackbone`` and ``TimmBackbone`` have it. Layers of a
-    classifier that the backbone does not have are left.
-
-    Args:
-        backbone: receives the tensors.
-        checkpoint: as for :func:`take_backbone`.
-        source: what to call the checkpoint in messages.
-
-    Returns:
-        What was loaded and what was left, in one line.
+    classifier that the backbone does not have are left. Returns what was loaded and what was left, in one line.
 
     Raises:
         InputError: the layout is unknown, or names or shapes differ; the message has both shapes.
@@ -402,11 +379,11 @@ def load_backbone(backbone: nn.Module, checkpoint: Mapping[str, Any], source: st
     plain = (state.tensors, _timm_names(state.tensors))
     forms = [*plain, *({f"model.{name}": t for name, t in form.items()} for form in plain)]
     given = max(forms, key=lambda form: len(form.keys() & wanted.keys()))
-    classifier = re.compile(r"(model\.)?(fc|classifier|heads?|pre_logits)\.")
-    extra = [name for name in given if name not in wanted and classifier.match(name)]
+    classifier = r"(model\.)?(fc|classifier|heads?|pre_logits)\."
+    extra = [name for name in given if name not in wanted and re.match(classifier, name)]
     given = {name: tensor for name, tensor in given.items() if name not in extra}
     left = Counter(state.left)
-    left.update(".".join(name.split(".")[:-1]) for name in extra)
+    left.update(name.rpartition(".")[0] for name in extra)
 
     report = LoadReport.between(given, wanted)
     if not report.complete:
