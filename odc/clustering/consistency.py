@@ -27,14 +27,13 @@ def local_consistency(
 ) -> Tensor:
     """Return β, the share of each sample's ``k`` nearest neighbours (by cosine) that have its label.
 
+    β is (N,) float64 in [0, 1], on the labels' device.
+
     Args:
         features: (N, D); need not be normalised.
         labels: (N,) int64.
         k: neighbours, at most N - 1 (N with ``include_self``).
         include_self: count the sample as the first of its k neighbours, as SPICE's public code does.
-
-    Returns:
-        (N,) float64 in [0, 1], on the labels' device.
 
     Raises:
         InputError: ``k`` is out of range, or the numbers of samples differ.

@@ -35,7 +35,6 @@ class KMeansResult:
     # FAISS's objective before each update of the centroids: the sum over points of the squared distance to the nearest
     # centroid. Empty when K = N.
     objective: tuple[float, ...]
-    imbalance: float  # of the sizes, see odc.clustering.imbalance
     refilled: int  # clusters that the last assignment left empty and that were refilled
 
 
@@ -65,9 +64,8 @@ def flat_index(dim: int, *, inner_product: bool, device: torch.device) -> Any:
 def finite_array(x: Tensor | npt.NDArray[Any], name: str) -> FloatArray:
     """Return ``x`` (N, D) as a C-contiguous float32 array.
 
-    Raises:
-        InputError: it is not numbers (N, D) with N and D at least 1, or rows are not finite or so long that float32
-            cannot hold the squares of their distances.
+    Refuses what is not numbers (N, D) with N and D at least 1, rows that are not finite, and rows so long that float32
+    cannot hold the squares of their distances.
     """
     array = x.detach().to("cpu", torch.float32).numpy() if isinstance(x, Tensor) else np.asarray(x)
     if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "fiub":
@@ -167,7 +165,6 @@ def kmeans(
         torch.from_numpy(labels).to(device),
         torch.from_numpy(sizes),
         objective,
-        imbalance(sizes, num_clusters),
         refilled,
     )
 

@@ -69,12 +69,11 @@ class Alignment:
 
         -1 where no cluster has the class. This is how labelled images join pseudo-labels that number clusters.
         """
-        own = self.labels(cluster) == label
         best = np.full(len(self.classes), -1, dtype=np.int64)
         for match in sorted(self.matches, key=lambda m: (m.support, m.margin)):
             if match.label is not None:
                 best[self.classes.index(match.label)] = match.cluster
-        return np.where(own, cluster, best[label])
+        return np.where(self.labels(cluster) == label, cluster, best[label])
 
     def save(self, path: Path) -> None:
         """Write the map as JSON."""
@@ -84,11 +83,7 @@ class Alignment:
 
     @classmethod
     def load(cls, path: str | Path) -> Alignment:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            DamagedError: there is no such file, or it is not such a map.
-        """
+        """Read what :meth:`save` wrote, or raise :class:`DamagedError`: no such file, or not such a map."""
         value = read_json(path, _map, "is not a map of clusters to classes", "make one with odc align")
         return cls(value["rule"], tuple(value["classes"]), tuple(Match(**m) for m in value["clusters"]))
 
@@ -137,11 +132,10 @@ def align(
     C = len(classes)
     if len(index) == 0 or C == 0:
         raise InputError("no labelled image is among the clustered ones: there is nothing to name the clusters by")
-    votes = np.zeros((num_clusters, C))
+    scores = votes = np.zeros((num_clusters, C))
     np.add.at(votes, (clusters[index], label), 1)
     per_class = votes.sum(axis=0)
     by_votes = bool((per_class >= ENOUGH_VOTES).all())
-    scores = votes
     if not by_votes and features is None:
         few = int(per_class.argmin())
         raise InputError(
@@ -186,14 +180,10 @@ def _prototypes(unit: FloatArray, groups: IntArray, n: int) -> FloatArray:
 
 
 def read_labels(path: str | Path, paths: list[str]) -> tuple[IntArray, list[str], int]:
-    """Read a table of images whose class is known, columns ``path`` and ``label``.
-
-    Args:
-        path: CSV file; rows whose label is empty or -1 have none yet.
-        paths: of all images.
+    """Read a table (CSV) of images whose class is known, columns ``path`` and ``label``; empty or -1: not known yet.
 
     Returns:
-        The images' positions (L,) in ``paths``, their labels, and how many rows have none.
+        The images' positions (L,) in ``paths``, which are those of all images, their labels, and how many have none.
 
     Raises:
         InputError: as :func:`odc.data.table.read_table` and :func:`match_paths`, or no row has a label.
@@ -236,7 +226,7 @@ def align_clusters(
     test: str | Path | None = None,
     min_margin: float = 0.0,
 ) -> str:
-    """Name the clusters of a ``clusters.csv`` by a few labelled images; write the map as JSON.
+    """Name the clusters of a ``clusters.csv`` by a few labelled images; write the map as JSON; tell what was found.
 
     Args:
         clusters: table with the columns ``path`` and ``cluster``.
@@ -244,10 +234,7 @@ def align_clusters(
         out: JSON file to write.
         features: file that odc extract wrote, needed where a class has fewer than three labels.
         test: table of other labelled images to measure the map's accuracy on; none may be among ``labels``.
-        min_margin: see :func:`odc.evaluation.align.align`.
-
-    Returns:
-        What was found, a line for each cluster.
+        min_margin: see :func:`align`.
     """
     file = writable_file(out)
     rows = read_table(clusters, "path", "cluster")

@@ -193,18 +193,13 @@ class LinearProbe:
 def label_statistics(
     index_before: Tensor, target_before: Tensor, labels: Labels, num_clusters: int
 ) -> dict[str, float]:
-    """Return how the pseudo-labels of the first column moved, and how their clusters are filled.
+    """Return how the pseudo-labels of the first column moved, and how their K clusters are filled.
 
     Keys: ``churn``, share of rows whose label changed, which says something only where cluster ids persist (online
     clustering), and ``nmi_prev``, NMI with the labels before (both only where the rows are the same samples and were
     labelled before); ``entropy`` of the cluster sizes, 1 is even; ``empty`` clusters. Nothing where there are fewer
-    than two clusters.
-
-    Args:
-        index_before: (M', P) int64 sample ids of the rows before.
-        target_before: (M', T) int64 labels before.
-        labels: the labels now.
-        num_clusters: K.
+    than two clusters. ``index_before`` (M', P) int64 are the sample ids of the rows before, ``target_before`` (M', T)
+    int64 their labels.
     """
     values: dict[str, float] = {}
     if num_clusters < 2:  # one class, or no labels at all: nothing could move

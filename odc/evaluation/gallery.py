@@ -47,10 +47,9 @@ def write_clusters(dataset: ImageDataset, evaluation: Evaluation, folder: Path) 
 
 
 def write_skipped(dataset: ImageDataset, folder: Path, name: str = "skipped.csv") -> Path | None:
-    """Write which files of a data set are not among its images, or were lost, and why (path, reason).
+    """Write which files of a data set are not among its images, or were lost, and why (path, reason); return its path.
 
-    Returns:
-        The path of the table; ``None`` where there are none: then one that an earlier run left is removed.
+    ``None`` where there are no such files: then a table that an earlier run left is removed.
     """
     rows = sorted({**dataset.skipped, **{dataset.paths[i]: why for i, why in dataset.lost.items()}}.items())
     if not rows:
@@ -96,13 +95,10 @@ def _readable(dataset: ImageDataset, samples: list[int]) -> Iterator[Tensor]:
 
 
 def draw_clusters(dataset: ImageDataset, cluster: Tensor, confidence: Tensor) -> Image.Image:
-    """Draw the largest clusters, a row each: number, size, and most confident images.
+    """Draw the largest clusters, a row each: number, size, and most confident images, the first of equals first.
 
-    Args:
-        dataset: N images.
-        cluster: (N,) int64.
-        confidence: (N,) floating; of equally confident images the first come first. An image that cannot be read any
-            more is left out, with a warning.
+    ``cluster`` is (N,) int64, ``confidence`` (N,) floating. An image that cannot be read any more is left out, with a
+    warning.
     """
     ids, sizes = cluster.unique(return_counts=True)
     largest = sizes.argsort(descending=True, stable=True)[:_ROWS]

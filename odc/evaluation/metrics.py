@@ -1,4 +1,8 @@
-"""Metrics of clusterings. Targets of -1 are unknown: those samples are left out wherever targets matter."""
+"""Metrics of clusterings: ``pred`` are clusters (N,), ``target`` classes (N,), integers in a tensor or an array.
+
+Targets of -1 are unknown: those samples are left out wherever targets matter. What compares the two refuses, by
+:class:`InputError`, different lengths, and targets of which none is known.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +28,8 @@ def clustering_accuracy(pred: Ids, target: Ids) -> tuple[float, dict[int, int]]:
 
     Clusters and classes may differ in number: the K - C clusters (or C - K classes) left over are always wrong.
 
-    Args:
-        pred: (N,) integer clusters.
-        target: (N,) integer classes, -1 unknown.
-
     Returns:
         Correct share of the known samples, in [0, 1], and ``{cluster: class}`` of the pairs that share a sample.
-
-    Raises:
-        InputError: lengths differ, or no target is known.
     """
     p, t = _known(pred, target)
     clusters, rows = np.unique(p, return_inverse=True)
@@ -107,15 +104,7 @@ def majority(voted: Tensor, n_classes: int) -> Tensor:
 
 
 def majorities(pred: Ids, target: Ids) -> dict[int, tuple[int, float]]:
-    """Return each cluster's largest class, the first of equals, and its share of the cluster's known samples.
-
-    Args:
-        pred: (N,) integer clusters.
-        target: (N,) integer classes, -1 unknown.
-
-    Raises:
-        InputError: lengths differ, or no target is known.
-    """
+    """Return each cluster's largest class, the first of equals, and its share of the cluster's known samples."""
     p, t = _known(pred, target)
     sizes = dict(zip(*(column.tolist() for column in np.unique(p, return_counts=True)), strict=True))
     pairs, votes = np.unique(np.stack([p, t]), axis=1, return_counts=True)
@@ -134,7 +123,7 @@ def evaluate_clustering(pred: Ids, target: Ids | None, num_clusters: int) -> dic
     and ``empty`` clusters over all samples.
 
     Raises:
-        InputError: lengths differ, or clusters are not within 0 to K - 1.
+        InputError: also for clusters that are not within 0 to K - 1.
     """
     p = _ids(pred)
     if len(p) == 0 or p.min() < 0 or p.max() >= num_clusters:

@@ -125,17 +125,11 @@ def low_shot_probe(
     """Return mean and standard deviation of :func:`linear_probe` on random fractions of the training samples.
 
     Draws are those of :func:`odc.data.label_file.low_shot`: as even over the classes as their sizes allow, and at least
-    one of each.
-
-    Args:
-        train: samples to draw from.
-        test: samples to test all draws on.
-        fraction: of the training samples of known class, in (0, 1].
-        generator: draws samples and held-out parts.
-        draws: at least 2.
+    one of each. ``generator`` draws samples and held-out parts.
 
     Raises:
-        InputError: also as :func:`linear_probe`, or ``fraction`` or ``draws`` is out of range.
+        InputError: also as :func:`linear_probe`, or for a ``fraction`` of the training samples of known class that is
+            not in (0, 1], or less than 2 ``draws``.
     """
     if not 0 < fraction <= 1 or draws < 2:
         raise InputError(f"a low-shot probe needs a fraction in (0, 1] and 2 draws or more, not {fraction} and {draws}")
@@ -153,12 +147,7 @@ def stratified_split(targets: Tensor, share: float, generator: torch.Generator) 
     """Return sample ids to train on and to hold out, in ascending order: ``share`` of every class is held out.
 
     Of a class with several samples at least one is on either side, a single one is trained on; unknown ones are in
-    neither.
-
-    Args:
-        targets: (N,) int64, -1 unknown.
-        share: in (0, 1).
-        generator: draws the samples.
+    neither. ``targets`` are (N,) int64, ``share`` is in (0, 1).
     """
     kept, held = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
     for c in targets[targets >= 0].unique():
@@ -204,11 +193,7 @@ def run_probes(
 ) -> ProbeReport:
     """Run all probes: 1, 10 and 20 neighbours, as far as there are so many, and all, 1 % and 10 % of the labels.
 
-    Args:
-        train: samples to train on.
-        test: samples to test on.
-        generator: draws held-out parts and low-shot samples.
-        provenance: of the features, for the report.
+    ``generator`` draws held-out parts and low-shot samples; ``provenance`` goes into the report.
     """
     known = int((train[1] >= 0).sum())
     return ProbeReport(

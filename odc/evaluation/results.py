@@ -33,15 +33,10 @@ def write_results(
     precision: str,
     epochs: int | None = None,
 ) -> list[Path]:
-    """Write an evaluation's clusters, where it has any, and its metrics into a folder; return the files' paths.
+    """Write an evaluation's clusters, where it has any, and its metrics, ``values``; return the files' paths.
 
-    Args:
-        dataset: the N evaluated images.
-        evaluation: of them.
-        values: the metrics.
-        folder: where to.
-        precision: of the training.
-        epochs: of training behind it: a mark, written last, binds the files to that, for :func:`read_results`.
+    With the ``epochs`` of training behind it, a mark, written last, binds the files to that, for :func:`read_results`;
+    ``precision`` is that of the training.
     """
     files = list(write_clusters(dataset, evaluation, folder)) if evaluation.scores.shape[1] else []
     files.append(folder / METRICS_FILE)

@@ -50,7 +50,7 @@ class _Library(nn.Module):
 
     Args:
         name: of the network.
-        model: the network, which maps images (B, C, H, W) to features (B, D).
+        model: maps images (B, C, H, W) to features (B, D).
         in_channels: C.
         remedy: what to do, besides resizing, where the network does not take a size of image.
 

@@ -111,9 +111,6 @@ def listed(left: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({count})" if count else name for name, count in left.items()) or "nothing"
 
 
-# ------------------------------------------------------------------------------------------------------------ reading
-
-
 def _states(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
     """Return the dictionaries of tensors in a checkpoint, wrappers left out.
 
@@ -226,9 +223,6 @@ def _common_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-# ---------------------------------------------------------------------------------------------------------- describing
-
-
 def _resnet(tensors: Mapping[str, Tensor]) -> tuple[int | None, int, int, int] | None:
     """Return depth (``None``: no usual one), kernel of the stem, channels and width, or ``None`` for other networks."""
     stem = tensors.get("conv1.weight")
@@ -281,9 +275,6 @@ def suggest(tensors: Mapping[str, Tensor]) -> str | None:
         name = "vgg16_bn" if "features.1.running_mean" in tensors else "vgg16"
         return f"dict(type='TimmBackbone', name='{name}', in_channels={tensors['features.0.weight'].shape[1]})"
     return None
-
-
-# ------------------------------------------------------------------------------------------------------------- writing
 
 
 def _timm_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -360,9 +351,6 @@ def convert(src: str | Path, dst: str | Path, *, layout: str | None = None, to: 
     backbone = suggest(state.tensors)
     use = f"; use it with model.pretrained='{dst}'" + (f", model.backbone={backbone}" if backbone else "")
     return f"{src}: {state}\n{dst}: {len(tensors)} tensors by the names of {to}{use if to == 'odc' else ''}"
-
-
-# ------------------------------------------------------------------------------------------------------------- loading
 
 
 def load_backbone(backbone: nn.Module, checkpoint: Mapping[str, Any], source: str = "the checkpoint") -> str:

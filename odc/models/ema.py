@@ -19,12 +19,9 @@ class MovingAverage(nn.Module):
     Args:
         parts: names to modules; parameters that do not train are left out.
         decay: in [0, 1).
-
-    Attributes:
-        steps: () int64, updates so far.
     """
 
-    steps: Tensor
+    steps: Tensor  # () int64, updates so far
 
     def __init__(self, parts: Mapping[str, nn.Module], decay: float) -> None:
         super().__init__()

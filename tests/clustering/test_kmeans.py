@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from odc.clustering import KMeansResult, MissingFaissError, kmeans
+from odc.clustering import KMeansResult, MissingFaissError, imbalance, kmeans
 from odc.clustering.kmeans import _refill, _two_means
 from odc.errors import InputError
 from odc.structures import make_generator
@@ -25,7 +25,7 @@ def test_four_points() -> None:
         # From any start, the pairs on the left and on the right, or those below and above.
         assert sorted(result.centroids.tolist()) in ([[0, 0.5], [10, 0.5]], [[5, 0], [5, 1]])
         assert result.sizes.tolist() == [2, 2]
-        assert result.imbalance == 1
+        assert imbalance(result.sizes, 2) == 1
         assert result.objective[-1] in (1, 100)
         assert result.refilled == 0
     assert result.centroids.dtype == torch.float32
