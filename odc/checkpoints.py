@@ -102,7 +102,7 @@ def _verify_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if len(set(names)) < len(names) or any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
-            raise ValueError("its archive has entries twice, or packed ones")
+            raise ValueError("its archive has an entry twice, or a compressed one")
         if (wrong := archive.testzip()) is not None:
             raise ValueError(f"the checksum of '{wrong}' is wrong: bytes have changed since it was written")
 

@@ -43,6 +43,6 @@ class SampleBuffer(nn.Module):
         # Only N may differ: another shape of a row is reported as for any other module.
         if isinstance(loaded, Tensor) and loaded.shape[1:] == self.rows.shape[1:]:
             if loaded.is_floating_point() and not bool(loaded.isfinite().all()):
-                raise DamagedError(f"{prefix}rows is damaged: values that are not finite")
+                raise DamagedError(f"{prefix}rows is damaged: it has values that are not finite")
             self.rows = self.rows.new_empty(loaded.shape)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -329,7 +329,7 @@ class SampleMemory(nn.Module):
         for name in ("sum", "centroids"):
             loaded = state_dict.get(prefix + name)
             if isinstance(loaded, Tensor) and not bool(loaded.isfinite().all()):
-                raise DamagedError(f"{prefix}{name} is damaged: values that are not finite")
+                raise DamagedError(f"{prefix}{name} is damaged: it has values that are not finite")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _nearest(self, stored: Tensor, bias: Tensor) -> Tensor:
