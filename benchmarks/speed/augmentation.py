@@ -37,16 +37,11 @@ from torch import Tensor
 
 from odc.comparison.provenance import cpu_model
 from odc.config import load_config
-from odc.data import (
-    ArrayDataset,
-    BatchedLoader,
-    BatchLoader,
-    Pipeline,
-    ViewDataset,
-    ViewRequest,
-    build_transform,
-    mix_array,
-)
+from odc.data import ArrayDataset
+from odc.data.keys import mix_array
+from odc.data.pipeline import Pipeline
+from odc.data.transforms import build_transform
+from odc.data.views import BatchedLoader, BatchLoader, ViewDataset, ViewRequest
 from odc.models.backbones import ConvNet, ResNet
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "_base_" / "datasets"

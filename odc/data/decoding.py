@@ -50,19 +50,12 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class Header(NamedTuple):
-    """What is kept of a file that can be decoded.
+    """What is kept of a file that can be decoded."""
 
-    Attributes:
-        height: pixels; exact where neither side has more than 256.
-        width: pixels.
-        deep: more than 8 bits a channel, so that a range of values must become 0..255.
-        digest: 16 bytes of the SHA-256 of the file's size and its bytes, of which :data:`WHOLE` and :data:`SLICE` tell.
-    """
-
-    height: int
+    height: int  # both exact where neither side has more than 256 pixels
     width: int
-    deep: bool
-    digest: bytes
+    deep: bool  # more than 8 bits a channel, so that a range of values must become 0..255
+    digest: bytes  # 16, of the SHA-256 of the file's size and bytes, see WHOLE and SLICE
 
 
 def endings() -> tuple[str, ...]:
@@ -86,11 +79,7 @@ def left_out(ending: str) -> str:
 
 
 def sniff(path: str) -> None:
-    """Check that a file begins as those of the common formats do.
-
-    Raises:
-        ValueError, OSError: it does not, or cannot be read.
-    """
+    """Raise ValueError where a file does not begin as the common formats do, OSError where it cannot be read."""
     with open_regular(path) as file:
         if not _MAGIC.match(file.read(16)):
             raise ValueError("has no ending and is not an image")
@@ -136,16 +125,10 @@ def open_image(file: IO[bytes], max_pixels: int) -> Image.Image:
 
 
 def examine(path: str, max_pixels: int, verify: bool, levels: Levels | None) -> Header:
-    """Read a file's header, and hash it, in one go; decode it where it looks incomplete.
+    """Read a file's header, and hash it, in one go; decode it where it looks incomplete, or in any case (``verify``).
 
-    Args:
-        path: of the file.
-        max_pixels: largest image.
-        verify: decode it in any case.
-        levels: see :func:`decode`.
-
-    Raises:
-        Exception: whatever a decoder makes of damaged bytes.
+    Images of more than ``max_pixels`` are refused; of ``levels`` tells :func:`decode`. Raises whatever a decoder makes
+    of damaged bytes.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -203,11 +186,7 @@ def _ends_well(image: Image.Image, size: int, head: bytes, tail: bytes) -> bool:
 def decode(path: str, grey: bool, max_pixels: int, levels: Levels | None) -> Tensor:
     """Return the file's pixels, uint8 (3, H, W) or with ``grey`` (1, H, W); raises what the decoder raises.
 
-    Args:
-        path: of the file.
-        grey: one channel instead of three.
-        max_pixels: largest image.
-        levels: the values that become 0 and 255 in images of more than 8 bits a channel.
+    ``levels`` are the values that become 0 and 255 in images of more than 8 bits a channel.
     """
     with open_regular(path) as file:
         return _pixels(file, grey, max_pixels, levels)

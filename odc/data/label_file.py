@@ -26,13 +26,10 @@ class LabelFile:
     """Labels of the images of one data set, in a ``.npz`` of plain arrays.
 
     Attributes:
-        target: (N,) int64 by sample id; -1 is unlabelled.
-        num_classes: K; every label is below it.
+        target: (N,) int64 by sample id, from -1 (unlabelled) to K - 1; anything else is an :class:`InputError`.
+        num_classes: K.
         fingerprint: of the data set (:attr:`odc.data.ImageDataset.fingerprint`).
         meta: where the labels are from, for whoever reads the file; nothing else reads it.
-
-    Raises:
-        InputError: a label is outside -1..K - 1, or ``target`` is not (N,) integers.
     """
 
     target: Targets
@@ -56,11 +53,7 @@ class LabelFile:
         object.__setattr__(self, "target", target.astype(np.int64))
 
     def save(self, path: str | Path) -> None:
-        """Write to ``path``, completely or not at all; the folder is made where there is none.
-
-        Raises:
-            InputError: ``path`` does not end in ``.npz``, or cannot be written.
-        """
+        """Write to ``path``, completely or not at all; raises InputError where that is impossible or no ``.npz``."""
         path = Path(path)
         if path.suffix != ".npz":
             raise InputError(f"'{path}' does not end in .npz: labels are written as NumPy arrays")
@@ -106,16 +99,13 @@ def low_shot(target: Targets, fraction: float, generator: torch.Generator) -> Te
     """Return the labels of a random part of the images, as evenly over the classes as their sizes allow.
 
     The images of each class are put in a random order; the first of every class are taken, then the second of every
-    class, and so on, until ``fraction`` of the labelled images are. So two classes differ by 1 at most, unless one of
-    them is used up, and no class is left without a label.
+    class, and so on, until ``fraction``, in (0, 1], of the labelled images are. So two classes differ by 1 at most,
+    unless one of them is used up, and no class is left without a label.
 
     Args:
-        target: (N,) int64 classes, -1 unlabelled.
-        fraction: in (0, 1] of the labelled images.
+        target: (N,) int64 classes, -1 unlabelled; so is what is returned, where -1 is also what was not taken.
+        fraction: of the labelled images.
         generator: CPU generator of the order.
-
-    Returns:
-        (N,) int64, -1 where the image is not taken.
     """
     labels = torch.from_numpy(np.ascontiguousarray(target, dtype=np.int64))
     rows = (labels != UNLABELLED).nonzero().squeeze(1)
@@ -135,8 +125,7 @@ def first_labels(
 ) -> PseudoLabels:
     """Return one row for every image: unlabelled, or by ``label_file`` or ``label_fraction`` of ``train_cfg``.
 
-    Raises:
-        InputError: the file is of other images, or the images have no true labels to take a fraction of.
+    Raises InputError where the file is of other images, or there are no true labels to take a fraction of.
     """
     target, K = torch.full((len(dataset),), UNLABELLED), 0
     if label_file is not None:

@@ -27,13 +27,10 @@ class Pipeline:
     """One view of images.
 
     Args:
-        transforms: configs (``dict(type=..., **arguments)``) or callables from image to image.
+        transforms: for :func:`~odc.data.transforms.build_transform`, whose errors are raised.
 
     Attributes:
         obstacle: the first transform without a form for batches, with the option in the way, or ``None``.
-
-    Raises:
-        InputError: unknown transform or argument, or a value that the transform refuses.
     """
 
     def __init__(self, transforms: Sequence[Mapping[str, Any] | Callable[..., Tensor]]) -> None:

@@ -24,12 +24,8 @@ def draw_rows(stream: Stream, target: Tensor, steps: int | None, generator: torc
         steps: batches; ``None``: as many as see every row that takes part, ``ceil(rows / size)``.
         generator: CPU generator; the result is a function of it and the other arguments alone.
 
-    Returns:
-        (steps, size) int64 rows of ``target``.
-
-    Raises:
-        InputError: no row takes part.
-        ValueError: ``target`` has no such column or is not (M, T).
+    Returns (steps, size) int64 rows of ``target``; raises InputError where none takes part, ValueError where there is
+    no such column.
     """
     if target.ndim != 2 or not all(0 <= column < target.shape[1] for column in stream.balance):
         raise ValueError(f"stream '{stream.name}' balances columns {stream.balance} of target {tuple(target.shape)}")

@@ -22,9 +22,7 @@ def label_of(cell: str) -> str:
 def read_names(path: str | Path) -> str:
     """Return the text of a file with names in it: UTF-8, in which other bytes stand for names that have them.
 
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no such text.
+    Raises OSError where it cannot be read, ValueError where it is no such text.
     """
     text = read_text(path, most=2**30, errors="surrogateescape").removeprefix("\ufeff")
     if "\0" in text or text.startswith(("\udcff\udcfe", "\udcfe\udcff")):

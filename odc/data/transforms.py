@@ -48,13 +48,7 @@ class KeyedTransform(ABC):
 
     @abstractmethod
     def batch(self, images: Tensor, draws: Draws, variants: Tensor) -> Tensor:
-        """Return the transformed images.
-
-        Args:
-            images: (B, C, H, W), not to be changed.
-            draws: the random numbers of the images.
-            variants: (B,) int64.
-        """
+        """Return ``images`` (B, C, H, W), not to be changed, transformed; their ``variants`` are (B,) int64."""
 
     def __call__(self, image: Tensor) -> Tensor:
         """Return one image (C, H, W) transformed, drawn from torch's default generator: as part of a v2 transform."""
@@ -73,11 +67,7 @@ class ToFloat(PixelTransform):
 
 @TRANSFORMS.register_module()
 class Normalize(PixelTransform):
-    """Subtract ``mean`` and divide by ``std``, one number a channel.
-
-    Raises:
-        InputError: the numbers of means, deviations and channels differ, a deviation is not > 0, or images are uint8.
-    """
+    """Subtract ``mean`` and divide by ``std`` > 0, one number a channel; refuses uint8 images."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         if len(mean) != len(std) or min(std) <= 0:
@@ -116,11 +106,7 @@ class Sobel(PixelTransform):
 
 @TRANSFORMS.register_module()
 class Rotate90(VariantTransform):
-    """Rotate square images by 90° × the row's variant, anti-clockwise.
-
-    Raises:
-        InputError: the image is not square.
-    """
+    """Rotate square images by 90° × the row's variant, anti-clockwise; refuses others."""
 
     def __call__(self, images: Tensor, variant: int) -> Tensor:
         """Return the rotated images (..., C, H, H)."""
@@ -173,11 +159,8 @@ def build_transform(config: Mapping[str, Any] | Callable[..., Tensor]) -> Callab
 
 def _known() -> dict[str, Callable[..., Any]]:
     """Return every transform by name; where names are equal, ours wins over torchvision's."""
-    theirs = {
-        name: kind
-        for name, kind in vars(v2).items()
-        if inspect.isclass(kind) and issubclass(kind, v2.Transform) and kind is not v2.Transform
-    }
+    classes = {name: kind for name, kind in vars(v2).items() if inspect.isclass(kind) and kind is not v2.Transform}
+    theirs = {name: kind for name, kind in classes.items() if issubclass(kind, v2.Transform)}
     inherited = {} if TRANSFORMS.parent is None else TRANSFORMS.parent.module_dict
     return {**inherited, **theirs, **TRANSFORMS.module_dict}
 

@@ -42,12 +42,8 @@ Views = dict[tuple[str, str], Tensor]
 class ViewRequest:
     """One row through one view.
 
-    Attributes:
-        stream: name of the stream that the row is for.
-        view: name of the view.
-        ids: P sample ids.
-        variant: the row's variant (rotation by 90° × variant).
-        key: what the augmentation is drawn from; image p of the row is drawn from (key, p).
+    The row, of P sample ids ``ids``, is for the stream named ``stream``; ``variant`` is its own (rotation by 90° ×
+    variant). The augmentation of its image p is drawn from (``key``, p).
     """
 
     stream: str
@@ -58,16 +54,10 @@ class ViewRequest:
 
 
 class ViewDataset(Dataset[Views]):
-    """Images through named views, a batch of requests at a time.
-
-    Args:
-        source: the images.
-        views: a pipeline for every name.
-    """
+    """Images through views, a pipeline for every name, a batch of requests at a time."""
 
     def __init__(self, source: ImageDataset, views: Mapping[str, Pipeline]) -> None:
-        self.source = source
-        self.views = dict(views)
+        self.source, self.views = source, dict(views)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -88,13 +78,11 @@ class ViewDataset(Dataset[Views]):
             return found
 
         threads = torch.get_num_threads()
-        if threads > 1:
-            torch.set_num_threads(1)  # as in workers: sums over pixels depend on the number of threads
+        torch.set_num_threads(1)  # as in workers: sums over pixels depend on the number of threads
         try:
             return self.take(requests, lambda ids: map(image, ids.tolist()))
         finally:
-            if threads > 1:
-                torch.set_num_threads(threads)
+            torch.set_num_threads(threads)
 
     def take(
         self,
@@ -104,12 +92,8 @@ class ViewDataset(Dataset[Views]):
     ) -> Views:
         """Return ``{(stream, view): (B, P, C, H, W) float32}``, each in the order of its requests.
 
-        The state of torch's default generator is left as it was.
-
-        Args:
-            requests: rows through views.
-            images: gives the images of sample ids (B,), as :class:`Pipeline` takes them.
-            device: where they are.
+        ``images`` gives the images of sample ids (B,) on ``device``, as :class:`Pipeline` takes them. The state of
+        torch's default generator is left as it was.
 
         Raises:
             InputError: unknown view, an image that cannot be transformed, or images of different shapes.
@@ -148,9 +132,8 @@ class _Guarded(Dataset[Views]):
     def __getitems__(self, requests: Sequence[ViewRequest]) -> tuple[Views | InputError, _Lost]:
         lost = self._dataset.source.lost
         before = len(lost)
-        result: Views | InputError
         try:
-            result = self._dataset.__getitems__(requests)
+            result: Views | InputError = self._dataset.__getitems__(requests)
         except InputError as error:
             result = InputError(*error.args)  # without its traceback and cause, which may not pickle
         return result, dict(itertools.islice(lost.items(), before, None))
@@ -257,13 +240,9 @@ MAX_BATCHED_BYTES = 4 << 30
 
 
 class BatchedLoader:
-    """Loads batches of requests from images that all lie in memory, on the model's device; no workers.
+    """Loads batches of requests from images of one shape that all lie in memory, on the model's device; no workers.
 
     The images are decoded at the first run.
-
-    Args:
-        dataset: its images have one shape.
-        device: where the images lie and are augmented.
     """
 
     def __init__(self, dataset: ViewDataset, device: torch.device | str) -> None:
@@ -272,14 +251,7 @@ class BatchedLoader:
         self._run = 0
 
     def run(self, batches: Iterable[list[ViewRequest]]) -> Iterator[Views]:
-        """Load ``batches``, each as :meth:`ViewDataset.__getitems__` gives it, but on the device.
-
-        A run may be abandoned at any point; a new one ends those before it.
-
-        Raises:
-            InputError: as :meth:`ViewDataset.__getitems__`; the next run works.
-            RuntimeError: another run was started since.
-        """
+        """Load ``batches`` as :meth:`BatchLoader.run` does, but on the device."""
         self._run += 1
         return self._iterate(batches, self._run)
 
@@ -298,7 +270,6 @@ class BatchedLoader:
 
 
 def _cores() -> int:
-    """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -308,7 +279,7 @@ def make_loader(
     """Return the loader of a data set's views, and log which one and why.
 
     Args:
-        dataset: the images and their views.
+        dataset: images and views.
         num_workers: processes that load images as they are needed; no more than this process has cores, since their
             number changes speed alone.
         device: the model's; ``None``: not known, images are loaded to main memory as they are needed.
@@ -346,9 +317,8 @@ def make_loader(
         where = f"{num_workers} workers" if num_workers else "this process"
         print_log(f"images are loaded and augmented in {where}: {reason}", "current")
         return BatchLoader(dataset, num_workers)
-    device = torch.device(device)
-    if device.type not in ("cpu", "cuda"):
-        device = torch.device("cpu")  # others lack the 64-bit numbers that the draws need
+    if torch.device(device).type not in ("cpu", "cuda"):
+        device = "cpu"  # others lack the 64-bit numbers that the draws need
     print_log(f"images of {told} stay in memory ({size / 2**20:,.1f} MiB), augmented in batches on {device}", "current")
     return BatchedLoader(dataset, device)
 
