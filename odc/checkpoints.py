@@ -15,7 +15,6 @@ import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -29,6 +28,7 @@ from mmengine.runner.checkpoint import CheckpointLoader, get_torchvision_models
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from odc import logs
 from odc.errors import DamagedError, InputError, one_line
@@ -199,58 +199,33 @@ def _download(source: str, scheme: str) -> dict[str, Any]:
     return checkpoint
 
 
-def _load_checkpoint(filename: str, map_location: Any = None, logger: Any = None) -> dict[str, Any]:
-    return load_plain(filename)
+# mmengine's own would unpickle unsafely in its initialisers.
+CheckpointLoader.load_checkpoint = lambda filename, map_location=None, logger=None: load_plain(filename)
 
 
-CheckpointLoader.load_checkpoint = _load_checkpoint  # mmengine's initialisers would unpickle unsafely
-
-
-@dataclass(frozen=True)
 class LoadReport:
-    """What :func:`load_state` did.
+    """What loading a state into a model does: names ``loaded``, ``missing`` in the state, and ``unexpected`` in it.
 
-    Attributes:
-        loaded: names that were copied into the model.
-        missing: names of the model that the state lacks.
-        unexpected: names of the state that the model lacks.
-        mismatched: names with both shapes, as ``name: file (...), model (...)``.
+    ``mismatched`` ones come with both shapes, as ``name: file (...), model (...)``; ``complete``: there are only loaded
+    ones.
+
+    Args:
+        given: names to what should be tensors.
+        wanted: names to the model's tensors.
+        resizing: prefixes of the names under which shapes may differ.
     """
 
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    mismatched: tuple[str, ...]
-
-    @classmethod
-    def between(
-        cls, given: Mapping[str, Any], wanted: Mapping[str, Tensor], resizing: tuple[str, ...] = ()
-    ) -> LoadReport:
-        """Return what loading ``given`` into a model with the state ``wanted`` would do.
-
-        Args:
-            given: names to what should be tensors.
-            wanted: names to tensors.
-            resizing: prefixes of the names under which shapes may differ.
-        """
-
-        def differs(name: str) -> bool:
-            bound = not (name.startswith(resizing) and isinstance(given[name], Tensor))
-            return bound and _shape(given[name]) != _shape(wanted[name])
-
-        common = [name for name in wanted if name in given]
-        mismatched = [name for name in common if differs(name)]
-        return cls(
-            loaded=tuple(name for name in common if name not in mismatched),
-            missing=tuple(name for name in wanted if name not in given),
-            unexpected=tuple(name for name in given if name not in wanted),
-            mismatched=tuple(f"{k}: file {_shape(given[k])}, model {_shape(wanted[k])}" for k in mismatched),
-        )
-
-    @property
-    def complete(self) -> bool:
-        """Whether the state and the model fit each other exactly."""
-        return not (self.missing or self.unexpected or self.mismatched)
+    def __init__(self, given: Mapping[str, Any], wanted: Mapping[str, Tensor], resizing: tuple[str, ...] = ()) -> None:
+        wrong: dict[str, str] = {}
+        for name in wanted.keys() & given.keys():
+            file, model = _shape(given[name]), _shape(wanted[name])
+            if file != model and not (name.startswith(resizing) and isinstance(given[name], Tensor)):
+                wrong[name] = f"{name}: file {file}, model {model}"
+        self.loaded = tuple(name for name in wanted if name in given and name not in wrong)
+        self.missing = tuple(name for name in wanted if name not in given)
+        self.unexpected = tuple(name for name in given if name not in wanted)
+        self.mismatched = tuple(wrong[name] for name in wanted if name in wrong)
+        self.complete = not (self.missing or self.unexpected or self.mismatched)
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} loaded"]
@@ -295,27 +270,25 @@ def load_state(
         model = model.get_submodule("module")
     wanted = model.state_dict()
     prefix = "module."
-    given: OrderedDict[str, Any] = OrderedDict(state_dict)
-    metadata: dict[str, Any] | None = getattr(state_dict, "_metadata", None)
-    if given and all(k.startswith(prefix) for k in given) and not any(k.startswith(prefix) for k in wanted):
-        given = OrderedDict((k.removeprefix(prefix), v) for k, v in given.items())
-        metadata = {k.removeprefix("module").removeprefix("."): v for k, v in (metadata or {}).items()}
+    given: Any = OrderedDict(state_dict)
+    given._metadata = dict(getattr(state_dict, "_metadata", ()))  # versions of the modules that wrote it
+    if all(k.startswith(prefix) for k in given) and not any(k.startswith(prefix) for k in wanted):
+        consume_prefix_in_state_dict_if_present(given, prefix)
 
     resizing = tuple(f"{n}." if n else "" for n, m in model.named_modules() if getattr(m, "resizes_on_load", False))
-    report = LoadReport.between(given, wanted, resizing)
+    report = LoadReport(given, wanted, resizing)
     if not report.loaded and wanted:
         raise InputError(f"{source}: nothing in it fits the model: {report}; use the checkpoint of such a model")
     if not (partial or report.complete):
         raise InputError(f"{source} does not fit the model: {report}; use the model it was saved from, or {otherwise}")
-    chosen = OrderedDict((k, given[k]) for k in report.loaded)
     trained = {k for k, _ in model.named_parameters()}
-    for k, value in chosen.items():
-        if wrong := _wrong_values(value, wanted[k], k in trained):
+    for k in report.loaded:
+        if wrong := _wrong_values(given[k], wanted[k], k in trained):
             raise DamagedError(f"{source} is damaged: {k} {wrong}; use another file")
-    if metadata is not None:
-        chosen._metadata = metadata  # type: ignore[attr-defined]  # versions of the modules that wrote it
+    for k in given.keys() - set(report.loaded):
+        del given[k]
     try:
-        model.load_state_dict(chosen, strict=not partial)
+        model.load_state_dict(given, strict=not partial)
     except DamagedError as error:  # of a module that checks what it takes
         raise DamagedError(f"{source}: {error}; use another file") from error
     except RuntimeError as error:  # a module of its own mind about what it takes
@@ -363,10 +336,10 @@ def to_plain(value: Any, path: str = "checkpoint") -> Any:
         return value.detach().cpu()
     if value is None or isinstance(value, (torch.dtype, torch.device)):
         return value
-    if isinstance(value, np.generic):
-        return to_plain(value.item(), path)
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy()) if value.dtype.kind in "biufc" else to_plain(value.tolist(), path)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        return torch.from_numpy(value.copy())
+    if isinstance(value, (np.ndarray, np.generic)):
+        return to_plain(value.tolist(), path)
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
     if isinstance(value, (datetime.timedelta, os.PathLike)):
@@ -376,15 +349,13 @@ def to_plain(value: Any, path: str = "checkpoint") -> Any:
         if isinstance(value, plain):  # a subclass (an enum's value, for one) is cut down to what it is
             return plain(value)
     if isinstance(value, Mapping):
-        items = [(to_plain(k, path), to_plain(v, f"{path}.{k}")) for k, v in value.items() if not isinstance(v, _CODE)]
-        if isinstance(value, Counter):
-            return Counter(dict(items))
-        if not isinstance(value, OrderedDict):
-            return dict(items)
-        ordered = OrderedDict(items)
-        if hasattr(value, "_metadata"):  # of a module's state_dict
-            ordered._metadata = to_plain(value._metadata, path)  # type: ignore[attr-defined]
-        return ordered
+        items = {to_plain(k, path): to_plain(v, f"{path}.{k}") for k, v in value.items() if not isinstance(v, _CODE)}
+        plain = Counter(items) if isinstance(value, Counter) else items
+        if isinstance(value, OrderedDict):
+            plain = OrderedDict(items)
+            if hasattr(value, "_metadata"):  # of a module's state_dict
+                plain._metadata = to_plain(value._metadata, path)
+        return plain
     if isinstance(value, (list, tuple, set, frozenset, range)):
         kind = tuple if isinstance(value, tuple) else set if isinstance(value, (set, frozenset)) else list
         return kind(to_plain(v, f"{path}[{i}]") for i, v in enumerate(value))

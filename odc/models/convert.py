@@ -373,7 +373,7 @@ def load_backbone(backbone: nn.Module, checkpoint: Mapping[str, Any], source: st
     left = Counter(state.left)
     left.update(name.rpartition(".")[0] for name in extra)
 
-    report = LoadReport.between(given, wanted)
+    report = LoadReport(given, wanted)
     if not report.complete:
         advice = suggest(state.tensors)
         raise InputError(
