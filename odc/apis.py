@@ -68,10 +68,10 @@ def prepare_config(
         cfg.work_dir = str(Path("work_dirs") / Path(cfg.filename).stem)
     if isinstance(cfg.get("val_evaluator"), Mapping):
         cfg.val_evaluator = [cfg.val_evaluator]
-    check_kind(cfg.get("randomness", {}), "dict", "randomness")
+    check_kind(cfg.setdefault("randomness", {}), "dict", "randomness")
     if seed is not None:
-        cfg.setdefault("randomness", {})["seed"] = seed
-    if cfg.get("randomness", {}).get("seed") is None:
+        cfg.randomness.seed = seed
+    if cfg.randomness.get("seed") is None:
         raise InputError(f"{cfg.filename}: randomness.seed is not set: a run without a seed cannot be repeated")
     check_seed(cfg.randomness.seed, f"{cfg.filename}: randomness.seed" if seed is None else "the seed")
     if amp:
@@ -135,8 +135,7 @@ def _write_skipped(data: ClusterData, folder: Path) -> None:
     tables = [write_skipped(data.train.dataset, folder)]
     if data.eval is not data.train:
         tables.append(write_skipped(data.eval.dataset, folder, "skipped_eval.csv"))
-    told = " and ".join(str(table) for table in tables if table is not None)
-    if told:
+    if told := " and ".join(map(str, filter(None, tables))):
         print_log(f"all files that were skipped, and why: {told}", "current")
 
 

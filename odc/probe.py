@@ -62,9 +62,8 @@ def probe(
             data.close()
     else:
         check_arguments(ClusterData, cfg.data, "data")
-        train = test = build_dataset(cfg.data.dataset)
-        if cfg.data.get("eval_dataset"):
-            test = build_dataset(cfg.data.eval_dataset)
+        train = build_dataset(cfg.data.dataset)
+        test = build_dataset(cfg.data.eval_dataset) if cfg.data.get("eval_dataset") else train
         separate = _check_labels(train, test)
         if separate and test_features is None:
             raise InputError(

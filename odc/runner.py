@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -46,23 +47,14 @@ class StatefulLoop(Protocol):
 class Runner(mmengine.runner.Runner):
     """mmengine's runner with checkpoints that are plain, strictly loaded and resumable.
 
-    Differences, all else being mmengine's:
-
-    - checkpoints hold tensors and plain Python values only, without the histories of logged scalars; nothing in a
-      checkpoint is executed when loading;
-    - ``load_from`` must fit the model exactly unless the config says ``load_partial = True``; a resumed checkpoint
-      must always fit;
-    - ``resume=True`` without ``load_from`` takes the newest checkpoint that is whole (:func:`find_resume`), and says
-      which ones are not;
-    - a train loop with ``state_dict`` and ``load_state_dict`` is saved and resumed too (:class:`StatefulLoop`);
-    - launchers work without a GPU, by gloo; DDP never broadcasts buffers by itself;
-    - any number of runners can be built in one process;
-    - the terminal shows one-line messages; environment, config and hooks go to the log file.
+    Each method says what it does otherwise than mmengine's. Besides, ``resume=True`` without ``load_from`` takes the
+    newest checkpoint that is whole (:func:`find_resume`), and says which ones are not; and any number of runners can be
+    built in one process.
     """
 
     precision = "float32"  # what the weights are, or were, trained in; evaluation and extraction are in float32
     _resumed_precision: str | None = None
-    _timestamps: ClassVar[set[str]] = set()
+    _timestamps: ClassVar[Counter[str]] = Counter()  # runners by the second they were made in
     _loaded = False
     _config_written = False
     _configured: list[dict[str, Any]] | None = None  # the optimiser's options, a dict a group
@@ -84,11 +76,9 @@ class Runner(mmengine.runner.Runner):
                 init_gloo(self.launcher, env_cfg.get("dist_cfg", {}).get("timeout"))
         super().setup_env(env_cfg)
         # mmengine shares logger and message hub between runners of one name, and names them by the second.
-        stamp, number = self._timestamp, 1
-        while self._timestamp in self._timestamps:
-            number += 1
-            self._timestamp = f"{stamp}_{number}"
-        self._timestamps.add(self._timestamp)
+        self._timestamps[self._timestamp] += 1
+        if (number := self._timestamps[self._timestamp]) > 1:
+            self._timestamp += f"_{number}"
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Return mmengine's logger, whose terminal shows one-line messages only; the file has everything.
@@ -120,9 +110,7 @@ class Runner(mmengine.runner.Runner):
     def build_message_hub(self, message_hub: dict[str, Any] | None = None) -> MessageHub:
         """Return mmengine's message hub with every log buffer, now and later, of a bounded length."""
         hub = super().build_message_hub(message_hub)
-        capped = logs.CappedScalars()
-        capped.update(hub.log_scalars)
-        hub._log_scalars = capped
+        hub._log_scalars = logs.CappedScalars(hub.log_scalars)
         return hub
 
     def use_data(self, train: Any, val: Any) -> None:
@@ -135,9 +123,8 @@ class Runner(mmengine.runner.Runner):
         if self.distributed and not is_model_wrapper(model):
             cfg.setdefault("type", "MMDistributedDataParallel")
             if cfg["type"] == "MMDistributedDataParallel":
-                cfg.setdefault("bucket_cap_mb", ONE_BUCKET)
-                cfg.setdefault("broadcast_buffers", False)
-                cfg.setdefault("find_unused_parameters", self.cfg.get("find_unused_parameters", False))
+                unused = self.cfg.get("find_unused_parameters", False)
+                cfg = dict(bucket_cap_mb=ONE_BUCKET, broadcast_buffers=False, find_unused_parameters=unused) | cfg
                 if get_device() == "cpu":
                     cfg["device_ids"] = None
         with warnings.catch_warnings():
@@ -158,16 +145,15 @@ class Runner(mmengine.runner.Runner):
 
     def settle_precision(self) -> None:
         """Settle what the training that begins computes in: the config's ``precision``, or that of the resumed run."""
-        precision = settle_precision(self.cfg.get("precision"))
+        self.precision = settle_precision(self.cfg.get("precision"))
         before = self._resumed_precision
-        if before is not None and before != precision:
-            reason = lacks_bfloat16_anywhere() if before == "bfloat16" else None
-            if reason is None:
-                self.logger.warning(f"the run goes on in its checkpoint's precision, {before}, not in {precision}")
-                precision = before
-            else:
-                self.logger.warning(f"the run was in {before} so far and goes on in {precision}: {reason}")
-        self.precision = precision
+        if before in (None, self.precision):
+            return
+        if before == "bfloat16" and (reason := lacks_bfloat16_anywhere()) is not None:
+            self.logger.warning(f"the run was in {before} so far and goes on in {self.precision}: {reason}")
+        else:
+            self.logger.warning(f"the run goes on in its checkpoint's precision, {before}, not in {self.precision}")
+            self.precision = before
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which the model trains: autocast to bfloat16, where that is the run's precision.
@@ -211,15 +197,13 @@ class Runner(mmengine.runner.Runner):
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Call all hooks; after those ``before_save_checkpoint``, complete the checkpoint and make it plain."""
         super().call_hook(fn_name, **kwargs)
-        if fn_name == "before_save_checkpoint":  # here rather than in a hook: no hook can then come after it
-            self._finish(kwargs["checkpoint"])
-
-    def _finish(self, checkpoint: dict[str, Any]) -> None:
+        if fn_name != "before_save_checkpoint":
+            return
+        checkpoint = kwargs["checkpoint"]  # here rather than in a hook: no hook can then come after it
         hub = checkpoint["message_hub"]
-        hub["log_scalars"] = {}
+        hub["log_scalars"] = {}  # the histories are not for a run that goes on
         hub["resumed_keys"] = {k: True for k in hub["runtime_info"] if hub["resumed_keys"].get(k)}
-        checkpoint["meta"]["torch_version"] = torch.__version__
-        checkpoint["meta"]["precision"] = self.precision
+        checkpoint["meta"] |= {"torch_version": torch.__version__, "precision": self.precision}
         if "optimizer" in checkpoint and isinstance(self.train_loop, StatefulLoop):
             checkpoint["loop"] = self.train_loop.state_dict()
         plain = to_plain(checkpoint)
@@ -241,11 +225,10 @@ class Runner(mmengine.runner.Runner):
         """
         checkpoint = load_plain(filename)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        partial, otherwise = self.cfg.get("load_partial", False), TAKE_PART
+        otherwise = TAKE_PART
         if self.resumes:  # which takes all or nothing
-            partial = False
             otherwise = f"start anew with what fits: load_from='{filename}' and load_partial=True, without --resume"
-        source = f"checkpoint '{filename}'"
+        partial, source = self.cfg.get("load_partial", False) and not self.resumes, f"checkpoint '{filename}'"
         state = model_state(checkpoint, source)
         report = load_state(self.model, state, partial=partial, source=source, otherwise=otherwise)
         self._loaded = True
@@ -271,8 +254,7 @@ class Runner(mmengine.runner.Runner):
             self._config_written = True
 
     def _resume_newest(self) -> None:
-        candidates = find_resume(self.work_dir)
-        tried: list[str] = []
+        candidates, tried = find_resume(self.work_dir), []
         while True:
             found = [next(candidates, None) if is_main_process() else None]
             broadcast_object_list(found)  # one choice for all ranks
@@ -327,12 +309,11 @@ class Runner(mmengine.runner.Runner):
 
     def _resume_seed(self, seed: int | None, filename: str) -> None:
         configured = self._randomness_cfg.get("seed")
-        if seed is None or seed == configured:
-            return
-        if configured is not None:
-            self.logger.warning(f"the run of '{filename}' continues with its own seed {seed}, not {configured}")
-        self._randomness_cfg = {**self._randomness_cfg, "seed": seed}
-        self.set_randomness(**self._randomness_cfg)
+        if seed not in (None, configured):
+            if configured is not None:
+                self.logger.warning(f"the run of '{filename}' continues with its own seed {seed}, not {configured}")
+            self._randomness_cfg = {**self._randomness_cfg, "seed": seed}
+            self.set_randomness(**self._randomness_cfg)
 
     def _resume_optimizer(self, state: Any, filename: str) -> None:
         self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)

@@ -26,6 +26,7 @@ from torch.distributed import init_process_group
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
+from odc import registry
 from odc.config.loading import KINDS, at
 from odc.data.transforms import build_transform
 from odc.engine.data import ClusterData
@@ -34,38 +35,15 @@ from odc.engine.precision import PRECISIONS
 from odc.errors import InputError, nearest
 from odc.models.cluster_model import ClusterModel
 from odc.refused import REFUSED_KEYS
-from odc.registry import (
-    BACKBONES,
-    DATASETS,
-    HEADS,
-    HOOKS,
-    METRICS,
-    MODEL_WRAPPERS,
-    MODELS,
-    NECKS,
-    OPTIM_WRAPPER_CONSTRUCTORS,
-    OPTIM_WRAPPERS,
-    OPTIMIZERS,
-    SCHEDULES,
-    VISBACKENDS,
-    VISUALIZERS,
-    check_arguments,
-    check_kind,
-    resolve,
-)
+from odc.registry import check_arguments, check_kind, resolve
 from odc.runner import Runner
 
 DEFAULT_HOOKS = ("checkpoint", "logger", "param_scheduler", "runtime_info", "sampler_seed", "timer")
 
 # mmengine's visualizer back ends that need a package which this one does not require.
 PACKAGES = {
-    "AimVisBackend": "aim",
-    "ClearMLVisBackend": "clearml",
-    "DVCLiveVisBackend": "dvclive",
-    "MLflowVisBackend": "mlflow",
-    "NeptuneVisBackend": "neptune",
-    "TensorboardVisBackend": "tensorboard",
-    "WandbVisBackend": "wandb",
+    f"{name}VisBackend": name.lower()
+    for name in ("Aim", "ClearML", "DVCLive", "MLflow", "Neptune", "Tensorboard", "Wandb")
 }
 
 
@@ -131,7 +109,7 @@ def check_monitored(cfg: Config, labelled: bool) -> None:
             wanted += [(f"{hook['type']}'s {option}", name) for name in ([names] if isinstance(names, str) else names)]
     if not wanted:
         return
-    kinds = [resolve(METRICS, metric)[0] for metric in cfg.get("val_evaluator") or ()]
+    kinds = [resolve(registry.METRICS, metric)[0] for metric in cfg.get("val_evaluator") or ()]
     if not kinds:
         where, name = wanted[0]
         raise InputError(f"{where} is '{name}', but nothing is measured: the config has no val_evaluator")
@@ -160,17 +138,15 @@ def check_compile(cfg: Any) -> dict[str, Any] | None:
         raise InputError(f"compile must be True, False or a dict of torch.compile's options, not {cfg!r}")
     options = {} if cfg is True else dict(cfg)
     check_arguments(torch.compile, options, "compile", given=("model",))
-    backend = options.get("backend", "inductor")
-    known = torch.compiler.list_backends(exclude_tags=())
+    backend, known = options.get("backend", "inductor"), torch.compiler.list_backends(exclude_tags=())
     if backend not in known:
         raise InputError(f"compile has no backend '{backend}'; known: {', '.join(known)}")
-    if backend == "inductor":
-        compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-        if shutil.which(compiler) is None:
-            raise InputError(
-                f"compile needs a C++ compiler, but there is no '{compiler}': install it, name one in the environment "
-                "variable CXX, or set compile=False"
-            )
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if backend == "inductor" and shutil.which(compiler) is None:
+        raise InputError(
+            f"compile needs a C++ compiler, but there is no '{compiler}': install it, name one in the environment "
+            "variable CXX, or set compile=False"
+        )
     try:
         torch.compile(nn.Identity(), **options)
     except (RuntimeError, ValueError, TypeError) as error:
@@ -191,21 +167,21 @@ def _checked(name: str, function: Callable[..., None]) -> Callable[[Any], None]:
     return check
 
 
-def _built(registry: Any, cfg: Any, **given: Any) -> None:
+def _built(kinds: Any, cfg: Any, **given: Any) -> None:
     """Build what is cheap, to hear what it has to say of its options."""
-    target, arguments = resolve(registry, cfg, **given)
+    target, arguments = resolve(kinds, cfg, **given)
     try:
         target(**arguments)
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         options = ", ".join(f"{name}={value!r}" for name, value in arguments.items() if name not in given)
-        raise InputError(f"{registry.name} '{target.__name__}' does not take {options}: {error}") from error
+        raise InputError(f"{kinds.name} '{target.__name__}' does not take {options}: {error}") from error
 
 
 def _data(cfg: Any) -> None:
     check_arguments(ClusterData, cfg, "data")
     for dataset in (cfg["dataset"], cfg.get("eval_dataset")):
         if dataset is not None:
-            resolve(DATASETS, dataset)
+            resolve(registry.DATASETS, dataset)
     for transforms in _dict("data.views", cfg["views"]).values():
         for transform in transforms if isinstance(transforms, list | tuple) else ():
             build_transform(transform)
@@ -214,28 +190,28 @@ def _data(cfg: Any) -> None:
 def _train_cfg(cfg: Any) -> None:
     check_arguments(ClusterTrainLoop, cfg, "train_cfg", given=("runner", "dataloader", "accumulative_counts"))
     if cfg.get("schedule"):
-        resolve(SCHEDULES, cfg["schedule"])
+        resolve(registry.SCHEDULES, cfg["schedule"])
 
 
 def _model(cfg: Any) -> None:
-    kind, parts = resolve(MODELS, cfg)
+    kind, parts = resolve(registry.MODELS, cfg)
     if isinstance(kind, type) and issubclass(kind, ClusterModel):
-        resolve(BACKBONES, parts["backbone"])
-        resolve(NECKS, parts.get("neck") or {"type": "AvgPool"}, in_channels=0)
-        resolve(HEADS, parts["head"], in_channels=0)
+        resolve(registry.BACKBONES, parts["backbone"])
+        resolve(registry.NECKS, parts.get("neck") or {"type": "AvgPool"}, in_channels=0)
+        resolve(registry.HEADS, parts["head"], in_channels=0)
 
 
 def _optim_wrapper(cfg: Any) -> None:
     wrapper = dict(_dict("optim_wrapper", cfg))
     groups = wrapper.pop("paramwise_cfg", None)
     constructor = wrapper.pop("constructor", "DefaultOptimWrapperConstructor")
-    resolve(OPTIM_WRAPPER_CONSTRUCTORS, {"type": constructor}, optim_wrapper_cfg=cfg, paramwise_cfg=groups)
-    resolve(OPTIM_WRAPPERS, {"type": "OptimWrapper", **wrapper})
+    resolve(registry.OPTIM_WRAPPER_CONSTRUCTORS, {"type": constructor}, optim_wrapper_cfg=cfg, paramwise_cfg=groups)
+    resolve(registry.OPTIM_WRAPPERS, {"type": "OptimWrapper", **wrapper})
     optimizer = _dict("optim_wrapper.optimizer", wrapper["optimizer"])
     by_name = _dict("optim_wrapper.paramwise_cfg", groups or {}) if constructor == "ByName" else {}
     for prefix, options in {"": {}, **by_name}.items():
         _dict(f"optim_wrapper.paramwise_cfg, the start of parameters' names, '{prefix}'", options)
-        _built(OPTIMIZERS, {**optimizer, **options}, params=[nn.Parameter(torch.zeros(1))])
+        _built(registry.OPTIMIZERS, {**optimizer, **options}, params=[nn.Parameter(torch.zeros(1))])
     if wrapper.get("clip_grad"):
         clipping = dict(_dict("optim_wrapper.clip_grad", wrapper["clip_grad"]))
         functions: dict[str, Any] = {"norm": clip_grad_norm_, "value": clip_grad_value_}
@@ -245,7 +221,7 @@ def _optim_wrapper(cfg: Any) -> None:
 
 
 def _hook(cfg: Any) -> None:
-    resolve(HOOKS, {k: v for k, v in cfg.items() if k != "priority"} if isinstance(cfg, Mapping) else cfg)
+    resolve(registry.HOOKS, {k: v for k, v in cfg.items() if k != "priority"} if isinstance(cfg, Mapping) else cfg)
 
 
 def _default_hooks(cfg: Any) -> None:
@@ -257,9 +233,9 @@ def _default_hooks(cfg: Any) -> None:
 
 
 def _visualizer(cfg: Any) -> None:
-    resolve(VISUALIZERS, cfg)
+    resolve(registry.VISUALIZERS, cfg)
     for backend in cfg.get("vis_backends") or ():
-        kind, _ = resolve(VISBACKENDS, backend, save_dir=".")
+        kind, _ = resolve(registry.VISBACKENDS, backend, save_dir=".")
         package = PACKAGES.get(kind.__name__)
         if package is not None and importlib.util.find_spec(package) is None:
             raise InputError(f"{kind.__name__} needs the package {package}: pip install {package}")
@@ -267,7 +243,7 @@ def _visualizer(cfg: Any) -> None:
 
 def _model_wrapper(cfg: Any) -> None:
     wrapper = {"type": "MMDistributedDataParallel", **_dict("model_wrapper_cfg", cfg)}
-    kind, options = resolve(MODEL_WRAPPERS, wrapper, module=None)
+    kind, options = resolve(registry.MODEL_WRAPPERS, wrapper, module=None)
     own = inspect.signature(kind).parameters
     passed_on = {name: value for name, value in options.items() if name not in own}
     check_arguments(DistributedDataParallel, passed_on, "model_wrapper_cfg", given=("self", "module"))
@@ -321,7 +297,7 @@ PARTS: dict[str, Callable[[Any], Any]] = {
     "optim_wrapper": _optim_wrapper,
     "default_hooks": _default_hooks,
     "custom_hooks": _each(_hook),
-    "val_evaluator": _each(functools.partial(resolve, METRICS)),
+    "val_evaluator": _each(functools.partial(resolve, registry.METRICS)),
     "visualizer": _visualizer,
     "model_wrapper_cfg": _model_wrapper,
     "env_cfg": _checked("env_cfg", _environment),

@@ -99,13 +99,12 @@ def _run_config(path: Path) -> Config:
         return Config.fromfile(str(path), lazy_import=False, import_custom_modules=False)
     except Exception as error:
         wrong = _syntax_error(path) if isinstance(error, SyntaxError) else None
-        where = (
-            f"{wrong.filename}', line {wrong.lineno}: {wrong.msg}" if wrong else f"{path}': {type(error).__name__}: "
-        )
         with warnings.catch_warnings():  # mmengine leaves a temporary file open in the frames of its error
             warnings.simplefilter("ignore", ResourceWarning)
             traceback.clear_frames(error.__traceback__)
-        raise InputError(f"config '{where}" + ("" if wrong else one_line(error))) from error
+        if wrong is not None:
+            raise InputError(f"config '{wrong.filename}', line {wrong.lineno}: {wrong.msg}") from error
+        raise InputError(f"config '{path}': {type(error).__name__}: {one_line(error)}") from error
 
 
 def _config_data(value: Any) -> dict[str, Any]:
@@ -144,9 +143,7 @@ def override(config: Config, overrides: Mapping[str, Any] | None = None) -> Conf
             if isinstance(value, dict) and "_delete_" in value:
                 config.merge_from_dict({key: None})  # where there is nothing, merging would keep _delete_ itself
         # A copy: merging takes _delete_ out of what it is given.
-        config.merge_from_dict(
-            {**copy.deepcopy(overrides), **{key: parse(value) for key, (value, _) in written.items()}}
-        )
+        config.merge_from_dict(copy.deepcopy(overrides) | {key: parse(value) for key, (value, _) in written.items()})
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         place = f"config '{config.filename}' has no place for the overrides {overrides}"
         raise InputError(f"{place}: {one_line(error)}") from error
@@ -189,26 +186,24 @@ def _import_custom(custom_imports: dict[str, Any], path: Path) -> None:
     importlib.invalidate_caches()
     names = custom_imports["imports"]
     for name in [names] if isinstance(names, str) else names:
-        if problem := _import_problem(name):
-            absent, reason = problem
-            message = f"custom_imports of config '{path}': cannot import '{name}'{reason}"
-            if not (absent and custom_imports.get("allow_failed_imports", False)):
-                raise InputError(message)
-            from odc import logs  # it imports torch, which reading a config does not need
-
-            logs.warn(message)
+        _import(name, path, custom_imports.get("allow_failed_imports", False))
 
 
-def _import_problem(name: str) -> tuple[bool, str] | None:
-    """Import ``name``; where that fails, return whether there is no such module, and the reason."""
+def _import(name: str, path: Path, may_be_absent: bool) -> None:
     try:
         importlib.import_module(name)
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == name:
-            return True, "; put it next to the config, in the current directory or on PYTHONPATH"
-        at = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
-        return False, f": {type(error).__name__}: {one_line(error)} ({at.filename}, line {at.lineno})"
-    return None
+        message = f"custom_imports of config '{path}': cannot import '{name}'"
+        if not isinstance(error, ModuleNotFoundError) or error.name != name:
+            at = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{type(error).__name__}: {one_line(error)} ({at.filename}, line {at.lineno})"
+            raise InputError(f"{message}: {reason}") from error
+        message += "; put it next to the config, in the current directory or on PYTHONPATH"
+        if not may_be_absent:
+            raise InputError(message) from error
+        from odc import logs  # it imports torch, which reading a config does not need
+
+        logs.warn(message)
 
 
 def read_option(text: str, config: Any, key: str, replaced: Any) -> Any:
