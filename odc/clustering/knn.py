@@ -52,8 +52,8 @@ def knn_search(
         allowed = f"k must be between 1 and {available}" if available else "none can be found"
         raise InputError(f"{k} neighbours asked for, but {allowed} for {N} sample{'s' if N > 1 else ''}")
     if metric == "cosine":
-        points = _unit_rows(points)
-        asked = points if queries is None else _unit_rows(asked)
+        points = unit_rows(points)
+        asked = points if queries is None else unit_rows(asked)
 
     device = x.device if isinstance(x, Tensor) else torch.device("cpu")
     index = flat_index(D, inner_product=metric == "cosine", device=device)
@@ -68,7 +68,7 @@ def knn_search(
     return torch.from_numpy(ids).to(device), torch.from_numpy(similarities).to(device)
 
 
-def _unit_rows(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    norms = np.linalg.norm(x, axis=1, keepdims=True)
-    unit: npt.NDArray[np.float32] = x / np.maximum(norms, np.float32(1e-12))
+def unit_rows(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the rows of ``x`` (N, D) floating divided by their lengths, in the same dtype; zero rows stay zero."""
+    unit: npt.NDArray[Any] = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), x.dtype.type(1e-12))
     return unit

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
+from odc.clustering.knn import unit_rows
 from odc.data.embeddings import Embeddings
 from odc.data.table import label_of, read_table
 from odc.errors import InputError
@@ -146,7 +147,7 @@ def align(
         bad = int((~np.isfinite(features).all(axis=1)).sum())
         if bad:
             raise InputError(f"{bad} of {len(features)} rows of features are not finite: extract them anew")
-        unit = _unit_rows(features.astype(np.float64))
+        unit = unit_rows(features.astype(np.float64))
         scores = _prototypes(unit, clusters, num_clusters) @ _prototypes(unit[index], label, C).T
     assigned = np.full(num_clusters, -1)
     rows, columns = linear_sum_assignment(scores, maximize=True)
@@ -167,16 +168,11 @@ def align(
     return Alignment("votes" if by_votes else "similarity", classes, tuple(matches))
 
 
-def _unit_rows(x: FloatArray) -> FloatArray:
-    unit: FloatArray = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    return unit
-
-
 def _prototypes(unit: FloatArray, groups: IntArray, n: int) -> FloatArray:
     """Return the directions (n, D) of the means of the rows of each group."""
     total = np.zeros((n, unit.shape[1]))
     np.add.at(total, groups, unit)
-    return _unit_rows(total)
+    return unit_rows(total)
 
 
 def read_labels(path: str | Path, paths: list[str]) -> tuple[IntArray, list[str], int]:

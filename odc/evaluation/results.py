@@ -42,11 +42,8 @@ def write_results(
     files.append(folder / METRICS_FILE)
     write_text(files[-1], json.dumps({**values, "precision": precision}, indent=2) + "\n")
     if epochs is not None:
-        mark = {
-            "epochs": epochs,
-            "without_images": evaluation.without_images,
-            "files": {file.name: _checksum(file) for file in files},
-        }
+        checksums = {file.name: _checksum(file) for file in files}
+        mark = {"epochs": epochs, "without_images": evaluation.without_images, "files": checksums}
         write_text(folder / MARK_FILE, json.dumps(mark) + "\n")
     return files
 

@@ -46,13 +46,7 @@ class _Library(nn.Module):
     """A network of a library without its classifier. The network itself is asked for its width and its sizes of image.
 
     Nothing else is certain: what libraries say of the width is that of another layer in many of their networks, and
-    some take one size of image only.
-
-    Args:
-        name: of the network.
-        model: maps images (B, C, H, W) to features (B, D).
-        in_channels: C.
-        remedy: what to do, besides resizing, where the network does not take a size of image.
+    some take one size of image only; ``remedy`` is what to do then, besides resizing.
 
     Raises:
         InputError: the network takes no size from 32 to 512 pixels, or does not give one vector an image; and at the
@@ -63,7 +57,7 @@ class _Library(nn.Module):
         super().__init__()
         self.name = name
         self.in_channels = in_channels
-        self.model: Any = model
+        self.model: Any = model  # maps images (B, C, H, W) to features (B, D)
         self._remedy = remedy
         for self._size in _SIZES:
             features = self._ask(self._size, self._size)
@@ -173,11 +167,10 @@ class ResNet(nn.Module):
         """Map images (B, C, H, W) to the last stage's map (B, out_channels, h, w)."""
         other = {32: ", or take stem 'stl' (16) or 'cifar' (8)", 16: ", or take stem 'cifar' (8)"}.get(self.stride, "")
         _check(images, self.conv1.in_channels, self.stride, f"enlarge them in data.views{other}")
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for stage in (1, 2, 3, 4):
             x = self.get_submodule(f"layer{stage}")(x)
-        features: Tensor = x
-        return features
+        return x
 
 
 @BACKBONES.register_module()

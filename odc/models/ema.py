@@ -43,14 +43,12 @@ class MovingAverage(nn.Module):
     @contextmanager
     def applied(self, parts: Mapping[str, nn.Module]) -> Iterator[None]:
         """Let the parts hold the averages meanwhile; before the first update they stay as they are."""
-        swap = int(self.steps) > 0
+        swapped = parts if int(self.steps) else {}
+        self._swap(swapped)
         try:
-            if swap:
-                self._swap(parts)
             yield
         finally:
-            if swap:
-                self._swap(parts)
+            self._swap(swapped)
 
     def _swap(self, parts: Mapping[str, nn.Module]) -> None:
         for name, tensor in _averaged(parts):
