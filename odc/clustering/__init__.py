@@ -13,14 +13,13 @@ from odc.clustering.kmeans import (
     size_entropy,
 )
 from odc.clustering.knn import knn_search
-from odc.clustering.preprocess import Whitening, fit_whitening, l2_normalize, l2_normalize_
+from odc.clustering.preprocess import fit_whitening, l2_normalize, l2_normalize_
 from odc.clustering.two_level import TwoLevelResult, share_clusters, two_level_kmeans
 
 __all__ = [
     "KMeansResult",
     "MissingFaissError",
     "TwoLevelResult",
-    "Whitening",
     "fit_whitening",
     "imbalance",
     "kmeans",

@@ -149,16 +149,13 @@ def align(
             raise InputError(f"{bad} of {len(features)} rows of features are not finite: extract them anew")
         unit = unit_rows(features.astype(np.float64))
         scores = _prototypes(unit, clusters, num_clusters) @ _prototypes(unit[index], label, C).T
-    assigned = np.full(num_clusters, -1)
+    assigned = scores.argmax(axis=1)
     rows, columns = linear_sum_assignment(scores, maximize=True)
     assigned[rows] = columns
-    left = assigned < 0
-    assigned[left] = scores[left].argmax(axis=1)
     matches = []
     for k in range(num_clusters):
         c, labelled = int(assigned[k]), int(votes[k].sum())
-        others = np.delete(scores[k], c)
-        margin = float(scores[k, c] - others.max()) if C > 1 else float(scores[k, c])
+        margin = float(scores[k, c] - (np.delete(scores[k], c).max() if C > 1 else 0.0))
         if by_votes:
             margin /= max(labelled, 1)
         supported = votes[k, c] > 0 if by_votes else bool((clusters == k).any())

@@ -25,9 +25,7 @@ _ROWS, _COLUMNS, _TILE, _GAP, _MARGIN = 30, 14, 64, 4, 150
 
 
 def write_clusters(dataset: ImageDataset, evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
-    """Write ``clusters.csv`` (path, cluster, confidence) and ``clusters.png`` into a folder; return their paths.
-
-    Both are written completely or not at all.
+    """Write ``clusters.csv`` (path, cluster, confidence) and ``clusters.png`` whole, or not at all; return their paths.
 
     Confidence is the softmax of the head's scores. The picture has a row for each cluster, largest first, with its
     most confident images. Images that were lost are in neither.

@@ -112,10 +112,7 @@ def listed(left: Mapping[str, int]) -> str:
 
 
 def _states(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """Return the dictionaries of tensors in a checkpoint, wrappers left out.
-
-    Their keys are those of the checkpoint, of nested ones joined by ``/``; ``""`` is the checkpoint itself.
-    """
+    """Return the dictionaries of tensors in a checkpoint, by their keys joined by ``/``; wrappers left out of names."""
     states: dict[str, dict[str, Tensor]] = {}
 
     def visit(path: tuple[str, ...], value: Mapping[Any, Any]) -> None:
