@@ -27,7 +27,7 @@ VISBACKENDS = Registry("vis_backend", parent=root.VISBACKENDS, scope="odc", loca
 OPTIMIZERS = Registry("optimizer", parent=root.OPTIMIZERS, scope="odc", locations=["odc.engine.optim"])
 METRICS = Registry("metric", scope="odc", locations=["odc.evaluation.evaluator"])
 STAGES = Registry("stage", scope="odc", locations=["odc.recipes"])
-SCHEDULES = Registry("schedule", scope="odc", locations=["odc.engine.schedules"])
+SCHEDULES = Registry("schedule", scope="odc", locations=["odc.engine.optim"])
 OPTIM_WRAPPERS = Registry("optim wrapper", parent=root.OPTIM_WRAPPERS, scope="odc", locations=["odc.engine.optim"])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     "optim wrapper constructor", parent=root.OPTIM_WRAPPER_CONSTRUCTORS, scope="odc", locations=["odc.engine.optim"]

@@ -1,10 +1,11 @@
-"""How ranks start, and what they say to each other: the only place, with the loop, that knows ``torch.distributed``."""
+"""How ranks start, what they say to each other, and what keeps them equal: where ``torch.distributed`` is known."""
 
 from __future__ import annotations
 
 import atexit
 import datetime
 import functools
+import hashlib
 import logging
 import os
 import subprocess
@@ -17,8 +18,10 @@ import torch
 import torch.distributed as dist
 from mmengine.logging import print_log
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from odc.errors import InputError
+from odc.models.cluster_model import ClusterModel, unwrap
 from odc.structures import Comm, LocalComm
 
 PATIENCE_S = 60.0  # of a rank that waits for others, before it says so
@@ -191,6 +194,44 @@ def average_in_order(order: Mapping[Tensor, int], bucket: Any) -> torch.futures.
         return whole
 
     return dist.all_reduce(flat, async_op=True).get_future().then(put_back)
+
+
+def average_statistics(model: ClusterModel, comm: Comm) -> None:
+    """Give all ranks the mean of their batch-norm statistics: one small collective, and the ranks stay equal.
+
+    Broadcasting all buffers, as DDP can, would send the head's memory and the labels at every step.
+    """
+    if comm.world == 1:
+        return
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    statistics = [b for norm in norms for b in norm.buffers() if b.is_floating_point()]
+    if statistics:
+        mean = comm.sum(torch.cat([b.flatten() for b in statistics])) / comm.world
+        for b, new in zip(statistics, mean.split([b.numel() for b in statistics]), strict=True):
+            b.copy_(new.view_as(b))
+
+
+def check_agreement(model: ClusterModel, comm: Comm) -> None:
+    """Raise :class:`RuntimeError` if the ranks' labels or heads differ in a bit."""
+    if comm.world == 1:
+        return
+    digest = hashlib.sha256(model.labels.target.cpu().numpy().tobytes())
+    for tensor in (*model.head.parameters(), *model.head.buffers()):
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    number = torch.tensor([int.from_bytes(digest.digest()[:7], "little")], device=model.labels.target.device)
+    if comm.gather(number).unique().numel() > 1:
+        raise RuntimeError("the ranks disagree about labels or head after a refresh")
+
+
+def check_gradients(model: Any) -> None:
+    """Refuse parameters that the loss does not reach, unless told of them: ranks would wait for their gradients."""
+    if not getattr(model, "find_unused_parameters", True):
+        unused = [name for name, p in unwrap(model).named_parameters() if p.requires_grad and p.grad is None]
+        if unused:
+            raise InputError(
+                f"the loss does not depend on {len(unused)} trained parameters, '{unused[0]}' first, whose "
+                "gradients the processes would wait for: take them out, or set find_unused_parameters=True"
+            )
 
 
 _RANK_VARIABLES = {

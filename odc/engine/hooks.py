@@ -62,7 +62,7 @@ class ProgressHook(Hook):
         """Log the epoch."""
         loop = runner.train_loop
         stats = dict(loop.epoch_means())
-        now = loop.labels_now
+        now = unwrap(runner.model).labels.view()
         stats |= label_statistics(loop.index_before, loop.labels_before, now, len(now.counts))
         done = runner.epoch + 1
         runner.visualizer.add_scalars({f"train/{k}": v for k, v in stats.items()}, step=done)

@@ -24,16 +24,14 @@ from odc.data.keys import mix, mix_array
 from odc.data.label_file import first_labels
 from odc.data.sampler import draw_rows
 from odc.data.views import ViewRequest
-from odc.engine.agreement import average_statistics, check_agreement, check_gradients
-from odc.engine.cache import FeatureCache, Features
 from odc.engine.checkpointing import CheckpointHook
-from odc.engine.comm import arrive, get_comm
+from odc.engine.comm import arrive, average_statistics, check_agreement, check_gradients, get_comm
 from odc.engine.data import ClusterData
-from odc.engine.finite import broken_images, diverged, non_finite
-from odc.engine.plans import check_plan, chunks, resettable
-from odc.engine.position import read_position
-from odc.engine.readings import Readings
-from odc.engine.schedules import Schedule
+from odc.engine.extract import FeatureCache, Features
+from odc.engine.finite import Readings, broken_images, diverged, non_finite
+from odc.engine.optim import Schedule
+from odc.engine.plans import check_plan, chunks
+from odc.engine.resume import POSITION, read_position
 from odc.engine.signals import Signals
 from odc.errors import InputError
 from odc.evaluation.results import read_results
@@ -113,21 +111,22 @@ class ClusterTrainLoop(BaseLoop):
         self.comm = get_comm()
         self.seed = int(runner.seed)
         self._epoch = self._iter = 0
-        self._chunk = self._repeat = self._step = 0
-        self._begun = False  # this epoch has begun: labels_before holds what it started from
-        self._refreshed = False  # this chunk's labels are written
-        self._order: dict[str, Tensor] = {}  # rows of every step of this pass, by stream
-        self._encoded = False  # the views of this chunk are in images_seen: a resumed run encodes them once more
-        self._evaluated = False  # nothing has been trained since the last evaluation
+        self.chunk = self.repeat = self.step = 0
+        self.begun = False  # this epoch has begun: labels_before holds what it started from
+        self.refreshed = False  # this chunk's labels are written
+        self.order: dict[str, Tensor] = {}  # rows of every step of this pass, by stream
+        self.encoded = False  # the views of this chunk are in images_seen: a resumed run encodes them once more
+        self.evaluated = False  # nothing has been trained since the last evaluation
         self.index_before = self.labels_before = torch.zeros(0, 1, dtype=torch.int64)
         self.progress = 0.0  # share of the training that is done
         self.images_seen = 0  # views of images that the training has put through the network, over all ranks
         self._readings = Readings()
         self.log_interval = log_interval
-        self.reads_late = next(runner.model.parameters()).is_cuda  # losses, and whether they are finite
+        self.device = next(runner.model.parameters()).device
+        self.reads_late = self.device.type == "cuda"  # losses, and whether they are finite
         self._signals = Signals()
         self.features = Features(
-            runner, self.data, self.comm, lambda purpose: derive_seed(self.seed, purpose, self._epoch, self._chunk)
+            runner, self.data, self.comm, lambda purpose: derive_seed(self.seed, purpose, self._epoch, self.chunk)
         )
         self.stop_training = False  # set by mmengine's EarlyStoppingHook, after an evaluation
 
@@ -154,11 +153,6 @@ class ClusterTrainLoop(BaseLoop):
         streams = unwrap(self.runner.model).head.plan(0).streams
         return max(stream.size for stream in streams) * self.accumulative_counts
 
-    @property
-    def labels_now(self) -> Any:
-        """The present labels, read-only."""
-        return unwrap(self.runner.model).labels.view()
-
     def epoch_means(self) -> dict[str, float]:
         """Return the means of what was logged in this epoch (since the resume, where there was one) and read so far."""
         return self._readings.means()
@@ -169,19 +163,8 @@ class ClusterTrainLoop(BaseLoop):
         """Return the position inside the epoch: plain numbers and tensors."""
         parameters = unwrap(self.runner.model).named_parameters()
         return {
+            **{name: getattr(self, name) for name in POSITION},
             "gradients": {name: p.grad for name, p in parameters if p.grad is not None},  # not yet taken
-            "chunk": self._chunk,
-            "repeat": self._repeat,
-            "step": self._step,
-            "begun": self._begun,
-            "refreshed": self._refreshed,
-            "encoded": self._encoded,
-            "evaluated": self._evaluated,
-            "order": dict(self._order),
-            "index_before": self.index_before,
-            "labels_before": self.labels_before,
-            "images_seen": self.images_seen,
-            "seed": self.seed,
             "threads": torch.get_num_threads(),
             "ranks": self.comm.world,
         }
@@ -194,7 +177,6 @@ class ClusterTrainLoop(BaseLoop):
         """
         model = unwrap(self.runner.model)
         state = read_position(state, model, len(self.data.dataset))
-        self.seed = state["seed"]
         if state["threads"] != torch.get_num_threads():
             self.runner.logger.warning(
                 f"the checkpoint was trained on {state['threads']} threads, this process has "
@@ -205,12 +187,8 @@ class ClusterTrainLoop(BaseLoop):
                 f"the checkpoint was trained on {state['ranks']} processes, this run has {self.comm.world}: sums and "
                 f"batch-norm statistics differ from here on ({state['ranks']} processes repeat them)"
             )
-        self._chunk, self._repeat, self._step = state["chunk"], state["repeat"], state["step"]
-        self._begun, self._refreshed = state["begun"], state["refreshed"]
-        self._encoded, self._evaluated = state["encoded"], state["evaluated"]
-        self._order = dict(state["order"])
-        self.index_before, self.labels_before = state["index_before"], state["labels_before"]
-        self.images_seen = state["images_seen"]
+        for name in POSITION:
+            setattr(self, name, state[name])
         for name, parameter in model.named_parameters():
             gradient = state["gradients"].get(name)
             parameter.grad = None if gradient is None else gradient.to(parameter)
@@ -221,7 +199,7 @@ class ClusterTrainLoop(BaseLoop):
         """Train; return the model."""
         self.runner.settle_precision()
         model = unwrap(self.runner.model)
-        fresh = self._iter == 0 and not self._begun
+        fresh = self._iter == 0 and not self.begun
         if model.labels.index.shape[0] == 0 or (fresh and (self.label_file or self.label_fraction)):
             model.labels.replace(first_labels(self.data.dataset, self.label_file, self.label_fraction, self.seed))
         with contextlib.closing(self.data), self._signals:
@@ -238,7 +216,7 @@ class ClusterTrainLoop(BaseLoop):
             self.runner.call_hook("before_train")
             if self._epoch >= self.max_epochs:
                 self._complete()
-            elif self._epoch and not self._begun and not self._evaluated:
+            elif self._epoch and not self.begun and not self.evaluated:
                 self._evaluate()  # the run was stopped between the checkpoint and the end of the evaluation
             while self._epoch < self.max_epochs and not self.stop_training:
                 self.run_epoch()
@@ -254,9 +232,9 @@ class ClusterTrainLoop(BaseLoop):
             self._epoch >= self.max_epochs or self._epoch % self.val_interval == 0
         ):
             self.runner.val_loop.run()
-            asked = torch.tensor(int(self.stop_training), device=next(self.runner.model.parameters()).device)
+            asked = torch.tensor(int(self.stop_training), device=self.device)
             self.stop_training = bool(self.comm.sum(asked))
-        self._evaluated = True
+        self.evaluated = True
 
     def _complete(self) -> None:
         """Evaluate at the end of a training of which no epoch is left, unless its results are there and whole."""
@@ -276,28 +254,28 @@ class ClusterTrainLoop(BaseLoop):
         plan = model.head.plan(self._epoch)
         check_plan(plan, model, self.data.views, self.comm.world)
         self._readings.clear()
-        if not self._begun:
+        if not self.begun:
             self.index_before, self.labels_before = model.labels.index.clone(), model.labels.target.clone()
-            self._begun, self._evaluated = True, False
+            self.begun, self.evaluated = True, False
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
         parts = chunks(plan, len(self.data.dataset), self.seed, self._epoch)
-        while self._chunk < len(parts):
-            if plan.refresh is not None and not self._refreshed:
-                self._refresh(plan.refresh, parts[self._chunk])
-            self._refreshed = True
+        while self.chunk < len(parts):
+            if plan.refresh is not None and not self.refreshed:
+                self._refresh(plan.refresh, parts[self.chunk])
+            self.refreshed = True
             cache = self.features.cache(model, plan)
-            if cache is not None and not self._encoded:
+            if cache is not None and not self.encoded:
                 self.images_seen += sum(len(z) for z in cache.z.values())
-                self._encoded = True
-            while self._repeat < plan.repeats:
+                self.encoded = True
+            while self.repeat < plan.repeats:
                 self._pass(plan, len(parts), cache)
-                self._repeat, self._step, self._order = self._repeat + 1, 0, {}
-            self._chunk, self._repeat, self._refreshed, self._encoded = self._chunk + 1, 0, False, False
+                self.repeat, self.step, self.order = self.repeat + 1, 0, {}
+            self.chunk, self.repeat, self.refreshed, self.encoded = self.chunk + 1, 0, False, False
         if plan.select:
             with torch.no_grad():
                 model.head.select(self.features.extract(model, None, None), self.comm)
-        self._chunk, self._begun = 0, False
+        self.chunk, self.begun = 0, False
         self.progress = (self._epoch + 1) / self.max_epochs
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
@@ -305,13 +283,14 @@ class ClusterTrainLoop(BaseLoop):
     @torch.no_grad()
     def _refresh(self, refresh: Refresh, index: Tensor | None) -> None:
         model = unwrap(self.runner.model)
-        generator = make_generator(self.seed, "refresh", self._epoch, self._chunk)
+        generator = make_generator(self.seed, "refresh", self._epoch, self.chunk)
         table = self.features.extract(model, index, refresh.logits)
         labels = model.head.refresh(table, generator, self.comm)
         optimizer = self.runner.optim_wrapper.optimizer
         for name in refresh.reset:
-            resettable(model.head, name).reset(generator)
-            for parameter in model.head.get_submodule(name).parameters():
+            module: Any = model.head.get_submodule(name)
+            module.reset(generator)
+            for parameter in module.parameters():
                 optimizer.state.pop(parameter, None)
                 parameter.grad = None
         if self.comm.world > 1:
@@ -325,54 +304,54 @@ class ClusterTrainLoop(BaseLoop):
         """One pass over the rows of a refresh: draw their order, then a step for each batch."""
         model = unwrap(self.runner.model)
         target = model.labels.target.cpu()
-        if not self._order:
+        if not self.order:
             steps = plan.steps
             for stream in plan.streams:
-                generator = make_generator(self.seed, "order", self._epoch, self._chunk, self._repeat, stream.name)
-                self._order[stream.name] = draw_rows(stream, target, steps, generator)
-                steps = self._order[stream.name].shape[0]  # the first stream sets the number of steps
-        steps = self._order[plan.streams[0].name].shape[0]
+                generator = make_generator(self.seed, "order", self._epoch, self.chunk, self.repeat, stream.name)
+                self.order[stream.name] = draw_rows(stream, target, steps, generator)
+                steps = self.order[stream.name].shape[0]  # the first stream sets the number of steps
+        steps = self.order[plan.streams[0].name].shape[0]
         self.data.steps = steps * plan.repeats * num_chunks
         loaded: Iterable[dict[tuple[str, str], Tensor]]
         if cache is None:
             loaded = self.data.train.loader.run(self._requests(plan, model, steps))
         else:
-            loaded = itertools.repeat({}, steps - self._step)
+            loaded = itertools.repeat({}, steps - self.step)
         for images in loaded:
-            passes = self._chunk * plan.repeats + self._repeat
-            first = self._step - self._step % self.accumulative_counts
+            passes = self.chunk * plan.repeats + self.repeat
+            first = self.step - self.step % self.accumulative_counts
             group = range(first, min(first + self.accumulative_counts, steps))  # of the optimiser's present move
 
             def progress(step: int, passes: int = passes) -> float:
                 return (self._epoch + (passes + step / steps) / (plan.repeats * num_chunks)) / self.max_epochs
 
-            self.progress = progress(self._step)
+            self.progress = progress(self.step)
             self._set_rate(progress(first))
-            batch_idx = passes * steps + self._step
+            batch_idx = passes * steps + self.step
             self.runner.call_hook("before_train_iter", batch_idx=batch_idx, data_batch=images)
             logged = self._train_step(plan, images, cache, group, steps)
-            self._step += 1
-            self.progress = progress(self._step)
+            self.step += 1
+            self.progress = progress(self.step)
             self.runner.call_hook("after_train_iter", batch_idx=batch_idx, data_batch=images, outputs=logged)
-            if self.comm.world == 1 or self._step % self.log_interval == 0 or self._step == steps:
+            if self.comm.world == 1 or self.step % self.log_interval == 0 or self.step == steps:
                 self._stop_if_asked()
             self._iter += 1
         if (weight := non_finite(model)) is not None:
             raise diverged(self.runner, f"'{weight}' of the model is not finite after {self._here()}")
 
     def _my_rows(self, stream: Stream, step: int) -> Tensor:
-        return self._order[stream.name][step].chunk(self.comm.world)[self.comm.rank]
+        return self.order[stream.name][step].chunk(self.comm.world)[self.comm.rank]
 
     def _requests(self, plan: Plan, model: ClusterModel, steps: int) -> Iterator[list[ViewRequest]]:
         """Requests of the steps from the present one on; samples and variants of a row do not change in a pass."""
         index, variant = model.labels.index.cpu().numpy(), model.labels.variant.cpu().numpy()
-        for step in range(self._step, steps):
+        for step in range(self.step, steps):
             requests = []
             for s, stream in enumerate(plan.streams):
                 rows = self._my_rows(stream, step).numpy()
                 position = np.arange(len(rows)) + self.comm.rank * len(rows)
                 for v, view in enumerate(stream.views):
-                    key = mix(self.seed, self._epoch, self._chunk, self._repeat, step, s, v)
+                    key = mix(self.seed, self._epoch, self.chunk, self.repeat, step, s, v)
                     keys = mix_array(key, position)
                     requests += [
                         ViewRequest(stream.name, view, tuple(index[row].tolist()), int(variant[row]), int(k))
@@ -385,18 +364,17 @@ class ClusterTrainLoop(BaseLoop):
     ) -> dict[str, float] | None:
         """Do a step; return the losses of it where they are read."""
         runner, model = self.runner, unwrap(self.runner.model)
-        device = next(model.parameters()).device
         store = model.labels
         if cache is None:
             self.features.fixed = None  # this step may change the features
             self.images_seen += store.index.shape[1] * sum(stream.size * len(stream.views) for stream in plan.streams)
         rows = {}
         for stream in plan.streams:
-            row = self._my_rows(stream, self._step).to(store.target.device, non_blocking=True)
+            row = self._my_rows(stream, self.step).to(store.target.device, non_blocking=True)
             rows[stream.name] = Batch(row, store.index[row], store.variant[row], store.target[row], {})
-        images = {key: x.to(device, non_blocking=True) for key, x in images.items()}
+        images = {key: x.to(self.device, non_blocking=True) for key, x in images.items()}
         # Dropout and the like draw from the global generator: seeded by the position, a resume finds the same draws.
-        torch.manual_seed(mix(self.seed, self._epoch, self._chunk, self._repeat, self._step, self.comm.rank))
+        torch.manual_seed(mix(self.seed, self._epoch, self.chunk, self.repeat, self.step, self.comm.rank))
         z = None if cache is None else cache.lookup(plan.streams, rows)
         with runner.optim_wrapper.optim_context(runner.model), runner.autocast():
             losses, batches = runner.model(images, rows, self._generator("loss"), self.comm, z)
@@ -408,7 +386,7 @@ class ClusterTrainLoop(BaseLoop):
         runner.optim_wrapper.backward(loss / len(group))
         if self.comm.world > 1:
             check_gradients(runner.model)
-        moves = self._step == group[-1]
+        moves = self.step == group[-1]
         gradient = self._move(model) if moves else None
         with torch.no_grad():
             average_statistics(model, self.comm)
@@ -417,7 +395,7 @@ class ClusterTrainLoop(BaseLoop):
             for delta in model.head.update(batches, store.view(), self._generator("update"), self.comm):
                 store.update(delta)
         self._readings.add(self._here(), loss, gradient, losses)
-        if self.reads_late and (self._step + 1) % self.log_interval and self._step + 1 < steps and not self._saves():
+        if self.reads_late and (self.step + 1) % self.log_interval and self.step + 1 < steps and not self._saves():
             return None
         wrong = self._readings.read()
         if self.reads_late:
@@ -426,7 +404,7 @@ class ClusterTrainLoop(BaseLoop):
 
     def _generator(self, purpose: str) -> torch.Generator:
         """Return a generator that is a function of the present step, and the same on every rank."""
-        return make_generator(self.seed, purpose, self._epoch, self._chunk, self._repeat, self._step)
+        return make_generator(self.seed, purpose, self._epoch, self.chunk, self.repeat, self.step)
 
     def _move(self, model: ClusterModel) -> Tensor | None:
         """Let the optimiser take the gradients, which are those of all ranks, if they are finite; return their sum."""
@@ -456,7 +434,7 @@ class ClusterTrainLoop(BaseLoop):
 
         The images of this step are named where their pixels are at fault.
         """
-        here = torch.tensor(float(wrong is not None), device=next(self.runner.model.parameters()).device)
+        here = torch.tensor(float(wrong is not None), device=self.device)
         if not float(self.comm.sum(here)):
             return
         broken = broken_images(images, rows, self.comm, self.data.dataset.paths)
@@ -466,7 +444,7 @@ class ClusterTrainLoop(BaseLoop):
         raise diverged(self.runner, wrong or f"the loss of another process is not finite at {self._here()}")
 
     def _here(self) -> str:
-        return f"epoch {self._epoch + 1}, step {self._step + 1}"
+        return f"epoch {self._epoch + 1}, step {self.step + 1}"
 
     def _set_rate(self, progress: float) -> None:
         factor = self.schedule.factor(progress)
@@ -478,7 +456,7 @@ class ClusterTrainLoop(BaseLoop):
     def _stop_if_asked(self, between_epochs: bool = False) -> None:
         number = self._signals.asked
         if self.comm.world > 1:  # together, or one rank would wait for the others for ever
-            asked = torch.tensor([number], device=next(self.runner.model.parameters()).device)
+            asked = torch.tensor([number], device=self.device)
             number = int(self.comm.gather(asked).max())
         if not number:
             return

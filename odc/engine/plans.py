@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from odc.errors import InputError, nearest
 from odc.models.cluster_model import ClusterModel
 from odc.structures import Plan, make_generator
-
-
-class Resettable(Protocol):
-    """A module that can be drawn anew."""
-
-    def reset(self, generator: torch.Generator) -> None:
-        """Draw the parameters from ``generator``."""
 
 
 def check_plan(plan: Plan, model: ClusterModel, views: Collection[str], world: int) -> None:
@@ -41,41 +33,26 @@ def check_plan(plan: Plan, model: ClusterModel, views: Collection[str], world: i
     wanted = [view for stream in plan.streams for view in stream.views]
     if plan.refresh is not None:
         wanted += [plan.refresh.logits] if plan.refresh.logits else []
+        known = {name: module for name, module in model.head.named_modules() if name}
         for name in plan.refresh.reset:
-            resettable(model.head, name)
+            what = f"Refresh.reset names '{name}'"
+            if name not in known:
+                raise InputError(f"{what}, which is not a module of {type(model.head).__name__}{nearest(name, known)}")
+            if not hasattr(known[name], "reset"):
+                raise InputError(
+                    f"{what} of {type(model.head).__name__}, but a {type(known[name]).__name__} cannot be drawn anew: "
+                    "give it a method reset(generator), as odc.heads.LinearClassifier has"
+                )
     for view in wanted:
         if view not in views:
             raise InputError(f"the head wants the view '{view}'{nearest(view, views)} (data.views)")
 
 
-def resettable(head: nn.Module, name: str) -> Resettable:
-    """Return the head's module of this name, which a plan wants to draw anew.
-
-    Raises:
-        InputError: there is none, or it has no method ``reset``.
-    """
-    known = dict(head.named_modules())
-    known.pop("")
-    if name not in known:
-        raise InputError(
-            f"Refresh.reset names '{name}', which is not a module of {type(head).__name__}{nearest(name, known)}"
-        )
-    module: Any = known[name]
-    if not hasattr(module, "reset"):
-        raise InputError(
-            f"Refresh.reset names '{name}' of {type(head).__name__}, but a {type(module).__name__} cannot be drawn "
-            "anew: give it a method reset(generator), as odc.heads.LinearClassifier has"
-        )
-    found: Resettable = module
-    return found
-
-
 def chunks(plan: Plan, num_images: int, seed: int, epoch: int) -> list[Tensor | None]:
     """Return the sample ids of each chunk, ascending, drawn by seed and epoch; ``None`` stands for all."""
-    N, chunk = num_images, None if plan.refresh is None else plan.refresh.chunk
-    if chunk is None or chunk >= N:
+    chunk = num_images if plan.refresh is None or plan.refresh.chunk is None else plan.refresh.chunk
+    if chunk >= num_images:
         return [None]
-    order = torch.randperm(N, generator=make_generator(seed, "chunks", epoch))
-    full = N // chunk
-    parts = [order[i * chunk : (i + 1) * chunk if i + 1 < full else N] for i in range(full)]
-    return [part.sort().values for part in parts]
+    order = torch.randperm(num_images, generator=make_generator(seed, "chunks", epoch))
+    ends = tuple(range(chunk, num_images - chunk + 1, chunk))  # of all but the last
+    return [part.sort().values for part in order.tensor_split(ends)]

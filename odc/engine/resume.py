@@ -1,5 +1,5 @@
 """What a training goes on with: which images and settings it must share with the one that it resumes, what that one's
-state may be, and the optimiser's options that the config has changed since."""
+position and state may be, and the optimiser's options that the config has changed since."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from odc import logs
 from odc.checkpoints import to_plain
-from odc.engine.loops import ClusterTrainLoop
+from odc.engine.data import ClusterData
 from odc.errors import InputError, one_line
-from odc.reading import anything, fields, flag, listing, mapping, optional, real, scalar, text, whole
+from odc.memory.sample_buffer import SampleBuffer
+from odc.models.cluster_model import ClusterModel
+from odc.reading import Kind, anything, fields, flag, listing, mapping, optional, real, scalar, text, whole
 
 # Everything in these decides what is computed, but for what follows: of a data set it is where its images are, and how
 # they are checked, that may change, since the fingerprint tells which they are.
@@ -58,12 +60,10 @@ class SameRunHook(Hook):
 
 
 def _images(runner: Any) -> dict[str, str]:
-    loop = runner.train_loop
-    if not isinstance(loop, ClusterTrainLoop):
+    data = runner.train_loop.dataloader
+    if not isinstance(data, ClusterData):
         return {}
-    sources = {"dataset": loop.data.train, "eval_dataset": loop.data.eval}
-    if loop.data.eval is loop.data.train:
-        del sources["eval_dataset"]
+    sources = {"dataset": data.train} | ({} if data.eval is data.train else {"eval_dataset": data.eval})
     return {
         name: f"{len(source.dataset):,} images with fingerprint {source.dataset.fingerprint}"
         for name, source in sources.items()
@@ -129,6 +129,57 @@ def _note(value: Any) -> Any:
     best = {"best_ckpt": optional(text), "best_score": real()}
     of_best = {name: kind for name in value for start, kind in best.items() if str(name).startswith(start)}
     return fields({}, anything, **known, **of_best)(value)
+
+
+def _table(value: Any) -> Tensor:
+    """Kind: whole numbers in rows, (M, ...) int64."""
+    if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.ndim != 2:
+        raise ValueError("a table of whole numbers is expected")
+    return value
+
+
+def _gradient(value: Any) -> Tensor:
+    """Kind: a finite tensor."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or not bool(value.isfinite().all()):
+        raise ValueError("a tensor of finite numbers is expected")
+    return value
+
+
+# What a checkpoint has of where the loop stands inside an epoch: the loop's attributes, by name, and their kinds.
+POSITION: dict[str, Kind] = {
+    **dict.fromkeys(("chunk", "repeat", "step", "images_seen", "seed"), whole()),
+    **dict.fromkeys(("begun", "refreshed", "encoded", "evaluated"), flag),
+    **dict.fromkeys(("index_before", "labels_before"), _table),
+    "order": mapping(_table),
+}
+_LOOP = fields({**POSITION, "gradients": mapping(_gradient), **dict.fromkeys(("threads", "ranks"), whole(1))})
+
+
+def read_position(state: Any, model: ClusterModel, num_images: int) -> dict[str, Any]:
+    """Return a position that was saved, once it is one among the labels and memories that ``model`` has loaded.
+
+    Raises:
+        ValueError: it is no position, or one of another model, of other labels or other images.
+    """
+    position: dict[str, Any] = _LOOP(state)
+    M, N = len(model.labels.index), num_images
+    rows = torch.cat([torch.zeros(0, dtype=torch.int64), *(order.flatten() for order in position["order"].values())])
+    for what, index, most in (("labels", model.labels.index, N), ("rows", rows, M)):
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < most:
+            raise ValueError(f"{what} {int(index.min())} to {int(index.max())} of {most:,}")
+    memories = [len(module.rows) for module in model.modules() if isinstance(module, SampleBuffer)]
+    if not set(memories) <= {0, M, N}:
+        raise ValueError(f"memories of {memories} rows for {M:,} labels of {N:,} images")
+    if any(position["step"] > len(order) for order in position["order"].values()):
+        raise ValueError(f"step {state['step']}, but its order ends before")
+    expected, found = model.head.label_classes, tuple(model.labels.num_classes.tolist())
+    if expected is not None and found not in (expected, (0,)):
+        raise ValueError(f"the labels have {found} classes, the head {expected}")
+    for name, parameter in model.named_parameters():
+        gradient = position["gradients"].get(name)
+        if gradient is not None and gradient.shape != parameter.shape:
+            raise ValueError(f"the gradient of {name} has the shape {tuple(gradient.shape)}")
+    return position
 
 
 META = fields({"epoch": whole(), "iter": whole()}, anything, seed=optional(whole(high=2**32 - 1)))

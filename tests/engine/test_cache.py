@@ -13,8 +13,7 @@ from torch import Tensor
 
 from odc.apis import build_runner
 from odc.data.views import BatchedLoader, ViewRequest
-from odc.engine.cache import FeatureCache, features_are_fixed
-from odc.engine.extract import extract
+from odc.engine.extract import FeatureCache, extract, features_are_fixed
 from odc.engine.loops import ClusterTrainLoop
 from odc.structures import Batch, LocalComm, Plan, PseudoLabels, Refresh, Stream
 

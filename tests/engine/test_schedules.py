@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from odc.engine.schedules import Constant, Cosine, CosineArc, Step
+from odc.engine.optim import Constant, Cosine, CosineArc, Step
 from odc.errors import InputError
 from odc.registry import SCHEDULES, build
 
