@@ -66,8 +66,7 @@ def written_whole(path: str | Path) -> Iterator[IO[bytes]]:
     The new content goes into a file beside it, since a rename is atomic only within a file system. Any number of
     processes may write the same path: the last one wins. What dead processes have left unfinished is removed.
 
-    Raises:
-        OSError: it cannot be written; the error names ``path``.
+    Raises OSError, which names ``path``, where it cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,14 +165,9 @@ def writable_file(file: str | Path) -> Path:
 def alone(folder: str | Path) -> Iterator[str | None]:
     """Keep other commands out of ``folder``, which is made where there is none, until the block ends.
 
-    The lock belongs to this process: a process that dies holds none, and those that it starts do not inherit it.
-
-    Yields:
-        ``None``, or why the file system cannot tell whether somebody else works there.
-
-    Raises:
-        InputError: another process works in the folder.
-        OSError: the folder cannot be made or written to.
+    The lock belongs to this process: a process that dies holds none, and those that it starts do not inherit it. Yields
+    ``None``, or why the file system cannot tell whether somebody else works there. Raises InputError where somebody
+    does, OSError where the folder cannot be made or written to.
     """
     path = Path(folder) / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,11 +218,7 @@ _KINDS = {
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a file to read bytes; pipes, devices and sockets, which block or act when they are opened, never are.
-
-    Raises:
-        OSError: it cannot be opened, or is no regular file.
-    """
+    """Open a file to read bytes; raises OSError for pipes, devices and sockets, which block or act when opened."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, f"{_KINDS.get(stat.S_IFMT(mode), 'of an unknown kind')}, not a file", path)

@@ -86,9 +86,8 @@ def check_kind(value: Any, annotation: Any, where: str) -> None:
 def check_arguments(target: Any, arguments: Mapping[str, Any], where: str, given: tuple[str, ...] = ()) -> None:
     """Check that ``target`` (a class or function) takes these keyword arguments, besides those ``given`` it anyway.
 
-    Raises:
-        InputError: for an argument it does not take (naming the nearest one it does), one that it lacks, or one of
-            another kind than a simple annotation (``int``, ``str``, a list, a dict) says.
+    Raises InputError for an argument it does not take (naming the nearest one it does), one that it lacks, or one of
+    another kind than a simple annotation (``int``, ``str``, a list, a dict) says.
     """
     if not isinstance(arguments, Mapping):
         raise InputError(f"{where} is configured by a dict, not by {arguments!r}")
@@ -108,8 +107,7 @@ def check_arguments(target: Any, arguments: Mapping[str, Any], where: str, given
 def resolve(registry: Registry, cfg: Any, **given: Any) -> tuple[Any, dict[str, Any]]:
     """Return the class that ``cfg`` (a dict with ``type``) names, in ``registry`` or above it, and its arguments.
 
-    Raises:
-        InputError: for a missing or unknown type, and for arguments that the type does not take or lacks.
+    Raises InputError for a missing or unknown type, and for arguments that the type does not take or lacks.
     """
     if not isinstance(cfg, Mapping) or "type" not in cfg:
         raise InputError(f"a {registry.name} is configured by a dict with 'type', not by {cfg!r}")

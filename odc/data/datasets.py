@@ -215,10 +215,7 @@ class Digits(ArrayDataset):
     """Scikit-learn's 1,797 handwritten digits, uint8 (1, size, size): small enough to try any method in seconds.
 
     Args:
-        size: 8 gives the images as they are; another size enlarges them once, here, instead of in every view.
-
-    Raises:
-        InputError: ``size`` is not from 8 to 512, where they take 450 MiB.
+        size: from 8, as they are, to 512, where they take 450 MiB; enlarged once, here, instead of in every view.
     """
 
     def __init__(self, size: int = 8) -> None:
@@ -247,9 +244,6 @@ class LongTail(ImageDataset):
         dataset: config of the whole data set; its targets must all be known.
         ratio: of a class to the one before, in (0, 1].
         seed: draws the images.
-
-    Raises:
-        InputError: ``ratio`` is out of range, or a target is unknown.
     """
 
     def __init__(self, dataset: dict[str, Any], ratio: float, seed: int = 0) -> None:
@@ -299,10 +293,7 @@ class TorchvisionDataset(ArrayDataset):
         name: ``CIFAR10``, ``CIFAR100``, ``CIFAR100-20``, ``STL10``, ``MNIST`` or ``FashionMNIST``.
         root: folder that holds, or shall hold, the files.
         split: ``train``, ``test``, for STL-10 also ``unlabeled``; several joined by ``+``, as ``train+test``.
-        download: fetch the files when they are missing.
-
-    Raises:
-        InputError: unknown name or split, or the files are missing or damaged.
+        download: fetch the files when they are missing; else that, or damage, is an :class:`InputError`.
     """
 
     def __init__(self, name: str, root: str, split: str = "train", download: bool = False) -> None:

@@ -137,12 +137,7 @@ def examine(path: str, max_pixels: int, verify: bool, levels: Levels | None) -> 
             parts = [file.read()]
             stream = io.BytesIO(parts[0])
         else:
-            parts = []
-            raw: Any = file.raw  # type: ignore[attr-defined]  # reads no more than it is asked for
-            for start in (0, (size - SLICE) // 2, size - SLICE):
-                raw.seek(start)
-                parts.append(raw.read(SLICE))
-            file.seek(0)
+            parts = [os.pread(file.fileno(), SLICE, start) for start in (0, (size - SLICE) // 2, size - SLICE)]
         with open_image(stream, max_pixels) as image:
             width, height = image.size
             if image.format == "TIFF":  # some versions of Pillow have turned its size already
@@ -159,10 +154,8 @@ def examine(path: str, max_pixels: int, verify: bool, levels: Levels | None) -> 
                 else:
                     stream.seek(0)
                     _pixels(stream, False, max_pixels, levels or (0, 1))
-    digest = hashlib.sha256(struct.pack("<q", size))
-    for part in parts:
-        digest.update(part)
-    return Header(*((width, height) if turned else (height, width)), deep, digest.digest()[:16])
+    digest = hashlib.sha256(struct.pack("<q", size) + b"".join(parts)).digest()[:16]
+    return Header(*((width, height) if turned else (height, width)), deep, digest)
 
 
 def _ends_well(image: Image.Image, size: int, head: bytes, tail: bytes) -> bool:
@@ -206,9 +199,8 @@ def _pixels(file: IO[bytes], grey: bool, max_pixels: int, levels: Levels | None)
     with open_image(file, max_pixels) as opened:
         image: Image.Image = opened
         if _is_deep(opened):
-            upright = opened.format == "TIFF"  # both its decoders apply the orientation
             image = Image.fromarray(_to_8_bit(_deep_values(opened, file), levels))
-            orientation = 1 if upright else _orientation(opened)
+            orientation = 1 if opened.format == "TIFF" else _orientation(opened)  # both decoders of TIFF apply it
         else:
             opened.load()  # before the orientation is read: the TIFF decoder applies and removes it itself
             orientation = _orientation(opened)

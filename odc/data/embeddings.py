@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -70,8 +69,7 @@ class Embeddings:
                 Parquet, pyarrow is not installed or a path is not UTF-8.
         """
         path = Path(path)
-        writers: dict[str, Callable[[IO[bytes]], None]] = {".npz": self._write_npz, ".parquet": self._write_parquet}
-        write = writers[check_ending(path)]
+        write = self._write_npz if check_ending(path) == ".npz" else self._write_parquet
         try:
             with written_whole(path) as file:
                 write(file)
@@ -82,7 +80,7 @@ class Embeddings:
     def load(cls, path: str | Path) -> Embeddings:
         """Read what :meth:`save` wrote, executing nothing in it; raises InputError where there is no such table."""
         path = Path(path)
-        read = {".npz": cls._read_npz, ".parquet": cls._read_parquet}[check_ending(path)]
+        read = cls._read_npz if check_ending(path) == ".npz" else cls._read_parquet
         if not path.is_file():
             raise InputError(f"features '{path}' do not exist (looked at {path.absolute()}): odc extract writes them")
         with reading(path, "is not a table of features", "odc extract writes one"):

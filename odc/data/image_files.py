@@ -219,8 +219,7 @@ class ImageFolder(FileDataset):
         extensions: only file names that end so are images (case is ignored), whatever else is there.
         options: of all data sets of files, see :class:`FileDataset`.
 
-    Raises:
-        InputError: the folder or one of ``classes`` is missing, there is no image, or (``strict``) an unreadable one.
+    Raises InputError where the folder or one of ``classes`` is missing, or there is no image.
     """
 
     def __init__(
@@ -275,14 +274,7 @@ class ImageFolder(FileDataset):
 
 
 class _Listed(FileDataset):
-    """The images that a file names, with the labels that it gives them.
-
-    Args:
-        file: the file.
-        root: folder that the paths are relative to; ``""``: the folder of ``file``.
-        pairs: path and label of every image.
-        options: see :class:`FileDataset`.
-    """
+    """The images that ``file`` names, with path and label of each in ``pairs``; otherwise as the classes below."""
 
     def __init__(self, file: str, root: str, pairs: Sequence[tuple[str, str]], /, **options: Any) -> None:
         labels: dict[str, str] = {}
@@ -304,18 +296,15 @@ class _Listed(FileDataset):
 class ImageList(_Listed):
     """The images that a text file names: ``path`` or ``path<TAB>label`` a line, UTF-8; empty lines are ignored.
 
-    Bytes that are not UTF-8 are taken as they are, for files whose names have them.
-
-    Labels are any text; an empty label or -1 means unknown. Samples are in the order of their paths, not of the lines.
+    Bytes that are not UTF-8 are taken as they are, for files whose names have them. Labels are any text; an empty label
+    or -1 means unknown. Samples are in the order of their paths, not of the lines.
 
     Args:
         file: the text file.
         root: folder that the paths are relative to; ``""``: the folder of ``file``.
         options: of all data sets of files, see :class:`FileDataset`.
 
-    Raises:
-        InputError: the file is missing, not UTF-8 or names no image, a path occurs twice, or (``strict``) an image is
-            unreadable.
+    Raises InputError where the file is missing or names no image, or a path occurs twice.
     """
 
     def __init__(self, file: str, root: str = "", **options: Any) -> None:
@@ -340,9 +329,8 @@ class ImageCSV(_Listed):
         label: name of the column of labels (any text; empty or -1: unknown). The default may be missing: no labels.
         options: of all data sets of files, see :class:`FileDataset`.
 
-    Raises:
-        InputError: the file or a column is missing, the file is not UTF-8 or names no image, a row is shorter or longer
-            than the header, a path occurs twice, or (``strict``) an image is unreadable.
+    Raises InputError where the file or a column is missing, it names no image, a row is shorter or longer than the
+    header, or a path occurs twice.
     """
 
     def __init__(self, file: str, root: str = "", path: str = "path", label: str = "label", **options: Any) -> None:

@@ -133,14 +133,11 @@ class RandomOps(KeyedTransform):
     def batch(self, images: Tensor, draws: Draws, variants: Tensor) -> Tensor:
         """Return the images, uint8 (B, C, H, W)."""
         require_uint8(images, "RandomOps")
-        low, high, changes = zip(*OPS.values(), strict=True)
-        least, span = (
-            torch.tensor(x, dtype=torch.float64, device=images.device)
-            for x in (low, [b - a for a, b in zip(low, high, strict=True)])
-        )
+        *ends, changes = zip(*OPS.values(), strict=True)
+        low, high = torch.tensor(ends, dtype=torch.float64, device=images.device)
         for _ in range(self.n):
             which, share = draws.integer(len(changes)), draws.number()
-            images = _each(images, which, least[which] + share * span[which], changes)
+            images = _each(images, which, low[which] + share * (high - low)[which], changes)
         return images
 
 
@@ -204,8 +201,8 @@ def _random_resized_crop(transform: Any, images: Tensor, draws: Draws, variants:
     top = torch.where(found, drawn[:, 20] * (H - height + 1), (H - height) / 2).long()
     left = torch.where(found, drawn[:, 21] * (W - width + 1), (W - width) / 2).long()
     if max(H, W) <= MAX_SMALL and _mode(transform) == "bilinear" and transform.antialias is True:
-        rows, columns = (resampling(top, height, H, transform.size[0]), resampling(left, width, W, transform.size[1]))
-        return like(separable(images, rows, columns), images)
+        rows = resampling(top, height, H, transform.size[0])
+        return like(separable(images, rows, resampling(left, width, W, transform.size[1])), images)
     options = {"interpolation": transform.interpolation, "antialias": transform.antialias}
     places = torch.stack((top, left, height.long(), width.long()), 1).tolist()
     parts = zip(images, places, strict=True)
@@ -321,10 +318,9 @@ def _rand_augment(transform: Any, images: Tensor, draws: Draws, variants: Tensor
         "AutoContrast": OPS["autocontrast"][2],
         "Equalize": OPS["equalize"][2],
     }
-    space, sizes = transform._AUGMENTATION_SPACE, []
-    for bins_of, _ in space.values():
-        bins = bins_of(transform.num_magnitude_bins, *images.shape[-2:])
-        sizes.append(0.0 if bins is None else float(bins[transform.magnitude]))
+    space = transform._AUGMENTATION_SPACE
+    bins = [bins_of(transform.num_magnitude_bins, *images.shape[-2:]) for bins_of, _ in space.values()]
+    sizes = [0.0 if b is None else float(b[transform.magnitude]) for b in bins]
     magnitude = torch.tensor(sizes, dtype=torch.float64, device=images.device)
     signed = torch.tensor([both for _, both in space.values()], device=images.device)
     for _ in range(transform.num_ops):
@@ -383,11 +379,9 @@ def obstacle(transform: Any) -> str | None:
 
 
 def _by_variant(transform: VariantTransform, images: Tensor, draws: Draws, variants: Tensor) -> Tensor:
-    parts, places = [], []
-    for variant in variants.unique().tolist():
-        places.append((variants == variant).nonzero()[:, 0])
-        parts.append(transform(images.index_select(0, places[-1]), variant))
-    return torch.cat(parts).index_select(0, torch.cat(places).argsort())
+    places = {variant: (variants == variant).nonzero()[:, 0] for variant in variants.unique().tolist()}
+    parts = [transform(images.index_select(0, place), variant) for variant, place in places.items()]
+    return torch.cat(parts).index_select(0, torch.cat([*places.values()]).argsort())
 
 
 def _mode(transform: Any) -> str:

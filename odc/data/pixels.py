@@ -39,15 +39,9 @@ def update(images: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Te
 
 
 def separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Apply a matrix to the columns and one to the rows of every image: ``rows @ image @ columns.T``.
+    """Return ``rows @ image @ columns.T`` of every image, (B, C, H', W') float32, laid out as (B, H', C, W').
 
-    Args:
-        images: (B, C, H, W).
-        rows: (B or 1, H', H) float32.
-        columns: (B or 1, W', W) float32.
-
-    Returns:
-        (B, C, H', W') float32; memory is laid out as (B, H', C, W').
+    ``images`` are (B, C, H, W), ``rows`` (B or 1, H', H) and ``columns`` (B or 1, W', W) float32.
     """
     B, C, H, W = images.shape
     # channels beside the width: then each is one product of large matrices, and no copy lies between the two
@@ -97,12 +91,12 @@ def affine(
     center: Sequence[float] | None = None,
     **of: Tensor,
 ) -> Tensor:
-    """Return v2's affine maps of the images.
+    """Return v2's affine maps of the images; of ``mode`` and ``fill`` tells :func:`sample`.
 
     Args:
         images: (B, C, H, W).
         mode: ``"nearest"`` or ``"bilinear"``.
-        fill: what lies outside, see :func:`sample`.
+        fill: what lies outside.
         center: of the rotation and the shears, in pixels; ``None``: the middle.
         of: ``angle``, ``shear_x``, ``shear_y`` in degrees, ``shift_x``, ``shift_y`` in pixels, ``scale``, each (B,)
             float64; what is not given changes nothing.

@@ -59,18 +59,16 @@ def read_table(path: str | Path, *columns: str, optional: Sequence[str] = ()) ->
     if len(lines) < 2:
         raise InputError(f"'{path}' has no rows below its heading")
     wanted = (*columns, *(column for column in optional if column in names))
-    return [_row(f"line {number} of '{path}'", names, cells, wanted) for number, cells in lines[1:]]
-
-
-def _row(where: str, names: Sequence[str], cells: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
-    if len(cells) > len(names):
-        raise InputError(
-            f"{where} has {len(cells)} cells, but the heading has {len(names)}: put quotes around a cell with a comma"
-        )
-    row = dict(zip(names, cells, strict=False))
-    for column in columns:
-        if column not in row:
-            raise InputError(f"{where} has {len(cells)} of {len(names)} cells: the one of '{column}' is missing")
-    if columns and not row[columns[0]].strip():
-        raise InputError(f"{where} names no image: its cell of the column '{columns[0]}' is empty")
-    return row | {column: posixpath.normpath(row[column]) for column in columns[:1]}
+    rows = []
+    for number, cells in lines[1:]:
+        where, row = f"line {number} of '{path}'", dict(zip(names, cells, strict=False))
+        if len(cells) > len(names):
+            told = f"has {len(cells)} cells, but the heading has {len(names)}"
+            raise InputError(f"{where} {told}: put quotes around a cell with a comma")
+        for column in wanted:
+            if column not in row:
+                raise InputError(f"{where} has {len(cells)} of {len(names)} cells: the one of '{column}' is missing")
+        if not row[columns[0]].strip():
+            raise InputError(f"{where} names no image: its cell of the column '{columns[0]}' is empty")
+        rows.append(row | {columns[0]: posixpath.normpath(row[columns[0]])})
+    return rows

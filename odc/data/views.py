@@ -78,11 +78,13 @@ class ViewDataset(Dataset[Views]):
             return found
 
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as in workers: sums over pixels depend on the number of threads
+        if threads > 1:
+            torch.set_num_threads(1)  # as in workers: sums over pixels depend on the number of threads
         try:
             return self.take(requests, lambda ids: map(image, ids.tolist()))
         finally:
-            torch.set_num_threads(threads)
+            if threads > 1:
+                torch.set_num_threads(threads)
 
     def take(
         self,
@@ -150,12 +152,7 @@ class _Feed:
 
 
 class BatchLoader:
-    """Loads batches of requests in order, in this process or in workers that stay between runs.
-
-    Args:
-        dataset: gives the batches.
-        num_workers: processes that load; 0 loads in this one. The tensors are bitwise the same.
-    """
+    """Loads batches of requests in order, in this process (0 workers) or, bitwise the same, in workers that stay."""
 
     def __init__(self, dataset: ViewDataset, num_workers: int) -> None:
         self._dataset, self._num_workers = dataset, num_workers
@@ -170,9 +167,8 @@ class BatchLoader:
         With workers, batches are taken from the iterable ahead of the one that is given out. A run may be abandoned at
         any point; a new one ends those before it.
 
-        Raises:
-            InputError: as :meth:`ViewDataset.__getitems__`; the next run works.
-            RuntimeError: another run was started since, or a worker died (:meth:`close`, and a new run works).
+        Raises InputError as that does (the next run works), RuntimeError where another run was started since, or a
+        worker died (:meth:`close`, and a new run works).
         """
         self._run += 1
         try:
