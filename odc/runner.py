@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import mmengine.runner
 import torch
@@ -33,23 +33,13 @@ from odc.processes import end_with_parent
 from odc.reading import reading
 
 
-@runtime_checkable
-class StatefulLoop(Protocol):
-    """A train loop with a state of its own, which :class:`Runner` saves under ``checkpoint['loop']``."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain Python values; called on rank 0 only."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what :meth:`state_dict` returned, on CPU; called on every rank, last of all when resuming."""
-
-
 class Runner(mmengine.runner.Runner):
     """mmengine's runner with checkpoints that are plain, strictly loaded and resumable.
 
     Each method says what it does otherwise than mmengine's. Besides, ``resume=True`` without ``load_from`` takes the
-    newest checkpoint that is whole (:func:`find_resume`), and says which ones are not; and any number of runners can be
-    built in one process.
+    newest checkpoint that is whole (:func:`find_resume`), and says which ones are not; any number of runners can be
+    built in one process; and a train loop has a state of its own, ``checkpoint['loop']``: ``state_dict()`` returns it
+    on rank 0, and ``load_state_dict(state)`` takes it up on every rank, last of all when resuming.
     """
 
     precision = "float32"  # what the weights are, or were, trained in; evaluation and extraction are in float32
@@ -204,7 +194,7 @@ class Runner(mmengine.runner.Runner):
         hub["log_scalars"] = {}  # the histories are not for a run that goes on
         hub["resumed_keys"] = {k: True for k in hub["runtime_info"] if hub["resumed_keys"].get(k)}
         checkpoint["meta"] |= {"torch_version": torch.__version__, "precision": self.precision}
-        if "optimizer" in checkpoint and isinstance(self.train_loop, StatefulLoop):
+        if "optimizer" in checkpoint:
             checkpoint["loop"] = self.train_loop.state_dict()
         plain = to_plain(checkpoint)
         checkpoint.clear()
@@ -290,8 +280,7 @@ class Runner(mmengine.runner.Runner):
         if loop is None:
             raise InputError(f"resuming '{filename}' needs a training config; to evaluate it, set load_from only")
         checkpoint = self.load_checkpoint(filename)
-        needed = {"meta", "message_hub", "optimizer"} | ({"loop"} if isinstance(loop, StatefulLoop) else set())
-        if lacking := sorted(needed - checkpoint.keys()):
+        if lacking := sorted({"loop", "meta", "message_hub", "optimizer"} - checkpoint.keys()):
             raise InputError(
                 f"checkpoint '{filename}' lacks {', '.join(lacking)}, so training cannot continue from it; "
                 "to start from its weights, set load_from without resume"
@@ -303,8 +292,7 @@ class Runner(mmengine.runner.Runner):
             self._resumed_precision = self.precision
             self.message_hub.load_state_dict(hub)
             self._resume_optimizer(checkpoint["optimizer"], filename)
-            if isinstance(loop, StatefulLoop):
-                loop.load_state_dict(checkpoint["loop"])
+            loop.load_state_dict(checkpoint["loop"])
         self.logger.info(f"resumed {filename} at epoch {self.epoch}, iteration {self.iter}")
 
     def _resume_seed(self, seed: int | None, filename: str) -> None:

@@ -1,4 +1,4 @@
-"""A small model under the runner, on mmengine's own loop."""
+"""A small model under the runner, on mmengine's own loop with a state."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.model import BaseModel
+from mmengine.runner import EpochBasedTrainLoop
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -35,6 +36,14 @@ class Toy(BaseModel):
         return {"loss": (z - 1).square().mean()} if mode == "loss" else list(z)
 
 
+class Loop(EpochBasedTrainLoop):
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
 class Scores(BaseMetric):
     """Scores in a given order, one an evaluation."""
 
@@ -54,13 +63,13 @@ def loader() -> DataLoader[dict[str, Tensor]]:
 
 
 def build(work_dir: Path, *, epochs: int = 2, **kwargs: Any) -> Runner:
-    """Build a runner of the toy with 2 iterations an epoch, on mmengine's own loop."""
+    """Build a runner of the toy with 2 iterations an epoch."""
     torch.manual_seed(0)
     arguments: dict[str, Any] = {
         "model": Toy(),
         "work_dir": str(work_dir),
         "train_dataloader": loader(),
-        "train_cfg": {"by_epoch": True, "max_epochs": epochs},
+        "train_cfg": {"type": Loop, "max_epochs": epochs},
         "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 0.1, "momentum": 0.9}},
         "default_hooks": {"checkpoint": {"type": "CheckpointHook", "interval": 1}},
         "randomness": {"seed": 0},
