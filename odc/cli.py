@@ -144,9 +144,11 @@ def _compare(args: _Arguments) -> int:
 
 
 def _reliable(args: _Arguments) -> None:
-    from odc.recipes.reliable import reliable
+    from odc.recipes import Reliable
 
-    reliable(_prepare(args), **args)
+    cfg = _prepare(args)
+    files = {name: args.pop(name) for name in ("checkpoint", "out", "features", "labelled", "alignment")}
+    Reliable("reliable", **args).find(cfg, **files)
 
 
 def _align(args: _Arguments) -> None:

@@ -253,7 +253,7 @@ def test_options_as_they_are_written_reach_their_stage(tmp_path: Path) -> None:
     assert configs(cell)["self"].model.head.num_clusters == 7
     stage = cell.recipe["reliable"]
     assert isinstance(stage, Reliable)
-    assert stage.options["threshold"] == 0.5
+    assert stage.threshold == 0.5
 
 
 def test_every_row_is_measured_the_same_way_and_once(tmp_path: Path) -> None:

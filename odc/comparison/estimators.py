@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from mmengine.runner import set_random_seed
 from odc.apis import prepare_config
 from odc.clustering import kmeans, l2_normalize
 from odc.comparison.results import OUTCOME, Outcome
-from odc.config import find_config
+from odc.config import at
 from odc.config.checking import check_parts
 from odc.engine.data import ClusterData
 from odc.engine.extract import extract
@@ -33,9 +33,10 @@ from odc.errors import InputError, nearest
 from odc.evaluation.evaluator import ClusterMetrics, Evaluation, KNNMetric
 from odc.models import AvgPool, ClusterModel
 from odc.recipes.stage import Left, Stage
-from odc.registry import MODELS, STAGES, build, check_arguments
+from odc.registry import MODELS, build
 from odc.structures import LocalComm, make_generator
 
+COMMON = ("data.dataset", "data.eval_dataset", "data.views.extract", "model.backbone")
 FEATURES = ("pixels", "backbone")  # the extraction view; the untrained network
 
 
@@ -69,17 +70,11 @@ ESTIMATORS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Estimator:
-    """A class with ``fit_predict`` and what to make it with.
+    """A class with ``fit_predict`` and what to make it with."""
 
-    Attributes:
-        path: dotted path of the class.
-        options: its arguments, but for the number of clusters and the seed, which it gets where it has them.
-        features: one of :data:`FEATURES`, or the name of a pre-training.
-    """
-
-    path: str
-    options: Mapping[str, Any]
-    features: str
+    path: str  # dotted path of the class
+    options: Mapping[str, Any]  # its arguments, but for the number of clusters and the seed
+    features: str  # one of FEATURES, or the name of a pre-training
 
     # Keep a distance (float64) for every pair of images, so that many images would take all memory of the machine.
     of_pairs: ClassVar[tuple[str, ...]] = ("sklearn.cluster.AgglomerativeClustering",)
@@ -154,7 +149,6 @@ class Estimator:
         return clusters.astype(np.int64)
 
 
-@STAGES.register_module()
 @dataclass(frozen=True)
 class Estimate(Stage):
     """An estimator's clusters: of the pixels, or of the features of the backbone, untrained or pre-trained.
@@ -163,19 +157,9 @@ class Estimate(Stage):
     """
 
     takes: ClassVar[Mapping[str, bool]] = {"backbone": False}
+    writes: ClassVar[tuple[str, ...]] = (OUTCOME,)
 
-    _: KW_ONLY
     estimator: Estimator
-
-    @classmethod
-    def read(cls, name: str, entry: Mapping[str, Any], near: Path, read: Callable[[Path], Config]) -> Estimate:
-        """Read the estimator's name and the config."""
-        check_arguments(lambda estimator, config: None, entry, f"{near}: stage '{name}'")
-        estimator = Estimator.parse(entry["estimator"], (*FEATURES, "features"))
-        if estimator is None:
-            names = [f"{estimator}-{features}" for estimator in ESTIMATORS for features in FEATURES]
-            raise InputError(f"{near}: unknown estimator '{entry['estimator']}'{nearest(entry['estimator'], names)}")
-        return cls(name, config=read(find_config(entry["config"], near.parent)), estimator=estimator)
 
     def configured(self, options: Mapping[str, Any], seed: int | None, amp: bool, strict: bool) -> Estimate:
         """Return the stage with options applied to its config."""
@@ -228,19 +212,10 @@ class Estimate(Stage):
             "images": len(x),
         }
 
-    def lacks(self, folder: Path, result: Mapping[str, Any], needed: bool) -> str | None:
-        """Return the file of the outcome, where it is not there."""
-        return None if (folder / OUTCOME).is_file() else OUTCOME
-
 
 def common(config: Config) -> dict[str, Any]:
     """Return what all methods of a comparison must have in common."""
-    return {
-        "data.dataset": config.data.dataset,
-        "data.eval_dataset": config.data.get("eval_dataset"),
-        "data.views.extract": config.data.views.extract,
-        "model.backbone": config.model.backbone,
-    }
+    return {key: at(config, key) for key in COMMON}
 
 
 def num_clusters(config: Config) -> int:

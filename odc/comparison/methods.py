@@ -9,9 +9,8 @@ file, or the name of one that the package has::
 
 from __future__ import annotations
 
-import functools
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +20,7 @@ from odc.comparison.estimators import ESTIMATORS, FEATURES, Estimate, Estimator
 from odc.config import find_config, load_config, parse_config
 from odc.errors import InputError, nearest
 from odc.recipes.recipe import Recipe
-from odc.recipes.stage import Stage, Train
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method, before its seeds.
-
-    Attributes:
-        name: of the row.
-        recipe: of the method.
-        group: rows of one group share the stages that they have in common.
-    """
-
-    name: str
-    recipe: Recipe
-    group: str
+from odc.recipes.stage import Stage
 
 
 class Methods:
@@ -61,51 +45,61 @@ class Methods:
         self._files = {name: find_config(file, path.parent) for name, file in known["methods"].items()}
         apart = ("methods", "options")
         self._first = {name: find_config(file, path.parent) for name, file in known.items() if name not in apart}
-        self._read = functools.cache(parse_config)  # each file once, however many rows it is in
+        self._parsed: dict[Path, Config] = {}
 
-    def rows(self, methods: Sequence[str]) -> list[Row]:
+    def rows(self, methods: Sequence[str]) -> list[Recipe]:
         """Return the rows, each once, in the order of ``methods``.
 
         Raises:
             InputError: for an unknown method, or two of one name.
         """
-        rows: dict[str, Row] = {}
         estimators = {method: Estimator.parse(method, (*FEATURES, *self._first)) for method in methods}
-        for method, estimator in estimators.items():
-            if estimator is None and (row := self._row(method)) != rows.setdefault(row.name, row):
+        found = {method: self._row(method) for method, estimator in estimators.items() if estimator is None}
+        rows: dict[str, Recipe] = {}
+        for row in found.values():
+            if row != rows.setdefault(row.name, row):
                 raise InputError(
-                    f"'{rows[row.name].recipe.source}' and '{row.recipe.source}' would both be the row '{row.name}': "
+                    f"'{rows[row.name].source}' and '{row.source}' would both be the row '{row.name}': "
                     "give one of the files another name"
                 )
-        base = self._base(list(rows.values()))
+        base = self._base([*rows.values()]) if len(found) < len(estimators) else None
         for method, estimator in estimators.items():
             if estimator is not None:
-                recipe = Recipe(method, (Estimate(method, config=base, estimator=estimator),), "", single=True)
-                first = self._pretraining(estimator.features)
-                rows[method] = Row(method, recipe if first is None else recipe.starting_from(first, method), method)
-        titles = {method: method if method in rows else self._row(method).name for method in methods}
-        return [rows[name] for name in dict.fromkeys(titles.values())]
+                recipe = Recipe(method, (Estimate(method, estimator, config=base),), "", single=True)
+                rows[method] = self._started(recipe, estimator.features, method) or recipe
+        return [rows[name] for name in dict.fromkeys(found[m].name if m in found else m for m in methods)]
 
     def options(self, stages: Sequence[Stage]) -> dict[str, Any]:
         """Return the config's options, less those of its methods' stages that are not among ``stages``."""
-        every = {stage.name for name in self._files for stage in self._load(self._files[name], name).stages}
+        if not self._options:
+            return {}
+        every = {stage.name for name, file in self._files.items() for stage in self._load(file, name).stages}
         absent = (every | self._first.keys()) - {stage.name for stage in stages}
         return {key: value for key, value in self._options.items() if key.partition(".")[0] not in absent}
 
-    def _base(self, rows: Sequence[Row]) -> Config:
+    def _base(self, rows: Sequence[Recipe]) -> Config:
         """Return the config that estimators take data and network from: that of the first training."""
-        recipes = [row.recipe for row in rows] + [self._load(file) for file in self._files.values()]
-        recipe = next((recipe for recipe in recipes if recipe.single), recipes[0])
+        recipes = itertools.chain(rows, map(self._load, self._files.values()))
+        first = next(recipes)
+        recipe = first if first.single else next((recipe for recipe in recipes if recipe.single), first)
         return recipe.trained[-1].config
 
     def _load(self, file: str | Path, name: str | None = None) -> Recipe:
         return Recipe.load(file, name, self._read)
 
-    def _pretraining(self, name: str) -> Train | None:
-        if name not in self._first:
+    def _read(self, path: Path) -> Config:
+        """Parse a config: each file once, however many rows name it."""
+        file = path.resolve()
+        if file not in self._parsed:
+            self._parsed[file] = parse_config(path)
+        return self._parsed[file]
+
+    def _started(self, recipe: Recipe, first: str, title: str) -> Recipe | None:
+        """Return a recipe of one training so that it starts from a pre-training, where there is one of this name."""
+        if not recipe.single or first not in self._first:
             return None
-        (stage,) = self._load(self._first[name], name).trained
-        return stage
+        (stage,) = self._load(self._first[first], first).trained
+        return recipe.starting_from(stage, title)
 
     def _find(self, method: str) -> Recipe | None:
         """Return the recipe of a name, or of the path of a config."""
@@ -113,22 +107,16 @@ class Methods:
             return self._load(self._files[method], method)
         return self._load(method) if method.endswith(".py") else None
 
-    def _row(self, method: str) -> Row:
+    def _row(self, method: str) -> Recipe:
         base, _, end = method.rpartition("-")
-        recipe = self._find(method)
-        if recipe is not None:
-            first = self._pretraining(recipe.name.rpartition("-")[2])
-            if recipe.single and first is not None:
-                recipe = recipe.starting_from(first, recipe.name)
-            return Row(recipe.name, recipe, recipe.name)
-        recipe = self._find(base)
-        if recipe is not None:
+        if (recipe := self._find(method)) is not None:
+            return self._started(recipe, recipe.name.rpartition("-")[2], recipe.name) or recipe
+        if (recipe := self._find(base)) is not None:
             title = f"{recipe.name}-{end}"
-            first = self._pretraining(end)
-            if recipe.single and first is not None:
-                return Row(title, recipe.starting_from(first, title), title)
+            if (started := self._started(recipe, end, title)) is not None:
+                return started
             if not recipe.single and end in {stage.name for stage in recipe.trained}:
-                return Row(title, recipe.until(end, title), recipe.name)
+                return recipe.until(end, title)
         raise InputError(f"unknown method '{method}'{nearest(method, self._names())}, or the path of a config")
 
     def _names(self) -> list[str]:

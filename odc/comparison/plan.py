@@ -11,7 +11,8 @@ from typing import Any
 from mmengine import Config
 
 from odc.comparison.estimators import common
-from odc.comparison.methods import Methods, Row
+from odc.comparison.methods import Methods
+from odc.comparison.results import Place
 from odc.config import configs_folder, override
 from odc.config.checking import check_seed
 from odc.engine.precision import settle_precision
@@ -26,35 +27,29 @@ MEASURES = ("ClusterMetrics", "KNNMetric")  # of every row, with their defaults
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of one method, or of a pre-training that methods share.
+    """One run of one method, or of a pre-training that methods share."""
 
-    Attributes:
-        method: name of its row, or of the pre-training.
-        seed: of everything random in it.
-        recipe: its stages, of which the last one's result is the row; those of a pre-training are cells of their own.
-        folder: where everything of it goes.
-        places: folders of the stages.
-        threads: that it computes with; sums round by their number, so it is part of the key.
-        after: (method, seed) of the cells that have to end before this one begins.
-        before: of a pre-training, the rows that start from it; of a row, nothing.
-        shown: the report has a map of its features, which takes some seconds to draw.
-        minutes: how long each of its trainings may take.
-        precision: that it is trained in.
-        key: hash of all that decides its result.
-    """
+    recipe: Recipe  # of which the last stage's result is the row; pre-trainings are cells of their own
+    seed: int  # of everything random in it
+    folder: Path  # where everything of it goes
+    places: Mapping[str, Path]  # folders of the stages
+    threads: int  # that it computes with; sums round by their number, so it is part of the key
+    after: tuple[Place, ...] = ()  # the cells that have to end before this one begins
+    before: tuple[str, ...] = ()  # of a pre-training, the rows that start from it; of a row, nothing
+    shown: bool = False  # the report has a map of its features, which takes some seconds to draw
+    minutes: float | None = None  # how long each of its trainings may take
+    precision: str = "float32"  # that it is trained in
+    key: str = field(default="", compare=False)  # hash of all that decides its result
 
-    method: str
-    seed: int
-    recipe: Recipe
-    folder: Path
-    places: Mapping[str, Path]
-    threads: int = 1
-    after: tuple[tuple[str, int], ...] = ()
-    before: tuple[str, ...] = ()
-    shown: bool = False
-    minutes: float | None = None
-    precision: str = "float32"
-    key: str = field(default="", compare=False)
+    @property
+    def method(self) -> str:
+        """Name of its row, or of the pre-training."""
+        return self.recipe.name
+
+    @property
+    def place(self) -> Place:
+        """Method and seed."""
+        return self.method, self.seed
 
     @property
     def title(self) -> str:
@@ -80,43 +75,27 @@ class Cell:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be compared.
+    """What is to be compared."""
 
-    Attributes:
-        methods: names or paths of configs; see :func:`plan`.
-        out: folder of the comparison.
-        dataset: name in ``configs/comparisons``, path of such a config, or a folder of pictures.
-        seeds: each method runs once for each.
-        jobs: cells at a time.
-        threads: of each, unless the folder has cells already: then theirs.
-        evaluate_on: split of the data set, or a folder of pictures, that all methods are evaluated on; by default what
-            the configs say, and where they say nothing the images that are clustered.
-        epochs: the same number for every method that is trained; the trainings of a recipe share it.
-        minutes: the same wall-clock time for every method that is trained, instead of the same number of epochs.
-        pretrain_epochs: of pre-training.
-        pretrained: backbone to start from instead of pre-training.
-        clusters: K of every head.
-        options: ``{"key": value}`` for every config, or ``{"STAGE.key": value}`` for one stage of the recipes; the
-            stage of a method that is one training has the method's name.
-        executor: where cells run: ``"local"``, ``"local-jobs"`` or ``"slurm"``.
-        executor_options: what each job asks for.
-    """
-
-    methods: Sequence[str]
-    out: Path
-    dataset: str = "digits"
+    methods: Sequence[str]  # names or paths of configs; see plan
+    out: Path  # folder of the comparison
+    dataset: str = "digits"  # name in configs/comparisons, path of such a config, or a folder of pictures
+    # Split of the data set, or a folder of pictures, that all methods are evaluated on; by default what the configs
+    # say, and where they say nothing the images that are clustered.
     evaluate_on: str | None = None
-    seeds: Sequence[int] = (0,)
-    jobs: int = 1
-    threads: int = 1
-    epochs: int | None = None
-    minutes: float | None = None
-    pretrain_epochs: int | None = None
-    pretrained: str | None = None
-    clusters: int | None = None
+    seeds: Sequence[int] = (0,)  # each method runs once for each
+    jobs: int = 1  # cells at a time
+    threads: int = 1  # of each, unless the folder has cells already: then theirs
+    epochs: int | None = None  # the same number for every method that is trained; the trainings of a recipe share it
+    minutes: float | None = None  # the same wall-clock time for every such method, instead of the same epochs
+    pretrain_epochs: int | None = None  # of pre-training
+    pretrained: str | None = None  # backbone to start from instead of pre-training
+    clusters: int | None = None  # K of every head
+    # {"key": value} for every config, or {"STAGE.key": value} for one stage of the recipes; the stage of a method that
+    # is one training has the method's name.
     options: Mapping[str, Any] = field(default_factory=dict)
-    executor: str = "local"
-    executor_options: Mapping[str, Any] = field(default_factory=dict)
+    executor: str = "local"  # where cells run: "local", "local-jobs" or "slurm"
+    executor_options: Mapping[str, Any] = field(default_factory=dict)  # what each job asks for
 
 
 def plan(request: Request) -> list[Cell]:
@@ -137,7 +116,7 @@ def plan(request: Request) -> list[Cell]:
     rows = methods.rows(request.methods)
     _check_use(request, rows)
     if request.pretrained is not None:
-        rows = [replace(row, recipe=row.recipe.with_backbone(request.pretrained)) for row in rows]
+        rows = [row.with_backbone(request.pretrained) for row in rows]
     by_stage = _by_stage(request, methods, rows, options)
     cells = [_cell(request, by_stage, rows, row, seed) for row in rows for seed in request.seeds]
     check_fair(cells)
@@ -150,15 +129,10 @@ def _check(request: Request) -> None:
         raise InputError(f"--seeds {' '.join(map(str, request.seeds))} has a seed twice: give each once")
     for seed in request.seeds:
         check_seed(seed, "--seeds")
-    numbers = {
-        "--jobs": request.jobs,
-        "--clusters": request.clusters,
-        "--epochs": request.epochs,
-        "--pretrain-epochs": request.pretrain_epochs,
-    }
-    for option, value in numbers.items():
+    for name in ("jobs", "clusters", "epochs", "pretrain_epochs"):
+        value = getattr(request, name)
         if value is not None and value < 1:
-            raise InputError(f"{option} must be at least 1, not {value}")
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     if request.epochs is not None and request.minutes is not None:
         raise InputError(
             f"--epochs {request.epochs} and --minutes {request.minutes:g}: methods get the same epochs or the same "
@@ -168,9 +142,9 @@ def _check(request: Request) -> None:
         raise InputError(f"--minutes must be more than 0, not {request.minutes:g}")
 
 
-def _check_use(request: Request, rows: Sequence[Row]) -> None:
+def _check_use(request: Request, rows: Sequence[Recipe]) -> None:
     """Refuse what no row would read."""
-    follow = any(row.recipe.pretraining for row in rows)
+    follow = any(row.pretraining for row in rows)
     for option, value in (("--pretrained", request.pretrained), ("--pretrain-epochs", request.pretrain_epochs)):
         if value is not None and not follow:
             names = " ".join(row.name for row in rows)
@@ -181,7 +155,7 @@ def _check_use(request: Request, rows: Sequence[Row]) -> None:
             "nothing is pre-trained, leave one out"
         )
     for option, budget in (("--epochs", request.epochs), ("--minutes", request.minutes)):
-        if budget is not None and not any(_trainings(row.recipe) for row in rows):
+        if budget is not None and not any(_trainings(row) for row in rows):
             raise InputError(f"{option} {budget:g} is for methods that are trained: there is none")
 
 
@@ -207,14 +181,14 @@ def _dataset(request: Request) -> tuple[Path, dict[str, Any]]:
 
 
 def _by_stage(
-    request: Request, methods: Methods, rows: Sequence[Row], options: Mapping[str, Any]
+    request: Request, methods: Methods, rows: Sequence[Recipe], options: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Return the options of every stage by its name; those of the command line win.
 
     Raises:
         InputError: for an option that no stage reads.
     """
-    stages = [stage for row in rows for stage in row.recipe.stages]
+    stages = [stage for row in rows for stage in row.stages]
     found = addressed({**methods.options(stages), **options}, stages)
     given = addressed(request.options, stages)
     found = {name: {**found[name], **given[name]} for name in found}
@@ -242,45 +216,37 @@ def _evaluated(dataset: Config, where: str) -> dict[str, Any] | None:
     return None if other == dataset else {**other, "_delete_": True}
 
 
-def _cell(request: Request, by_stage: Mapping[str, Any], rows: Sequence[Row], row: Row, seed: int) -> Cell:
+def _cell(request: Request, by_stage: Mapping[str, Any], rows: Sequence[Recipe], row: Recipe, seed: int) -> Cell:
     """Return the cell of a row and a seed; its key comes later."""
-    recipe, trainings = row.recipe, _trainings(row.recipe)
-    mine = {stage.name: dict(by_stage[stage.name]) for stage in recipe.stages}
-    for stage in recipe.stages:
-        if stage.name in recipe.pretraining and request.pretrain_epochs is not None:
+    trainings = _trainings(row)
+    mine = {stage.name: dict(by_stage[stage.name]) for stage in row.stages}
+    for stage in row.stages:
+        if stage.name in row.pretraining and request.pretrain_epochs is not None:
             mine[stage.name]["train_cfg.max_epochs"] = request.pretrain_epochs
         if isinstance(stage, Reliable):  # a row of a table that is poor says more than one that is missing
             mine[stage.name].setdefault("allow_empty", True)
-    if request.epochs is not None:
-        share = request.epochs // len(trainings) if trainings else 0
-        for number, stage in enumerate(trainings):  # the first gets what cannot be shared
-            epochs = max(1, share) if number else request.epochs - share * (len(trainings) - 1)
-            mine[stage.name]["train_cfg.max_epochs"] = epochs
-    recipe = recipe.with_options(mine, seed=seed, clusters=request.clusters)
-    recipe = replace(recipe, stages=tuple(map(_measured, recipe.stages)))
-    minutes = request.minutes / len(trainings) if request.minutes is not None and trainings else None
+    for number, stage in enumerate(trainings if request.epochs is not None else ()):
+        share, rest = divmod(request.epochs or 0, len(trainings))
+        # The first gets what cannot be shared.
+        mine[stage.name]["train_cfg.max_epochs"] = max(1, share) if number else share + rest
+    recipe = row.configured(mine, seed=seed, clusters=request.clusters)
     # With a budget, a stage of the whole is shorter than the one that is a row: they have nothing to share.
     together = request.epochs is None and request.minutes is None
-    folder = request.out / f"{row.group if together else row.name}-{seed}"
-    places = {name: request.out / f"{name}-{seed}" for name in recipe.pretraining}
-    names = {stage.name for stage in recipe.stages}
-    places |= {name: folder if recipe.single else folder / name for name in names - places.keys()}
-    after = [(name, seed) for name in recipe.pretraining]
-    after += [
-        (other.name, seed)
-        for other in rows
-        if together and other.group == row.group and other != row and other.recipe.stages[-1].name in names
-    ]
+    group = row.whole or row.name
+    folder = request.out / f"{group if together else row.name}-{seed}"
+    places = {stage.name: folder if row.single else folder / stage.name for stage in row.stages}
+    places |= {name: request.out / f"{name}-{seed}" for name in row.pretraining}
+    others = [other for other in rows if together and (other.whole or other.name) == group and other.name != row.name]
+    shared = [other.name for other in others if other.stages[-1].name in places]
     return Cell(
-        method=row.name,
+        recipe=replace(recipe, stages=tuple(map(_measured, recipe.stages))),
         seed=seed,
-        recipe=recipe,
         folder=folder,
         places=places,
         threads=request.threads,
-        after=tuple(after),
+        after=tuple((name, seed) for name in (*row.pretraining, *shared)),
         shown=seed == request.seeds[0],
-        minutes=minutes,
+        minutes=request.minutes / len(trainings) if request.minutes is not None and trainings else None,
     )
 
 
@@ -301,9 +267,8 @@ def _pretraining(request: Request, cells: Sequence[Cell]) -> list[Cell]:
     for cell in cells:
         for name in cell.recipe.pretraining:
             new = Cell(
-                method=name,
-                seed=cell.seed,
                 recipe=replace(cell.recipe.until(name, name), source=cell.recipe[name].config.filename, single=True),
+                seed=cell.seed,
                 folder=cell.places[name],
                 places=cell.places,
                 threads=cell.threads,

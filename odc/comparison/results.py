@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from odc.errors import DamagedError, InputError
 from odc.evaluation.evaluator import Evaluation
 from odc.files import append_line, naming, write_text, written_whole
 from odc.reading import (
+    Kind,
     fields,
     inside,
     listing,
@@ -72,36 +73,34 @@ def _method(value: Any) -> str:
     return str(value)
 
 
+Text = Annotated[str, text]
+Count = Annotated[int, whole(1)]
+Fingerprint = Annotated[str, _fingerprint]
+
+
+def _kinds(entries: type) -> dict[str, Kind]:
+    """Return the kinds that the fields of a dataclass are annotated with."""
+    hints = get_type_hints(entries, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
+
+
 # -- comparison.json -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class About:
-    """What is true of all cells of a comparison.
+    """What is true of all cells of a comparison."""
 
-    Attributes:
-        dataset: what it was called on the command line.
-        data: config of the data set that is evaluated.
-        evaluated_on: name of that, its split or folder.
-        num_clusters: K.
-        threads: of each cell.
-        command: what repeats the whole comparison.
-        images: how many are evaluated.
-        fingerprint: of the images that are evaluated.
-        clustered: fingerprint of those that are trained on.
-        methods: rows and shared stages of all calls on this folder, in the order of the table.
-    """
-
-    dataset: str
-    data: dict[str, Any]
-    evaluated_on: str
-    num_clusters: int
-    threads: int
-    command: str
-    images: int
-    fingerprint: str
-    clustered: str
-    methods: list[str]
+    dataset: Text  # what it was called on the command line
+    data: Annotated[dict[str, Any], mapping(plain)]  # config of the data set that is evaluated
+    evaluated_on: Text  # name of that, its split or folder
+    num_clusters: Count  # K
+    threads: Count  # of each cell
+    command: Text  # what repeats the whole comparison
+    images: Count  # how many are evaluated
+    fingerprint: Fingerprint  # of the images that are evaluated
+    clustered: Fingerprint  # of those that are trained on
+    methods: Annotated[list[str], listing(_method)]  # rows and shared stages of all calls, in the order of the table
 
     @classmethod
     def load(cls, out: Path) -> About:
@@ -111,22 +110,13 @@ class About:
             DamagedError: it says what no comparison writes.
         """
         what = "is not what a comparison writes of its data"
-        return cls(**read_json(out / ABOUT, _ABOUT, what, f"delete it, and run the comparison on {out} again"))
+        return cls(
+            **read_json(out / ABOUT, fields(_kinds(cls)), what, f"delete it, and run the comparison on {out} again")
+        )
 
     def save(self, out: Path) -> None:
         """Write it into the folder of a comparison."""
         write_text(out / ABOUT, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
-
-
-_ABOUT = fields(
-    {
-        **dict.fromkeys(("dataset", "evaluated_on", "command"), text),
-        **dict.fromkeys(("images", "num_clusters", "threads"), whole(1)),
-        "data": mapping(plain),
-        **dict.fromkeys(("fingerprint", "clustered"), _fingerprint),
-        "methods": listing(_method),
-    }
-)
 
 
 # -- results.jsonl ---------------------------------------------------------------------------------------------------
@@ -134,45 +124,30 @@ _ABOUT = fields(
 
 @dataclass(frozen=True)
 class Record:
-    """A cell that has ended or failed, with what is needed to repeat it.
+    """A cell that has ended or failed, with what is needed to repeat it."""
 
-    Attributes:
-        method: name of its row, or of a stage that rows share.
-        seed: of the cell.
-        values: metrics and costs by name: ``acc``, ``nmi``, ``ari``, ``knn`` in [0, 1]; ``seconds``,
-            ``pretrain_seconds`` (of the training that it starts from), ``images_seen``, ``peak_rss_mb``, ``epochs``.
-        dataset, evaluated_on, images, num_clusters: as in :class:`About`.
-        config: what it was trained by; empty for an estimator.
-        folder: where the cell has left its files, within that of the comparison.
-        precision: that it was trained in.
-        threads: that it computed with.
-        key: hash of all that decides the result.
-        versions, machine, git_revision, command, date: as in :func:`odc.comparison.provenance.provenance`.
-        error: why it failed, ``None`` where it ended.
-        log: file with what it printed, where it failed.
-        before: of a shared stage, which is no row of the table: the rows that start from it.
-    """
-
-    method: str
-    seed: int
+    method: Annotated[str, _method]  # name of its row, or of a stage that rows share
+    seed: Annotated[int, whole()]  # of the cell
+    # Metrics and costs by name: acc, nmi, ari, knn in [0, 1]; seconds, pretrain_seconds (of the training that it starts
+    # from), images_seen, peak_rss_mb, epochs.
     values: Mapping[str, Any]
-    dataset: str
-    evaluated_on: str
-    images: int
-    num_clusters: int
-    config: str
-    folder: str
-    precision: str
-    threads: int
-    key: str
-    versions: Mapping[str, str]
-    machine: str
-    git_revision: str
-    command: str
-    date: str
-    error: str | None = None
-    log: str | None = None
-    before: tuple[str, ...] = ()
+    dataset: Text  # this and the next three: as in About
+    evaluated_on: Text
+    images: Count
+    num_clusters: Count
+    config: Text  # what it was trained by; empty for an estimator
+    folder: Annotated[str, inside]  # where the cell has left its files, within that of the comparison
+    precision: Text  # that it was trained in
+    threads: Count  # that it computed with
+    key: Fingerprint  # hash of all that decides the result
+    versions: Annotated[Mapping[str, str], mapping(text)]  # this and the next four: as in provenance()
+    machine: Text
+    git_revision: Text
+    command: Text
+    date: Text
+    error: Annotated[str | None, text] = None  # why it failed
+    log: Annotated[str | None, text] = None  # file with what it printed, where it failed
+    before: Annotated[tuple[str, ...], listing(_method)] = ()  # of a shared stage, no row: the rows that start from it
 
     @property
     def place(self) -> Place:
@@ -191,8 +166,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the entries of its line; values stand beside the other entries."""
-        told = {name: getattr(self, name) for name in _RECORD_KINDS}
-        told = {name: value for name, value in told.items() if value is not None and value != ()}
+        told = {name: getattr(self, name) for name in _RECORD_KINDS if getattr(self, name) not in (None, ())}
         return {"method": self.method, "seed": self.seed, **self.values, **told}
 
     @classmethod
@@ -207,24 +181,11 @@ class Record:
         return cls(**{**told, "before": tuple(told.get("before", ()))}, values=values)
 
 
-_NEEDED = {
-    "method": _method,
-    "seed": whole(),
-    **dict.fromkeys(("dataset", "evaluated_on"), text),
-    **dict.fromkeys(("images", "num_clusters"), whole(1)),
-    "config": text,
-    "folder": inside,
-    "precision": text,
-    "threads": whole(1),
-    "key": _fingerprint,
-    "versions": mapping(text),
-    **dict.fromkeys(("machine", "git_revision", "command", "date"), text),
-}
-_RECORD_KINDS = {**_NEEDED, "error": text, "log": text, "before": listing(_method)}
+_RECORD_KINDS = _kinds(Record)
 _SHARES = dict.fromkeys((*QUALITY, "entropy", "purity"), optional(real(-1.001, 1.001)))
 _AMOUNTS = ("seconds", "pretrain_seconds", "images_seen", "peak_rss_mb", "epochs", "clusters", "empty", "noise")
 _RECORD = fields(
-    _NEEDED,
+    {name: kind for name, kind in _RECORD_KINDS.items() if name not in ("error", "log", "before")},
     scalar,  # metrics of one's own
     **{**_RECORD_KINDS, **_SHARES, **dict.fromkeys(_AMOUNTS, optional(real(0)))},
 )
@@ -233,16 +194,16 @@ _RECORD = fields(
 def read_results(out: Path) -> dict[Place, Record]:
     """Return the last record of every cell; a line that a kill cut short, or that is no record, does not count."""
     file = out / RESULTS
-    records: dict[Place, Record] = {}
     if not file.exists():
-        return records
+        return {}
+    records: dict[Place, Record] = {}
     with reading(file, "is not a file of results", "delete it to run all methods again"):
         lines = read_text(file).split("\n")
-    for place, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            with reading(file, f"has no result in line {place}", "its cell counts as not run"):
+            with reading(file, f"has no result in line {number}", "its cell counts as not run"):
                 record = Record.from_json(json.loads(line))
         except DamagedError as error:
             print_log(str(error), "current", logging.WARNING)
@@ -262,19 +223,12 @@ def append_result(out: Path, record: Record) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The clusters of N images, and what they are seen by.
+    """The clusters of N images, and what they are seen by."""
 
-    Attributes:
-        features: (N, D) float32, what was clustered.
-        cluster: (N,) int64, -1: in none.
-        confidence: (N,) float32, higher is more central.
-        margin: (N,) float32, of the best cluster before the second; small is at the border.
-    """
-
-    features: Floats
-    cluster: Ints
-    confidence: Floats
-    margin: Floats
+    features: Floats  # (N, D) float32, what was clustered
+    cluster: Ints  # (N,) int64, -1: in none
+    confidence: Floats  # (N,) float32, higher is more central
+    margin: Floats  # (N,) float32, of the best cluster before the second; small is at the border
 
     @classmethod
     def from_scores(cls, evaluation: Evaluation) -> Outcome | None:
@@ -337,14 +291,10 @@ class Outcome:
             raise InputError(f"{path} is of {found} images but the data set has {total:,}: {_AGAIN}")
         cluster = arrays["cluster"]
         if total and not UNLABELLED <= cluster.min() <= cluster.max() < total:
-            raise DamagedError(
-                f"'{path}' is not the outcome of a cell (clusters {cluster.min()} to {cluster.max()} of {total:,} "
-                f"images): {_AGAIN}"
-            )
-        features, confidence, margin = (
-            arrays[name].astype(np.float32) for name in ("features", "confidence", "margin")
-        )
-        return cls(features, cluster.astype(np.int64), confidence, margin)
+            found = f"clusters {cluster.min()} to {cluster.max()} of {total:,} images"
+            raise DamagedError(f"'{path}' is not the outcome of a cell ({found}): {_AGAIN}")
+        floats = {name: arrays[name].astype(np.float32) for name in ("features", "confidence", "margin")}
+        return cls(cluster=cluster.astype(np.int64), **floats)
 
 
 _OUTCOME = {"features": ("f", 2), "cluster": ("iu", 1), "confidence": ("f", 1), "margin": ("f", 1)}

@@ -99,27 +99,24 @@ class Pipeline:
         # A training keeps others out of its own folder.
         alone = self.folder not in self.places.values()
         with working(self.folder) if alone else contextlib.nullcontext():
-            return self._run()
-
-    def _run(self) -> dict[str, dict[str, Any]]:
-        write_skipped(self.dataset, self.folder)
-        # What is said before the first stage's own log exists.
-        self.logger = MMLogger("pipeline", logger_name="mmengine")
-        for told in self.fitted:
-            self.logger.info(told)
-        self._forget_incomplete()
-        ran = {stage.name: _ran(stage) for stage in self.recipe.stages}
-        keys = self.recipe.keys(ran, self.dataset.fingerprint)
-        left: dict[str, Left] = {}
-        for number, stage in enumerate(self.recipe.stages, start=1):
-            name, place = stage.name, self.places[stage.name]
-            given = {what: left[of] for what, of in stage.needs.items()}
-            title = f"stage {number}/{len(self.recipe.stages)}, {name}"
-            left[name] = Left(stage, place, self._stage(stage, given, keys[name], ran[name], title))
-        results = {name: dict(one.result) for name, one in left.items()}
-        if len(results) > 1:
-            write_text(self.folder / "summary.md", summary(results) + "\n")
-        return results
+            write_skipped(self.dataset, self.folder)
+            # What is said before the first stage's own log exists.
+            self.logger = MMLogger("pipeline", logger_name="mmengine")
+            for told in self.fitted:
+                self.logger.info(told)
+            self._forget_incomplete()
+            ran = {stage.name: _ran(stage) for stage in self.recipe.stages}
+            keys = self.recipe.keys(ran, self.dataset.fingerprint)
+            left: dict[str, Left] = {}
+            for number, stage in enumerate(self.recipe.stages, start=1):
+                given = {what: left[of] for what, of in stage.needs.items()}
+                title = f"stage {number}/{len(self.recipe.stages)}, {stage.name}"
+                result = self._stage(stage, given, keys[stage.name], ran[stage.name], title)
+                left[stage.name] = Left(stage, self.places[stage.name], result)
+            results = {name: dict(one.result) for name, one in left.items()}
+            if len(results) > 1:
+                write_text(self.folder / "summary.md", summary(results) + "\n")
+            return results
 
     def _forget_incomplete(self) -> None:
         """Let stages that are done be done again where their files are gone or damaged: what is there is used."""
@@ -161,17 +158,18 @@ class Pipeline:
         earlier = there[begun]["seconds"] if begun in there else 0.0
         started = time.monotonic()
 
-        def seconds() -> float:
-            return float(round(earlier + time.monotonic() - started, 1))
+        def note(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+            seconds = float(round(earlier + time.monotonic() - started, 1))
+            told = {"key": key, "seconds": seconds, **ran, **values}
+            write_text(file, json.dumps(told, indent=2, default=float) + "\n")
+            return told
 
-        write_text(begun, json.dumps({"key": key, "seconds": earlier, **ran}) + "\n")
+        note(begun, {})
         try:
             values = stage.run(folder, given, self.hooks)
         finally:
-            write_text(begun, json.dumps({"key": key, "seconds": seconds(), **ran}) + "\n")
-        result = {"key": key, "seconds": seconds(), **ran, **values}
-        write_text(done, json.dumps(result, indent=2, default=float) + "\n")
-        return result
+            note(begun, {})
+        return note(done, values)
 
 
 def _ran(stage: Stage) -> dict[str, Any]:

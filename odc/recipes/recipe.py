@@ -24,7 +24,7 @@ from typing import Any
 
 from mmengine import Config
 
-from odc.config import find_config, override, parse_config
+from odc.config import at, find_config, override, parse_config
 from odc.config.checking import KNOWN_KEYS
 from odc.errors import InputError, nearest
 from odc.recipes.stage import Stage, Train
@@ -36,19 +36,13 @@ _NAME = re.compile(r"[A-Za-z0-9_.+-]+")
 
 @dataclass(frozen=True)
 class Recipe:
-    """The stages of a method.
+    """The stages of a method."""
 
-    Attributes:
-        name: of the method.
-        stages: in the order in which they run; the last one's result is the method's.
-        source: path of the config file.
-        single: it is the config of one training.
-    """
-
-    name: str
-    stages: tuple[Stage, ...]
-    source: str
-    single: bool = False
+    name: str  # of the method
+    stages: tuple[Stage, ...]  # in the order in which they run; the last one's result is the method's
+    source: str  # path of the config file
+    single: bool = False  # it is the config of one training
+    whole: str = ""  # name of the recipe of which it is the beginning
 
     @classmethod
     def load(cls, config: str | Path, name: str | None = None, read: Callable[[Path], Config] = parse_config) -> Recipe:
@@ -108,7 +102,8 @@ class Recipe:
         for stage in reversed(self.stages):
             if stage.name in wanted:
                 wanted |= set(stage.needs.values())
-        return replace(self, name=title or self.name, stages=tuple(s for s in self.stages if s.name in wanted))
+        stages = tuple(stage for stage in self.stages if stage.name in wanted)
+        return replace(self, name=title or self.name, stages=stages, whole=self.name)
 
     def starting_from(self, first: Stage, title: str) -> Recipe:
         """Return the recipe of one training after another, whose backbone it starts from."""
@@ -133,8 +128,8 @@ class Recipe:
                 gone.add(stage.name)
                 continue
             kept = {what: of for what, of in stage.needs.items() if what not in lost}
-            stages.append(stage.starting_from(file) if "backbone" in lost else stage)
-            stages[-1] = replace(stages[-1], needs=kept, gives=())
+            start = str(file) if "backbone" in lost else stage.pretrained
+            stages.append(replace(stage, needs=kept, gives=(), pretrained=start))
         return replace(self, stages=_taken(stages))
 
     def configured(
@@ -149,7 +144,7 @@ class Recipe:
         """Return the recipe with options applied, ready to run.
 
         Args:
-            options: ``{"STAGE.key": value}``, or ``{"key": value}`` for all trainings; the former wins.
+            options: as for :func:`addressed`.
             seed: of all trainings; by default the configs'.
             amp: bfloat16 autocast.
             strict: unreadable images are an error instead of being skipped.
@@ -160,18 +155,6 @@ class Recipe:
                 fit each other.
         """
         by_stage = addressed(options or {}, self.stages)
-        return self.with_options(by_stage, seed=seed, amp=amp, strict=strict, clusters=clusters)
-
-    def with_options(
-        self,
-        by_stage: Mapping[str, Mapping[str, Any]],
-        *,
-        seed: int | None = None,
-        amp: bool = False,
-        strict: bool = False,
-        clusters: int | None = None,
-    ) -> Recipe:
-        """Return :meth:`configured`'s recipe, from the options of each stage by its name."""
         stages = []
         for stage in self.stages:
             mine = by_stage[stage.name]
@@ -180,19 +163,14 @@ class Recipe:
                 mine = {**mine, "model.head.num_clusters": clusters}
             stages.append(stage.configured(mine, seed, amp, strict))
         new = replace(self, stages=tuple(stages))
-        new._check_together()
-        return new
-
-    def _check_together(self) -> None:
-        first = next(iter(self.trained), None)
-        for stage in self.trained:
-            assert first is not None
-            for what, mine, other in (
-                ("see the same images: data.dataset", stage.config.data.dataset, first.config.data.dataset),
-                ("have the same backbone: model.backbone", stage.config.model.backbone, first.config.model.backbone),
-            ):
+        for stage in new.trained:
+            first = new.trained[0]
+            for what, key in (("see the same images", "data.dataset"), ("have the same backbone", "model.backbone")):
+                mine, other = at(stage.config, key), at(first.config, key)
                 if mine != other:
-                    raise InputError(f"the stages must {what} is {other} for {first.name} but {mine} for {stage.name}")
+                    told = f"{key} is {other} for {first.name} but {mine} for {stage.name}"
+                    raise InputError(f"the stages must {what}: {told}")
+        return new
 
     def keys(self, ran: Mapping[str, Any], *parts: Any) -> dict[str, str]:
         """Return for each stage a hash of all that decides its result.
@@ -215,27 +193,30 @@ class Recipe:
 def addressed(options: Mapping[str, Any], stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
     """Return the options of each stage by its name.
 
+    Args:
+        options: ``{"STAGE.key": value}`` or ``{"STAGE": {"key": value}}`` for one stage, which wins over
+            ``{"key": value}`` for all that have a config.
+        stages: of one recipe, or of several.
+
     Raises:
         InputError: an option's address begins with the name of no stage and of no setting.
     """
-    found: dict[str, dict[str, Any]] = {stage.name: {} for stage in stages}
-    special = {key: value for key, value in options.items() if key.partition(".")[0] in found and "." in key}
+    shared: dict[str, Any] = {}
+    special: dict[str, dict[str, Any]] = {stage.name: {} for stage in stages}
     for key, value in options.items():
-        first = key.partition(".")[0]
-        if key in special:
-            continue
-        if first not in KNOWN_KEYS and first not in REFUSED_KEYS and not first.startswith("_"):
+        first, _, rest = key.partition(".")
+        if key in special and isinstance(value, Mapping):
+            special[key].update(value)
+        elif first in special and rest:
+            special[first][rest] = value
+        elif first in KNOWN_KEYS or first in REFUSED_KEYS or first.startswith("_"):
+            shared[key] = value
+        else:
             raise InputError(
                 f"nothing reads the option '{key}': no stage and no setting is called '{first}'"
-                f"{nearest(first, [*found, *KNOWN_KEYS])}; the stages are {', '.join(found) or 'none'}"
+                f"{nearest(first, [*special, *KNOWN_KEYS])}; the stages are {', '.join(special) or 'none'}"
             )
-        for stage in stages:
-            if stage.config is not None:
-                found[stage.name][key] = value
-    for key, value in special.items():
-        first, _, rest = key.partition(".")
-        found[first][rest] = value
-    return found
+    return {s.name: {**(shared if s.config is not None else {}), **special[s.name]} for s in stages}
 
 
 def _stage(entry: dict[str, Any], earlier: Sequence[Stage], path: Path, read: Callable[[Path], Config]) -> Stage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,58 +19,49 @@ from odc.errors import InputError
 from odc.evaluation.results import read_results
 from odc.models.cluster_model import ClusterModel
 from odc.models.convert import convert
+from odc.options import read_arguments
 from odc.registry import MODELS, STAGES, check_arguments, resolve
 
 FILES = {"backbone": "backbone.pth", "features": "features.npz", "labels": "labels.npz"}  # what is left, as what
-_FIELDS = ("name", "needs", "gives", "config", "pretrained")  # of every stage; an entry of a recipe does not write them
 
 
 @dataclass(frozen=True)
 class Stage(ABC):
     """A part of a recipe. Another kind of stage inherits from this and is registered in ``STAGES``.
 
-    Attributes:
-        name: of the stage: its folder, and the address of its options.
-        needs: what it takes, and of which earlier stage: ``{"backbone": "moco"}``.
-        gives: what later stages take of it.
-        config: of the training, or the estimator, that it is.
-        pretrained: file of a backbone to start from, where no earlier stage gives one.
-        takes: for this kind of stage, what it may take, and whether it must.
-        leaves: for this kind of stage, what others may take of it.
+    The options of a kind of stage are the fields that it adds, unless it reads and configures them by itself.
     """
 
-    takes: ClassVar[Mapping[str, bool]] = {}
-    leaves: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[Mapping[str, bool]] = {}  # what this kind may take, and whether it must
+    leaves: ClassVar[tuple[str, ...]] = ()  # what others may take of it
+    writes: ClassVar[tuple[str, ...]] = ()  # files that it leaves besides
 
-    name: str
+    name: str  # its folder, and the address of its options
     _: KW_ONLY
-    needs: Mapping[str, str] = field(default_factory=dict)
-    gives: tuple[str, ...] = ()
-    config: Config = None
-    pretrained: str | None = None
+    needs: Mapping[str, str] = field(default_factory=dict)  # what it takes, and of which stage: {"backbone": "moco"}
+    gives: tuple[str, ...] = ()  # what later stages take of it
+    config: Config = None  # of the training, or of the estimator's data, that it is
+    pretrained: str | None = None  # file of a backbone to start from, where no earlier stage gives one
 
     @classmethod
-    @abstractmethod
     def read(cls, name: str, entry: Mapping[str, Any], near: Path, read: Callable[[Path], Config]) -> Stage:
-        """Return the stage that an entry of a recipe, less its needs, describes; files lie beside ``near``, configs
-        are read by ``read``.
-        """
+        """Return the stage that an entry of the recipe ``near``, less its needs, describes; ``read`` reads configs."""
+        check_arguments(cls, entry, f"{near}: stage '{name}'", given=_FIELDS)
+        return cls(name, **entry)
 
-    @abstractmethod
     def configured(self, options: Mapping[str, Any], seed: int | None, amp: bool, strict: bool) -> Stage:
         """Return the stage with options, ``{"dotted.key": value}``, applied.
 
         Raises:
             InputError: for an option that nothing reads.
         """
+        new = read_arguments(options, type(self))
+        check_arguments(type(self), {**self.decides(), **new}, f"stage '{self.name}'", given=_FIELDS)
+        return replace(self, **new)
 
-    def starting_from(self, backbone: str | Path) -> Stage:
-        """Return the stage that starts from a backbone in a file."""
-        return replace(self, pretrained=str(backbone))
-
-    @abstractmethod
     def decides(self) -> Any:
         """Return what decides the result, beside the data and the stages before: JSON values."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _FIELDS}
 
     @abstractmethod
     def run(self, folder: Path, given: Mapping[str, Left], hooks: Sequence[Hook]) -> dict[str, Any]:
@@ -84,7 +75,11 @@ class Stage(ABC):
 
     def lacks(self, folder: Path, result: Mapping[str, Any], needed: bool) -> str | None:
         """Return which file of the stage, which is done, is missing or damaged; ``needed``: a stage is to follow."""
-        return next((FILES[what] for what in self.leaves if not (folder / FILES[what]).is_file()), None)
+        files = [*(FILES[what] for what in self.leaves), *self.writes]
+        return next((file for file in files if not (folder / file).is_file()), None)
+
+
+_FIELDS = tuple(f.name for f in fields(Stage))  # of every stage, and no options
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,6 @@ class Left:
 
     def config(self, folder: Path) -> Config:
         """Return the config of the training that it was, for one that only reads its checkpoint."""
-        assert isinstance(self.stage, Train)  # only trainings leave checkpoints
         config: Config = self.stage.config.copy()
         config.work_dir = str(folder)
         return config
@@ -110,17 +104,12 @@ class Left:
 @STAGES.register_module()
 @dataclass(frozen=True)
 class Train(Stage):
-    """A training by a config. Leaves its checkpoint and its backbone; may start from a backbone, and from labels.
-
-    Attributes:
-        by_hand: keys of the config that somebody has set for this run.
-    """
+    """A training by a config. Leaves its checkpoint and its backbone; may start from a backbone, and from labels."""
 
     takes: ClassVar[Mapping[str, bool]] = {"backbone": False, "labels": False}
     leaves: ClassVar[tuple[str, ...]] = ("checkpoint", "backbone")
 
-    _: KW_ONLY
-    by_hand: tuple[str, ...] = ()
+    by_hand: tuple[str, ...] = ()  # keys of the config that somebody has set for this run
 
     @classmethod
     def read(cls, name: str, entry: Mapping[str, Any], near: Path, read: Callable[[Path], Config]) -> Train:
@@ -198,20 +187,6 @@ class Extract(Stage):
 
     takes: ClassVar[Mapping[str, bool]] = {"checkpoint": True}
     leaves: ClassVar[tuple[str, ...]] = ("features",)
-
-    @classmethod
-    def read(cls, name: str, entry: Mapping[str, Any], near: Path, read: Callable[[Path], Config]) -> Extract:
-        """Read nothing: it has no options."""
-        check_arguments(cls, entry, f"{near}: stage '{name}'", given=_FIELDS)
-        return cls(name)
-
-    def configured(self, options: Mapping[str, Any], seed: int | None, amp: bool, strict: bool) -> Extract:
-        """Return itself."""
-        check_arguments(type(self), options, f"stage '{self.name}'", given=_FIELDS)
-        return self
-
-    def decides(self) -> Any:
-        """Return nothing: all lies in the training."""
 
     def run(self, folder: Path, given: Mapping[str, Left], hooks: Sequence[Hook]) -> dict[str, Any]:
         """Extract."""
