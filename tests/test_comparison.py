@@ -24,7 +24,7 @@ from PIL import Image
 
 from odc.cli import main
 from odc.comparison.cell import _Watch, run
-from odc.comparison.estimators import ESTIMATORS, Estimator
+from odc.comparison.estimators import ESTIMATORS, Estimate
 from odc.comparison.executor import Processes, Running
 from odc.comparison.plan import Cell, Request, plan
 from odc.comparison.progress import Progress
@@ -370,18 +370,18 @@ def test_an_estimator_gets_k_and_seed_where_it_has_them() -> None:
     x = np.repeat(np.eye(4, dtype=np.float32), 6, axis=0) + np.linspace(0, 0.01, 24, dtype=np.float32)[:, None]
     truth = np.repeat(np.arange(4), 6)
     for name in ("kmeans-pixels", "gmm-pixels", "agglomerative-pixels", "sklearn.cluster.Birch-pixels"):
-        estimator = Estimator.parse(name)
+        estimator = Estimate.parse(name)
         assert estimator is not None
         clusters = estimator.fit_predict(x, 4, seed=3)
         assert len(set(zip(clusters.tolist(), truth.tolist(), strict=True))) == len(set(clusters.tolist())) == 4, name
-    assert Estimator.parse("odc-moco") is None
-    assert Estimator.parse("path/my.config.py-moco") is None
+    assert Estimate.parse("odc-moco") is None
+    assert Estimate.parse("path/my.config.py-moco") is None
 
 
 def test_an_estimator_of_pairs_stays_within_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 20)
     x = np.random.default_rng(0).random((200, 2), dtype=np.float32)
-    every, means = Estimator.parse("agglomerative-pixels"), Estimator.parse("kmeans-pixels")
+    every, means = Estimate.parse("agglomerative-pixels"), Estimate.parse("kmeans-pixels")
     assert every is not None
     assert means is not None
     with pytest.raises(InputError, match=r"all pairs of 200 images, 0\.0 GiB, more than half of the 0\.0 GiB"):
@@ -392,7 +392,7 @@ def test_an_estimator_of_pairs_stays_within_the_memory(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_an_estimator_of_few_or_strange_images(name: str) -> None:
-    estimator = Estimator.parse(f"{name}-pixels")
+    estimator = Estimate.parse(f"{name}-pixels")
     assert estimator is not None
     x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     for points in (x, x[:3], 1e6 * x):

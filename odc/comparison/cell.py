@@ -10,8 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
@@ -27,11 +26,12 @@ from odc.evaluation.evaluator import Evaluation
 from odc.files import explain
 from odc.processes import end_with_parent
 from odc.recipes.pipeline import Pipeline
-from odc.recipes.stage import Train
+from odc.recipes.stage import Left, Train
 
 LOG = "output.txt"
 
-Report = Callable[[float, str], None]  # the share that is done, and where it is
+Report = Callable[[float, str], None]  # takes the share that is done, and where it is
+Send = Callable[[tuple[Any, ...]], None]  # takes ("progress", share, where) or ("record", values)
 
 
 class _Watch(Hook):
@@ -45,12 +45,9 @@ class _Watch(Hook):
     def __init__(
         self, report: Report, minutes: float | None, trainings: int = 1, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.report = report
-        self.minutes = minutes
+        self.report, self.minutes, self.clock = report, minutes, clock
         self.trainings = trainings  # that come one after the other in this cell
-        self.begun = 0
-        self.clock = clock
-        self.started = 0.0
+        self.begun, self.started = 0, 0.0
         self.evaluation: Evaluation | None = None  # the last one of the last training
 
     def before_train(self, runner: Any) -> None:
@@ -93,46 +90,37 @@ def run(cell: Cell, report: Report) -> tuple[dict[str, float], int]:
     watch = _Watch(report, cell.minutes, max(1, len(left)))
     pipeline = Pipeline(cell.recipe, cell.folder, places=cell.places, hooks=[watch])
     results = pipeline.run()
-    mine = {stage.name: results[stage.name] for stage in cell.own}
-    last = cell.recipe.stages[-1]
-    values = {k: v for k, v in results[last.name].items() if isinstance(v, float)}
-    for result in mine.values():
-        if result.get("count") is not None:
-            values["reliable"] = float(result["count"])
-            if result["purity"] is not None:
-                values["purity"] = result["purity"]
-    for cost in ("seconds", "images_seen", "epochs"):
-        values[cost] = float(sum(result.get(cost, 0.0) for result in mine.values()))
-    images = results[last.name].get("images", 0)
+    mine = [results[stage.name] for stage in cell.own]
+    last, result = cell.recipe.stages[-1], results[cell.recipe.stages[-1].name]
+    values = {k: v for k, v in result.items() if isinstance(v, float)}
+    for one in mine:
+        if one.get("count") is not None:
+            values["reliable"] = float(one["count"])
+            if one["purity"] is not None:
+                values["purity"] = one["purity"]
+    for cost, kind in (("seconds", float), ("images_seen", int), ("epochs", int)):
+        values[cost] = kind(sum(one.get(cost, 0) for one in mine))
+    images = result.get("images", 0)
     if isinstance(last, Train):
         write_curves(cell.home, cell.home)
         if not cell.before:
-            trained = watch.evaluation if last.name in {stage.name for stage in left} else None
-            outcome = Outcome.from_scores(trained or _evaluated(last, cell.home, results[last.name]["checkpoint"]))
+            trained = watch.evaluation if last in left else None
+            outcome = Outcome.from_scores(trained or _evaluated(Left(last, cell.home, result)))
             if outcome is not None:
                 outcome.save(cell.home)
                 images = len(outcome.cluster)
     return values, images
 
 
-def _evaluated(stage: Train, folder: Path, checkpoint: str) -> Evaluation:
+def _evaluated(left: Left) -> Evaluation:
     """Evaluate a training that an earlier run has ended."""
-    config = stage.config.copy()
-    config.work_dir = str(folder / "evaluation")
-    runner, _ = load_runner(config, str(folder / checkpoint))
+    runner, _ = load_runner(left.config(left.folder / "evaluation"), str(left.file("checkpoint")))
     evaluation: Evaluation = runner.val_loop.evaluate()
     return evaluation
 
 
-class Listener(Protocol):
-    """Whom a cell tells how it goes."""
-
-    def send(self, message: tuple[Any, ...], /) -> None:
-        """Take ``("progress", share, where)`` or ``("record", values)``."""
-
-
-def run_cell(cell: Cell, pipe: Listener) -> None:
-    """Run one cell and send its record; everything it prints goes into a file."""
+def run_cell(cell: Cell, send: Send, interval: float = 0.5) -> None:
+    """Run one cell; send its record, and every ``interval`` seconds its progress. All it prints goes into a file."""
     end_with_parent()  # the comparison may be killed
     if cell.recipe.single:  # it begins anew: what an interrupted run has left would mix with this one's
         shutil.rmtree(cell.home, ignore_errors=True)
@@ -144,17 +132,13 @@ def run_cell(cell: Cell, pipe: Listener) -> None:
 
     def report(share: float, where: str) -> None:
         nonlocal last
-        if time.monotonic() - last > 0.5:
+        if time.monotonic() - last > interval:
             last = time.monotonic()
-            pipe.send(("progress", share, where))
+            send(("progress", share, where))
 
     # W&B names its runs by these, where somebody asked for it.
-    for name, value in (
-        ("WANDB_PROJECT", "odc"),
-        ("WANDB_RUN_GROUP", cell.folder.parent.name),
-        ("WANDB_NAME", cell.title),
-    ):
-        os.environ.setdefault(name, value)
+    names = {"WANDB_PROJECT": "odc", "WANDB_RUN_GROUP": cell.folder.parent.name, "WANDB_NAME": cell.title}
+    os.environ.update({name: value for name, value in names.items() if name not in os.environ})
     started = time.perf_counter()
     record: dict[str, Any]
     images = 0
@@ -166,8 +150,7 @@ def run_cell(cell: Cell, pipe: Listener) -> None:
             if stage.config is not None:
                 override(stage.config)  # for the modules that it imports: names in it are registered there
         values, images = run(cell, report)
-        record = {name: values.get(name) for name in (*QUALITY, *sorted(set(values) - set(QUALITY)))}
-        record |= {name: int(values[name]) for name in ("epochs", "images_seen") if name in values}
+        record = {**dict.fromkeys(QUALITY), **dict(sorted(values.items()))}
     except Exception as e:  # whatever it is, it becomes this cell's record
         with contextlib.suppress(OSError):  # the log's disk may be what is full
             traceback.print_exc()
@@ -179,8 +162,8 @@ def run_cell(cell: Cell, pipe: Listener) -> None:
         }
     usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     record["peak_rss_mb"] = round(usage / 1024, 1)
-    pipe.send(("record", record))
+    send(("record", record))
     if cell.shown and images and (outcome := Outcome.load(cell.home, images)) is not None:
-        pipe.send(("progress", 1.0, "map of the features"))
+        send(("progress", 1.0, "map of the features"))
         os.nice(5)  # the next cell has begun
         embed(outcome.features, cell.home)  # here, beside the other cells, and not one after the other at the end

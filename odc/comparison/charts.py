@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from odc.comparison.ranking import Spread
 
@@ -36,8 +37,7 @@ class Point:
     quality: Spread
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """A rectangle in CSS pixels."""
 
     left: float
@@ -65,26 +65,25 @@ class Mark:
 
     def boxes(self) -> list[Box]:
         """Return what names should not cover: the mark, its error bars and the line to the other mark."""
-        x, y = self.x, self.y
-        boxes = [Box(x - 6, y - 6, x + 6, y + 6)]
-        if self.total_x is not None:
-            boxes += [Box(self.total_x - 6, y - 6, self.total_x + 6, y + 6)]
-            boxes += [Box(min(x, self.total_x), y - 2, max(x, self.total_x), y + 2)]
-        if self.x_bar is not None:
-            boxes.append(Box(self.x_bar[0], y - 2, self.x_bar[1], y + 2))
-        if self.y_bar is not None:
-            boxes.append(Box(x - 2, self.y_bar[1], x + 2, self.y_bar[0]))
-        return boxes
+        x, y, spots = self.x, self.y, [self.x] if self.total_x is None else [self.x, self.total_x]
+        left, right = self.x_bar or (x, x)
+        low, high = self.y_bar or (y, y)
+        lines = [
+            Box(min(spots), y - 2, max(spots), y + 2),
+            Box(left, y - 2, right, y + 2),
+            Box(x - 2, high, x + 2, low),
+        ]
+        return [*(Box(spot - 6, y - 6, spot + 6, y + 6) for spot in spots), *lines]
 
 
 @dataclass(frozen=True)
 class Label:
-    """The box of a mark's name, where its SVG text is anchored, and whether a line has to lead there from the mark."""
+    """A mark's name."""
 
     box: Box
-    anchor: str
-    x: float
-    leader: bool
+    anchor: str  # of its SVG text
+    x: float  # where that is anchored
+    leader: bool  # a line has to lead there from the mark
 
 
 @dataclass(frozen=True)
@@ -106,40 +105,33 @@ def cost_chart(points: Sequence[Point], width: int, height: int) -> CostChart:
     ends = [100 * (p.quality.mean + sign * (p.quality.std or 0.0)) for p in points for sign in (-1, 1)]
     pad = max(2.0, 0.08 * (max(ends) - min(ends)))
     low_y, high_y = max(-2.0, min(ends) - pad), min(102.0, max(ends) + pad)
-    left, right, top, bottom = _LEFT, width - _RIGHT, _TOP, height - _BOTTOM
+    frame = Box(_LEFT, _TOP, width - _RIGHT, height - _BOTTOM)
 
     def place_x(seconds: float) -> float:
         share = (math.log10(max(seconds, 10**low_x)) - low_x) / (high_x - low_x)
-        return round(left + min(1.0, share) * (right - left), 1)
+        return round(frame.left + min(1.0, share) * (frame.right - frame.left), 1)
 
     def place_y(percent: float) -> float:
         share = (percent - low_y) / (high_y - low_y)
-        return round(bottom - min(1.0, max(0.0, share)) * (bottom - top), 1)
+        return round(frame.bottom - min(1.0, max(0.0, share)) * (frame.bottom - frame.top), 1)
 
     def bar(place: Callable[[float], float], value: Spread, factor: float = 1) -> tuple[float, float] | None:
         if value.std is None:
             return None
         return place(factor * (value.mean - value.std)), place(factor * (value.mean + value.std))
 
-    marks = [
-        Mark(
-            p.name,
-            place_x(p.cost.mean),
-            place_y(100 * p.quality.mean),
-            None if p.total is None else place_x(p.total.mean),
-            bar(place_x, p.cost),
-            bar(place_y, p.quality, 100),
-        )
-        for p in points
-    ]
-    frame = Box(left, top, right, bottom)
+    marks = []
+    for p in points:
+        total_x = None if p.total is None else place_x(p.total.mean)
+        bars = bar(place_x, p.cost), bar(place_y, p.quality, 100)
+        marks.append(Mark(p.name, place_x(p.cost.mean), place_y(100 * p.quality.mean), total_x, *bars))
     taken = [box for mark in marks for box in mark.boxes()]
     labels = []
     for mark in marks:
         labels.append(_label(mark, frame, taken))
         taken.append(labels[-1].box)
-    x_ticks = [(place_x(v), f"{v:g}") for v in log_ticks(10**low_x, 10**high_x, (right - left) // 64)]
-    y_ticks = [(place_y(v), f"{v:g}") for v in ticks(low_y, high_y, (bottom - top) // 40)]
+    x_ticks = [(place_x(v), f"{v:g}") for v in log_ticks(10**low_x, 10**high_x, (frame.right - frame.left) // 64)]
+    y_ticks = [(place_y(v), f"{v:g}") for v in ticks(low_y, high_y, (frame.bottom - frame.top) // 40)]
     return CostChart(width, height, frame, x_ticks, y_ticks, list(zip(marks, labels, strict=True)))
 
 
@@ -147,12 +139,12 @@ def _label(mark: Mark, frame: Box, taken: Sequence[Box]) -> Label:
     """Return the place of a mark's name beside it."""
     box, distance = place(mark.x, mark.y, CHAR * len(mark.name), _FONT + 3.0, frame, taken)
     # The side that faces the mark is the one that is exact, whatever the font.
-    anchor, text_x = "middle", (box.left + box.right) / 2
+    anchor, x = "middle", (box.left + box.right) / 2
     if box.left > mark.x:
-        anchor, text_x = "start", box.left
+        anchor, x = "start", box.left
     elif box.right < mark.x:
-        anchor, text_x = "end", box.right
-    return Label(box, anchor, round(text_x, 1), distance > 20)
+        anchor, x = "end", box.right
+    return Label(box, anchor, round(x, 1), distance > 20)
 
 
 def place(
@@ -160,11 +152,9 @@ def place(
 ) -> tuple[Box, int]:
     """Return where a name goes beside a point, or ``over`` it, and how far from it: nearest of what covers least."""
     ways = [(0, 0.0, 0.0)] if over else []
-    ways += [
-        (distance, math.cos(math.radians(angle)), math.sin(math.radians(angle)))
-        for distance in (9, 14, 20, 28, 38, 50, 64, 80, 100, 130)
-        for angle in (0, 180, 270, 90, 315, 225, 45, 135)
-    ]
+    for distance in (9, 14, 20, 28, 38, 50, 64, 80, 100, 130):
+        angles = map(math.radians, (0, 180, 270, 90, 315, 225, 45, 135))
+        ways += [(distance, math.cos(angle), math.sin(angle)) for angle in angles]
     found: list[tuple[float, int, Box]] = []
     for distance, dx, dy in ways:
         left = x + distance * dx - width * (1 - dx) / 2
@@ -178,7 +168,7 @@ def place(
     return box, distance
 
 
-def ticks(low: float, high: float, most: int) -> list[float]:
+def ticks(low: float, high: float, most: float) -> list[float]:
     """Return round numbers between ``low`` and ``high``, a step of 1, 2 or 5 times a power of ten apart."""
     least = (high - low) / max(1, most)
     power = 10.0 ** math.floor(math.log10(least))
@@ -186,7 +176,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     return [round(i * step, 10) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def log_ticks(low: float, high: float, most: int) -> list[float]:
+def log_ticks(low: float, high: float, most: float) -> list[float]:
     """Return round numbers between ``low`` and ``high`` (above 0) for a logarithmic axis."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found: list[float] = []
@@ -262,13 +252,12 @@ def curves_of(curves: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]])
         drawn = {name: [s for one in seeds.values() if (s := series(one, name))] for name in CURVES}
         # A quantity that was looked at once is no curve.
         every[method] = {name: lines for name, lines in drawn.items() if any(len(line) > 1 for line in lines)}
-    panels: dict[str, list[Panel]] = {}
-    for method, drawn in every.items():
-        for name, lines in drawn.items():
-            shared = [line for other in every.values() for line in other.get(name, [])]
-            one = panel(CURVES[name], lines, span(lines if name == "loss" else shared))
-            panels.setdefault(method, []).append(one)
-    return panels
+    shared = {name: [line for drawn in every.values() for line in drawn.get(name, [])] for name in CURVES}
+    return {
+        method: [panel(CURVES[n], lines, span(lines if n == "loss" else shared[n])) for n, lines in drawn.items()]
+        for method, drawn in every.items()
+        if drawn
+    }
 
 
 # -- cluster sizes ---------------------------------------------------------------------------------------------------

@@ -25,39 +25,25 @@ IMAGES = 6  # of each kind in a strip
 
 @dataclass(frozen=True)
 class Confusion:
-    """Images by class and cluster: a row a class, a column a cluster, the matched ones on the diagonal.
+    """Images by class and cluster: a row a class, a column a cluster, the matched ones on the diagonal."""
 
-    Attributes:
-        clusters: names of the columns.
-        counts: images.
-        uri: the same as a picture, where there are too many for numbers; else empty.
-    """
-
-    clusters: list[str]
-    counts: list[list[int]]
-    uri: str
+    clusters: list[str]  # names of the columns
+    counts: list[list[int]]  # images
+    uri: str  # the same as a picture, where there are too many for numbers; else empty
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """The clusters of one clustering; all but ``none`` is empty where no image is in one.
+    """The clusters of one clustering; all but ``none`` is empty where no image is in one."""
 
-    Attributes:
-        none: images in no cluster.
-        sizes: images by cluster, largest first.
-        match: class by cluster, under the best one-to-one match; empty without ground truth.
-        majority: by cluster the largest class and its share; empty without ground truth.
-        profile: SVG path of all sizes, if they are too many for bars; else empty.
-        confusion: ``None`` without ground truth, or with too many classes or clusters.
-        strips: by cluster, of the largest, ``(kind, sprite, description)`` of its images.
-    """
-
-    none: int
-    sizes: dict[int, int] = field(default_factory=dict)
-    match: dict[int, int] = field(default_factory=dict)
-    majority: dict[int, tuple[str, float]] = field(default_factory=dict)
-    profile: str = ""
-    confusion: Confusion | None = None
+    none: int  # images in no cluster
+    sizes: dict[int, int] = field(default_factory=dict)  # images by cluster, largest first
+    # Without ground truth the next two are empty.
+    match: dict[int, int] = field(default_factory=dict)  # class by cluster, under the best one-to-one match
+    majority: dict[int, tuple[str, float]] = field(default_factory=dict)  # by cluster the largest class and its share
+    profile: str = ""  # SVG path of all sizes, if they are too many for bars
+    confusion: Confusion | None = None  # None without ground truth, or with too many classes or clusters
+    # By cluster, of the largest, (kind, sprite, description) of its images.
     strips: dict[int, list[tuple[str, Sprite, str]]] = field(default_factory=dict)
 
 

@@ -69,22 +69,27 @@ ESTIMATORS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Estimator:
-    """A class with ``fit_predict`` and what to make it with."""
+class Estimate(Stage):
+    """The clusters of a class with ``fit_predict``: of the pixels, or of the features of the backbone.
 
-    path: str  # dotted path of the class
-    options: Mapping[str, Any]  # its arguments, but for the number of clusters and the seed
-    features: str  # one of FEATURES, or the name of a pre-training
+    The backbone is untrained or pre-trained; data and network are those of ``config``.
+    """
 
+    takes: ClassVar[Mapping[str, bool]] = {"backbone": False}
+    writes: ClassVar[tuple[str, ...]] = (OUTCOME,)
     # Keep a distance (float64) for every pair of images, so that many images would take all memory of the machine.
     of_pairs: ClassVar[tuple[str, ...]] = ("sklearn.cluster.AgglomerativeClustering",)
     # Options that count images, of which there may be fewer.
     of_images: ClassVar[tuple[str, ...]] = ("n_neighbors", "min_cluster_size")
     # What the classes of scikit-learn call K.
-    names: ClassVar[tuple[str, ...]] = ("n_clusters", "n_components")
+    names_of_k: ClassVar[tuple[str, ...]] = ("n_clusters", "n_components")
+
+    path: str  # dotted path of the class
+    options: Mapping[str, Any]  # its arguments, but for the number of clusters and the seed
+    features: str  # one of FEATURES, or the name of a pre-training
 
     @classmethod
-    def parse(cls, name: str, known: Sequence[str] = FEATURES) -> Estimator | None:
+    def parse(cls, name: str, known: Sequence[str] = FEATURES) -> Estimate | None:
         """Return the row of this name on one of the ``known`` features, or ``None`` if it has not the form of one.
 
         Raises:
@@ -93,10 +98,9 @@ class Estimator:
         head, _, features = name.rpartition("-")
         if features not in known or not (head in ESTIMATORS or ("." in head and not head.endswith(".py"))):
             return None
-        path, options = ESTIMATORS.get(head, (head, {}))
-        estimator = cls(path, options, features)
-        estimator.load()
-        return estimator
+        stage = cls(name, *ESTIMATORS.get(head, (head, {})), features)
+        stage.load()
+        return stage
 
     def load(self) -> Any:
         """Return the class.
@@ -133,7 +137,7 @@ class Estimator:
             )
         kind = self.load()
         known = inspect.signature(kind).parameters
-        given = {name: num_clusters for name in self.names if name in known}
+        given = {name: num_clusters for name in self.names_of_k if name in known}
         if "random_state" in known:
             given["random_state"] = seed
         few = {name: min(value, max(2, N)) for name, value in self.options.items() if name in self.of_images}
@@ -148,19 +152,6 @@ class Estimator:
         clusters[in_one] = np.unique(clusters[in_one], return_inverse=True)[1]
         return clusters.astype(np.int64)
 
-
-@dataclass(frozen=True)
-class Estimate(Stage):
-    """An estimator's clusters: of the pixels, or of the features of the backbone, untrained or pre-trained.
-
-    Data and network are those of ``config``.
-    """
-
-    takes: ClassVar[Mapping[str, bool]] = {"backbone": False}
-    writes: ClassVar[tuple[str, ...]] = (OUTCOME,)
-
-    estimator: Estimator
-
     def configured(self, options: Mapping[str, Any], seed: int | None, amp: bool, strict: bool) -> Estimate:
         """Return the stage with options applied to its config."""
         config = prepare_config(self.config, cfg_options=dict(options), seed=seed, strict=strict)
@@ -170,11 +161,11 @@ class Estimate(Stage):
     def decides(self) -> Any:
         """Return what it uses of the config: whose it is does not matter."""
         shared = {**common(self.config), "clusters": num_clusters(self.config)}
-        return [self.estimator.path, self.estimator.features in FEATURES, shared, self.config.randomness]
+        return [self.path, self.features in FEATURES, shared, self.config.randomness]
 
     def run(self, folder: Path, given: Mapping[str, Left], hooks: Sequence[Hook]) -> dict[str, Any]:
         """Cluster, and leave the outcome."""
-        config, estimator = self.config.copy(), self.estimator
+        config = self.config.copy()
         backbone = str(given["backbone"].file("backbone")) if "backbone" in given else self.pretrained
         if backbone is not None:
             config.model.pretrained = backbone
@@ -182,7 +173,7 @@ class Estimate(Stage):
         data = ClusterData(**config.data)
         try:
             model: ClusterModel = build(MODELS, config.model)
-            if estimator.features == "pixels":
+            if self.features == "pixels":
                 model.backbone = model.neck = torch.nn.Flatten()
             else:
                 model.neck = AvgPool(model.backbone.out_channels)
@@ -193,9 +184,9 @@ class Estimate(Stage):
         finally:
             data.close()
         features = table.features.cpu()
-        x = features if estimator.features == "pixels" else l2_normalize(features)[0]
+        x = features if self.features == "pixels" else l2_normalize(features)[0]
         K = num_clusters(config)
-        clusters = torch.from_numpy(estimator.fit_predict(x.numpy(), K, config.randomness.seed))
+        clusters = torch.from_numpy(self.fit_predict(x.numpy(), K, config.randomness.seed))
         # Those in no cluster, HDBSCAN's noise, are a cluster of their own for the metrics.
         found = clusters.unique(return_inverse=True)[1]
         scores = torch.nn.functional.one_hot(found, max(int(found.max()) + 1, K)).float()

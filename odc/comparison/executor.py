@@ -17,25 +17,16 @@ QUEUED = "queued"  # where a cell is that has been started and waits for a place
 
 
 class Running(ABC):
-    """A cell that has begun, and what is known of it so far.
+    """A cell that has begun, and what is known of it so far."""
 
-    Attributes:
-        share: of it that is done.
-        where: it is.
-        record: its values, once they are known.
-        told: they are written.
-        closed: it has ended; after its record it may still draw its map.
-        started: when, by the monotonic clock.
-        pipe: that speaks when there is something to read.
-    """
-
-    pipe: Connection | None = None
+    pipe: Connection | None = None  # speaks when there is something to read
 
     def __init__(self, cell: Cell, where: str) -> None:
         self.cell = cell
-        self.share, self.where = 0.0, where
-        self.record: dict[str, Any] | None = None
-        self.told = self.closed = False
+        self.share, self.where = 0.0, where  # what is done of it, and where it is
+        self.record: dict[str, Any] | None = None  # its values, once they are known
+        self.told = False  # they are written
+        self.closed = False  # it has ended; after its record it may still draw its map
         self.started = time.monotonic()
 
     @abstractmethod
@@ -74,7 +65,7 @@ class Process(Running):
     def __init__(self, cell: Cell, context: Any) -> None:
         super().__init__(cell, "starting")
         self.pipe, send = context.Pipe(duplex=False)
-        self.process = context.Process(target=run_cell, args=(cell, send))
+        self.process = context.Process(target=run_cell, args=(cell, send.send))
         self.process.start()
         send.close()
 

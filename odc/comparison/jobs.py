@@ -38,33 +38,22 @@ _SAID = fields({"share": real(0), "where": text, "record": optional(mapping(scal
 def run_job(cell: Cell, file: Path, path: Sequence[str]) -> None:
     """Run a cell as a job that says in ``file`` how it goes, with the modules that are found on ``path``."""
     sys.path[:] = dict.fromkeys([*sys.path, *path])
-    report = _Report(file)
+    said: dict[str, Any] = {"record": None}
+
+    def send(message: tuple[Any, ...]) -> None:
+        if message[0] == "record":
+            said["record"] = message[1] | {"machine": machine()}
+        else:
+            _, said["share"], said["where"] = message
+        write_text(file, json.dumps(said))
+
+    send(("progress", 0.0, "starting"))
     reason = lacks_bfloat16() if "bfloat16" in cell.precision else None
     if reason is None:
-        run_cell(cell, report)
+        run_cell(cell, send, _INTERVAL)
     else:
         error = f"{machine()} cannot train in bfloat16: {reason}; ask for another machine, or precision=float32"
-        report.send(("record", {"error": error}))
-
-
-class _Report:
-    """Writes what a cell says to a file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.said: dict[str, Any] = {"record": None}
-        self.last = -_INTERVAL
-        self.send(("progress", 0.0, "starting"))
-
-    def send(self, message: tuple[Any, ...]) -> None:
-        """Keep a message; write it, where it is no progress that can wait."""
-        if message[0] == "record":
-            self.said["record"] = message[1] | {"machine": machine()}
-        else:
-            _, self.said["share"], self.said["where"] = message
-        if self.said["record"] or time.monotonic() - self.last > _INTERVAL:
-            self.last = time.monotonic()
-            write_text(self.file, json.dumps(self.said))
+        send(("record", {"error": error}))
 
 
 class Job(Running):

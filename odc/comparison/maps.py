@@ -85,19 +85,12 @@ def embed(features: Floats, folder: Path) -> tuple[tuple[Ints, Floats] | None, s
 
 @dataclass(frozen=True)
 class Group:
-    """Points of one cluster or class.
+    """Points of one cluster or class."""
 
-    Attributes:
-        colour: the page's name of the colour: ``few`` or ``many`` and a number, or ``none``: in no group.
-        dots: the marks are dots, drawn as the round ends of lines without length; else filled shapes.
-        path: SVG path of all marks, in a square of side :data:`SIDE`.
-        label: its name, with the middle at x and y in per cent, or empty where it is not told.
-    """
-
-    colour: str
-    dots: bool
-    path: str
-    label: str
+    colour: str  # the page's name of the colour: "few" or "many" and a number, or "none": in no group
+    dots: bool  # the marks are dots, drawn as the round ends of lines without length; else filled shapes
+    path: str  # SVG path of all marks, in a square of side SIDE
+    label: str  # its name, with the middle at x and y in per cent, or empty where it is not told
     x: float
     y: float
 

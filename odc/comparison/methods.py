@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmengine import Config
 
-from odc.comparison.estimators import ESTIMATORS, FEATURES, Estimate, Estimator
+from odc.comparison.estimators import ESTIMATORS, FEATURES, Estimate
 from odc.config import find_config, load_config, parse_config
 from odc.errors import InputError, nearest
 from odc.recipes.recipe import Recipe
@@ -53,7 +54,7 @@ class Methods:
         Raises:
             InputError: for an unknown method, or two of one name.
         """
-        estimators = {method: Estimator.parse(method, (*FEATURES, *self._first)) for method in methods}
+        estimators = {method: Estimate.parse(method, (*FEATURES, *self._first)) for method in methods}
         found = {method: self._row(method) for method, estimator in estimators.items() if estimator is None}
         rows: dict[str, Recipe] = {}
         for row in found.values():
@@ -65,7 +66,7 @@ class Methods:
         base = self._base([*rows.values()]) if len(found) < len(estimators) else None
         for method, estimator in estimators.items():
             if estimator is not None:
-                recipe = Recipe(method, (Estimate(method, estimator, config=base),), "", single=True)
+                recipe = Recipe(method, (replace(estimator, config=base),), "", single=True)
                 rows[method] = self._started(recipe, estimator.features, method) or recipe
         return [rows[name] for name in dict.fromkeys(found[m].name if m in found else m for m in methods)]
 

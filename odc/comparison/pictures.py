@@ -21,20 +21,12 @@ _BESIDE = 128  # grey level beside an image of another shape: visible on a light
 
 @dataclass(frozen=True)
 class Sprite:
-    """Thumbnails in one picture.
+    """Thumbnails in one picture."""
 
-    Attributes:
-        uri: ``data:`` URI of the picture.
-        columns: tiles in a row.
-        rows: rows of tiles.
-        width: CSS pixels to show it in: a whole multiple of the picture's own.
-        height: CSS pixels to show it in.
-    """
-
-    uri: str
-    columns: int
-    rows: int
-    width: int
+    uri: str  # data: URI of the picture
+    columns: int  # tiles in a row
+    rows: int  # rows of tiles
+    width: int  # CSS pixels to show it in: a whole multiple of the picture's own; so is the height
     height: int
 
 
@@ -42,10 +34,7 @@ class Thumbnails:
     """Thumbnails of one data set, all equally large: the longer side has 48 to 64 CSS pixels, of tiny images up to 94.
 
     Tiny images are enlarged in whole pixels, by the browser, so that one sees what is there and the file stays small.
-    Where images differ in shape, thumbnails are square.
-
-    Args:
-        dataset: images of one or three channels.
+    Where images differ in shape, thumbnails are square. Images have one or three channels.
     """
 
     def __init__(self, dataset: ImageDataset) -> None:

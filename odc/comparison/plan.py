@@ -121,7 +121,7 @@ def plan(request: Request) -> list[Cell]:
     cells = [_cell(request, by_stage, rows, row, seed) for row in rows for seed in request.seeds]
     check_fair(cells)
     elsewhere = request.executor == "slurm"
-    return [_keyed(cell, elsewhere) for cell in [*_pretraining(request, cells), *cells]]
+    return [_keyed(cell, elsewhere) for cell in [*_pretraining(cells), *cells]]
 
 
 def _check(request: Request) -> None:
@@ -261,19 +261,20 @@ def _measured(stage: Stage) -> Stage:
     return replace(stage, config=config)
 
 
-def _pretraining(request: Request, cells: Sequence[Cell]) -> list[Cell]:
+def _pretraining(cells: Sequence[Cell]) -> list[Cell]:
     """Return the cells of the pre-trainings that the rows' cells start from, once a seed."""
     found: dict[tuple[str, int], Cell] = {}
     for cell in cells:
         for name in cell.recipe.pretraining:
-            new = Cell(
-                recipe=replace(cell.recipe.until(name, name), source=cell.recipe[name].config.filename, single=True),
-                seed=cell.seed,
+            stage = cell.recipe[name]
+            new = replace(
+                cell,
+                recipe=replace(cell.recipe.until(name, name), source=stage.config.filename, single=True),
                 folder=cell.places[name],
-                places=cell.places,
-                threads=cell.threads,
-                after=tuple(place for place in cell.after if place[0] in cell.recipe[name].needs.values()),
+                after=tuple(place for place in cell.after if place[0] in stage.needs.values()),
                 before=(cell.method,),
+                shown=False,
+                minutes=None,
             )
             first = found.setdefault((name, cell.seed), new)
             if _keyed(first, False).key != _keyed(new, False).key:
@@ -283,8 +284,8 @@ def _pretraining(request: Request, cells: Sequence[Cell]) -> list[Cell]:
                 )
             if cell.method not in first.before:
                 found[name, cell.seed] = replace(first, before=(*first.before, cell.method))
-    order = list(dict.fromkeys(name for name, _ in found))
-    return [found[name, seed] for name in order for seed in request.seeds if (name, seed) in found]
+    names = list(dict.fromkeys(name for name, _ in found))
+    return sorted(found.values(), key=lambda cell: names.index(cell.method))
 
 
 def check_fair(cells: Iterable[Cell]) -> None:

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from odc.comparison.executor import QUEUED, Running
 from odc.comparison.plan import Cell
-from odc.comparison.ranking import EVENNESS
+from odc.comparison.ranking import EVENNESS, by_method
 from odc.comparison.results import QUALITY, Place, Record
 from odc.errors import printable
 
@@ -20,20 +20,10 @@ class Progress:
     """What runs, what is done, and the time left: redrawn on a terminal, a line every ten seconds in a file."""
 
     def __init__(self, cells: Sequence[Cell], ended: dict[Place, Record], jobs: int, stream: TextIO) -> None:
-        self.total = len(cells)
-        self.done = 0
-        self.jobs = jobs
-        self.seconds: dict[str, list[float]] = {}
-        for record in ended.values():
-            self._note(record)
+        self.total, self.done, self.jobs = len(cells), 0, jobs
+        self.known = list(ended.values())
         self.noted = time.monotonic()
-        self.stream = stream
-        self.terminal = stream.isatty()
-
-    def _note(self, record: Record) -> None:
-        seconds = record.number("seconds")
-        if seconds is not None and record.error is None:
-            self.seconds.setdefault(record.method, []).append(seconds)
+        self.stream, self.terminal = stream, stream.isatty()
 
     def left(self, running: Sequence[Running], waiting: Sequence[Cell]) -> float | None:
         """Return the seconds left, ``None`` as long as nothing is known.
@@ -41,7 +31,7 @@ class Progress:
         A method takes what its other seeds took; one of which none has ended what the known ones do on average.
         """
         now, rest = time.monotonic(), []
-        known = {method: statistics.mean(values) for method, values in self.seconds.items()}
+        known = {row.name: value.mean for row in by_method(self.known) if (value := row.spread("seconds"))}
         for r in running:
             if r.share > 0.02:
                 total = (now - r.started) / r.share
@@ -76,7 +66,7 @@ class Progress:
     def ended(self, record: Record) -> None:
         """Show a cell's result."""
         self.done += 1
-        self._note(record)
+        self.known.append(record)
         clear = "\r\033[K" if self.terminal else ""
         names = QUALITY if any(record.number(m) is not None for m in QUALITY) else EVENNESS
         result = "  ".join(f"{m} {value:.3f}" for m in names if (value := record.number(m)) is not None)

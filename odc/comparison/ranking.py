@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from scipy import stats
 
@@ -52,19 +52,12 @@ def paired_difference(mine: Mapping[int, float], other: Mapping[int, float]) -> 
 
 @dataclass(frozen=True)
 class Row:
-    """A method, or a stage that methods share.
-
-    Attributes:
-        name: of it.
-        records: a cell for each seed.
-        rank: mean rank over :data:`RANKED` and the seeds, 1 is best; ``None`` without ground truth.
-        difference: to the best method in ACC, on the seeds that both have; ``None`` for the best itself.
-        best: whether it is that.
-    """
+    """A method, or a stage that methods share."""
 
     name: str
-    records: Sequence[Record]
-    rank: float | None = None
+    records: list[Record] = field(default_factory=list)  # a cell for each seed
+    rank: float | None = None  # mean rank over RANKED and the seeds, 1 is best; None without ground truth
+    # To the best method in ACC, on the seeds that both have; None for the best itself.
     difference: Difference | None = None
     best: bool = False
 
@@ -92,6 +85,14 @@ class Row:
         return {r.seed: value for r in self.ended if (value := r.number(name)) is not None}
 
 
+def by_method(records: Sequence[Record]) -> list[Row]:
+    """Group records."""
+    found: dict[str, Row] = {}
+    for r in records:
+        found.setdefault(r.method, Row(r.method)).records.append(r)
+    return list(found.values())
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The records of a comparison in order: methods are rows, stages that they share come before them."""
@@ -101,13 +102,10 @@ class Comparison:
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> Comparison:
-        """Group records by method."""
-        found: dict[str, list[Record]] = {}
-        for r in records:
-            found.setdefault(r.method, []).append(r)
-        rows = [Row(name, mine) for name, mine in found.items()]
-        shared = [row for row in rows if any(r.before for r in row.records)]
-        return cls([row for row in rows if row not in shared], shared)
+        """Tell rows and stages apart."""
+        every = by_method(records)
+        shared = [row for row in every if any(r.before for r in row.records)]
+        return cls([row for row in every if row not in shared], shared)
 
     @property
     def ended(self) -> list[Record]:

@@ -27,23 +27,14 @@ WIDE, NARROW = 960, 343  # CSS pixels of a chart on a desktop and on a phone
 
 @dataclass(frozen=True)
 class Shown:
-    """What is shown of one method: the first of its cells that has left an outcome.
-
-    Attributes:
-        method: its name.
-        seed: of the cell.
-        clusters: ``None`` where no cell has left an outcome.
-        maps: ``(what the colours are, groups)``.
-        points: images on a map.
-        no_map: why there is none; else empty.
-    """
+    """What is shown of one method: the first of its cells that has left an outcome."""
 
     method: str
-    seed: int
-    clusters: Clusters | None = None
-    maps: Sequence[tuple[str, list[maps.Group]]] = ()
-    points: int = 0
-    no_map: str = "the cell has left no outcome.npz"
+    seed: int  # of the cell
+    clusters: Clusters | None = None  # None where no cell has left an outcome
+    maps: Sequence[tuple[str, list[maps.Group]]] = ()  # (what the colours are, groups)
+    points: int = 0  # images on a map
+    no_map: str = "the cell has left no outcome.npz"  # why there is none; else empty
 
 
 def write_report(records: Sequence[Record], dataset: ImageDataset, out: Path, *, command: str) -> Path:

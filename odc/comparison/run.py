@@ -58,55 +58,35 @@ def compare(request: Request, stream: TextIO) -> list[Record]:
 
 def _compare(request: Request, stream: TextIO) -> list[Record]:
     out = request.out
-    before = About.load(out) if (out / ABOUT).exists() else None
-    threads = request.threads if before is None else before.threads
+    earlier = About.load(out) if (out / ABOUT).exists() else None
+    threads = request.threads if earlier is None else earlier.threads
     if threads != request.threads:
         stream.write(f"threads a cell: {threads}, as before in {out}, not {request.threads}\n")
     cells = plan(replace(request, threads=threads))
     executor = executor_of(request)
-    told, clustered = describe(cells, request)
     found = read_results(out)
+    ended = {place: record for place, record in found.items() if record.error is None}
     for cell in cells:
-        record = found.get((cell.method, cell.seed))
-        if record is not None and record.error is None and record.key != cell.key:
+        record = ended.get(cell.place)
+        if record is not None and record.key != cell.key:
             ran, runs = record.precision, cell.precision
             how = "with other settings or another version of its config"
             how = how if ran == runs else f"trained in {ran}, but here and now it would be in {runs}"
             raise InputError(f"{out / RESULTS} has {cell.title} {how}: choose another --out, or delete that folder")
-    dataset = build_dataset(told["data"])
-    trained = dataset if clustered == told["data"] else build_dataset(clustered)
-    write_skipped(dataset, out)
-    # Rows of earlier calls on the same folder stay in its table.
-    methods = [*([] if before is None else before.methods), *(cell.method for cell in cells)]
-    about = About(
-        **told,
-        images=len(dataset),
-        fingerprint=dataset.fingerprint,
-        clustered=trained.fingerprint,
-        methods=list(dict.fromkeys(methods)),
-    )
-    if before is not None:
-        for was, what, now in (
-            (before.fingerprint, "compares on", dataset),
-            (before.clustered, "clusters", trained),
-        ):
-            if was != now.fingerprint:
-                raise InputError(
-                    f"{out} {what} images with fingerprint {was}, now there are {len(now):,} with {now.fingerprint}: "
-                    "put those back, or choose another --out"
-                )
+    about, dataset = describe(cells, request, earlier)
     about.save(out)
-    ended = {place: record for place, record in found.items() if record.error is None}
     for cell in cells:
-        record = ended.get((cell.method, cell.seed))
-        if record is not None and not set(cell.before) <= set(record.before):  # rows have joined it
-            rows = tuple(dict.fromkeys((*record.before, *cell.before)))
-            ended[record.place] = record = replace(record, before=rows)
+        record = ended.get(cell.place)
+        if record is None:
+            continue
+        if not set(cell.before) <= set(record.before):  # rows have joined it
+            record = replace(record, before=tuple(dict.fromkeys((*record.before, *cell.before))))
+            ended[cell.place] = record
             append_result(out, record)
-        if record is not None and (lost := missing(cell, record, len(dataset))) is not None:
+        if (lost := missing(cell, record, len(dataset))) is not None:
             stream.write(f"{cell.title} has ended, but {lost} is missing or damaged: it runs again\n")
-            del ended[cell.method, cell.seed]
-    waiting = [cell for cell in cells if (cell.method, cell.seed) not in ended]
+            del ended[cell.place]
+    waiting = [cell for cell in cells if cell.place not in ended]
     if len(waiting) < len(cells):
         stream.write(f"{len(cells) - len(waiting)} of {len(cells)} cells are there already\n")
     run_all(waiting, ended, about, request, executor, stream)
@@ -147,22 +127,41 @@ def render(out: Path, records: Sequence[Record], dataset: ImageDataset, about: A
     return records
 
 
-def describe(cells: Sequence[Cell], request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what is true of all cells (the evaluated data, K, the command), and the config of the clustered data."""
+def describe(cells: Sequence[Cell], request: Request, earlier: About | None) -> tuple[About, ImageDataset]:
+    """Return what is true of all cells, and the images that are evaluated; say which of these could not be read.
+
+    Raises:
+        InputError: the images are not those of ``earlier`` calls on the folder, whose rows stay in its table.
+    """
     cell = next(cell for cell in cells if not cell.before)
-    cfg = cell.config
-    evaluated = cfg.data.get("eval_dataset")
-    data = cfg.data.dataset if evaluated is None else evaluated
+    clustered, evaluated = cell.config.data.dataset, cell.config.data.get("eval_dataset")
+    data = clustered if evaluated is None else evaluated
+    dataset = build_dataset(data.to_dict())
+    trained = dataset if data == clustered else build_dataset(clustered.to_dict())
+    write_skipped(dataset, request.out)
+    if earlier is not None:
+        images = ((earlier.fingerprint, "compares on", dataset), (earlier.clustered, "clusters", trained))
+        for was, what, now in images:
+            if was != now.fingerprint:
+                raise InputError(
+                    f"{request.out} {what} images with fingerprint {was}, now there are {len(now):,} with "
+                    f"{now.fingerprint}: put those back, or choose another --out"
+                )
     unnamed = "the data set" if evaluated is None else "another data set"
-    told = {
-        "dataset": request.dataset,
-        "data": data.to_dict(),
-        "evaluated_on": data.get("split", data.get("root", unnamed)),
-        "num_clusters": num_clusters(cfg),
-        "threads": cell.threads,
-        "command": command(),
-    }
-    return told, cfg.data.dataset.to_dict()
+    rows = [*([] if earlier is None else earlier.methods), *(cell.method for cell in cells)]
+    about = About(
+        dataset=request.dataset,
+        data=data.to_dict(),
+        evaluated_on=data.get("split", data.get("root", unnamed)),
+        num_clusters=num_clusters(cell.config),
+        threads=cell.threads,
+        command=command(),
+        images=len(dataset),
+        fingerprint=dataset.fingerprint,
+        clustered=trained.fingerprint,
+        methods=list(dict.fromkeys(rows)),
+    )
+    return about, dataset
 
 
 def executor_of(request: Request) -> Executor:
@@ -180,12 +179,7 @@ def executor_of(request: Request) -> Executor:
 
 
 def run_all(
-    waiting: list[Cell],
-    ended: dict[Place, Record],
-    about: About,
-    request: Request,
-    executor: Executor,
-    stream: TextIO,
+    waiting: list[Cell], ended: dict[Place, Record], about: About, request: Request, executor: Executor, stream: TextIO
 ) -> None:
     """Run the cells that wait, ``request.jobs`` at a time; add their records to ``ended`` and to the results."""
     facts = provenance()
@@ -193,7 +187,7 @@ def run_all(
     progress = Progress(waiting, ended, request.jobs, stream)
 
     def keep(cell: Cell, values: dict[str, Any]) -> None:
-        record = complete(cell, values, about, ended, request.out, facts)
+        record = complete(cell, values, about, ended, facts)
         ended[record.place] = record
         append_result(request.out, record)
         progress.ended(record)
@@ -221,54 +215,46 @@ def run_all(
 
 def missing(cell: Cell, record: Record, images: int) -> Path | None:
     """Return the file that a cell which has ended, on so many images, should have left, where it is not there whole."""
-    file = cell.home / (FILES["backbone"] if cell.before else OUTCOME)
     if cell.before:
-        there = file.is_file()
-    else:
-        try:  # a method that finds no clusters has none to leave
-            there = record.number("entropy") is None or Outcome.load(cell.home, images) is not None
-        except InputError:
-            there = False
-    return None if there else file
+        file = cell.home / FILES["backbone"]
+        return None if file.is_file() else file
+    try:  # a method that finds no clusters has none to leave
+        there = record.number("entropy") is None or Outcome.load(cell.home, images) is not None
+    except InputError:
+        there = False
+    return None if there else cell.home / OUTCOME
 
 
 def next_cell(waiting: Sequence[Cell], ended: dict[Place, Any]) -> Cell | None:
     """Return the cell to begin: of those for which everything has ended the one that most others wait for."""
 
     def followers(place: Place) -> set[Place]:
-        direct = {(cell.method, cell.seed) for cell in waiting if place in cell.after}
-        return direct.union(*(followers(place) for place in direct))
+        direct = {cell.place for cell in waiting if place in cell.after}
+        return direct.union(*map(followers, direct))
 
     ready = [cell for cell in waiting if set(cell.after) <= ended.keys()]
-    return max(ready, key=lambda cell: len(followers((cell.method, cell.seed))), default=None)  # the first of equals
+    return max(ready, key=lambda cell: len(followers(cell.place)), default=None)  # the first of equals
 
 
 def complete(
-    cell: Cell,
-    values: dict[str, Any],
-    about: About,
-    ended: dict[Place, Record],
-    out: Path,
-    facts: dict[str, Any],
+    cell: Cell, values: dict[str, Any], about: About, ended: dict[Place, Record], facts: dict[str, Any]
 ) -> Record:
     """Return the record of a cell that has ended, with what is needed to repeat it."""
     shared = [ended[place] for place in cell.after if place in ended and ended[place].before]
-    error, log = values.pop("error", None), values.pop("log", None)
-    facts = facts | {"machine": values.pop("machine", facts["machine"])}  # a job says on which it ran
+    # A job says on which machine it ran.
+    facts = facts | {name: values.pop(name) for name in ("error", "log", "machine") if name in values}
     if shared and all("seconds" in record.values for record in shared):
         values["pretrain_seconds"] = sum(record.values["seconds"] for record in shared)
     return Record(
         method=cell.method,
         seed=cell.seed,
         values=values,
-        error=error,
-        log=log,
         dataset=about.dataset,
         evaluated_on=about.evaluated_on,
         images=about.images,
         num_clusters=about.num_clusters,
         config=relative(cell.recipe.source) if cell.recipe.source else "",
-        folder=str(cell.home.relative_to(out)),
+        folder=str(cell.home.relative_to(cell.folder.parent)),
         precision=cell.precision,
         threads=cell.threads,
         key=cell.key,
