@@ -153,7 +153,7 @@ def test_probe_on_other_images(trained: tuple[str, str], capsys: pytest.CaptureF
     assert "after" in line
     assert "'ConvNet and AvgPool', but in 'necked.npz' it is 'ConvNet and ODCNeck'" in line
     refused(capsys, [*probe, "--cfg-options", *OTHER], "--test-features", "odc extract --split eval")
-    refused(capsys, [*probe, "--test-features", "eval.npz"], "no data.eval_dataset", "'eval.npz'")
+    refused(capsys, [*probe, "--test-features", "eval.npz"], "which the config does not have", "'eval.npz'")
     refused(capsys, ["probe", path, "--features", "eval.npz"], "30 images", "48 images", fingerprint())
     same = ["--cfg-options", "data.eval_dataset.type=Blobs"]  # testing on what was trained on would flatter
     assert main(["probe", path, checkpoint, *same]) == 0

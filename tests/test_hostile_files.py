@@ -287,7 +287,7 @@ def test_archives_with_other_sizes_than_they_declare(tmp_path: Path) -> None:
     rezipped(fresh(), lambda name, data: data.replace(b"K\x10", b"M\xff\xff") if name.endswith(".pkl") else data)
     assert "damaged" in refused(lambda: load_plain(file))  # more elements than there are bytes
     rezipped(fresh(), lambda name, data: data, zipfile.ZIP_DEFLATED)
-    assert "packed" in refused(lambda: load_plain(file))
+    assert "a compressed one" in refused(lambda: load_plain(file))
     rezipped(fresh(), lambda name, data: b"" if name.endswith("data.pkl") else data)
     refused(lambda: load_plain(file))
     fresh().write_bytes(file.read_bytes()[:-30])
