@@ -41,7 +41,7 @@ setup(
         "matplotlib>=3.6",
         "threadpoolctl>=3",
         "safetensors>=0.4",
-        "onedl-mmengine>=0.10.12,<0.11",  # private names of it: odc/private.py
+        "onedl-mmengine>=0.10.12,<0.11",  # private names of it: tests/test_private.py
         "opencv-python-headless>=4.8",
     ],
     extras_require={

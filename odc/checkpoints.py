@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import functools
 import hashlib
 import io
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from odc import logs
-from odc.errors import DamagedError, InputError, one_line
+from odc.errors import DamagedError, InputError, meant, one_line
 from odc.files import write_text, written_whole
 from odc.reading import DEEPEST, anything, fields, read_text, whole
 
@@ -182,8 +181,7 @@ def _download(source: str, scheme: str) -> dict[str, Any]:
     if scheme == "torchvision":
         urls, name = get_torchvision_models(), source.partition("://")[2]
         if name not in urls:
-            close = difflib.get_close_matches(name, urls, n=1)
-            raise InputError(f"torchvision has no weights '{name}'" + "".join(f"; did you mean '{c}'?" for c in close))
+            raise InputError(f"torchvision has no weights '{name}'{meant(name, urls)}")
         source = urls[name]
     elif scheme not in ("http", "https"):
         raise InputError(
@@ -266,8 +264,7 @@ def load_state(
     Raises:
         InputError: names or shapes differ (``partial=False``; the model is unchanged), or nothing matches.
     """
-    if is_model_wrapper(model):
-        model = model.get_submodule("module")
+    model = model.get_submodule("module") if is_model_wrapper(model) else model
     wanted = model.state_dict()
     prefix = "module."
     given: Any = OrderedDict(state_dict)

@@ -41,8 +41,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(said.split()) or type(error).__name__
 
 
+def meant(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known name closest to ``name``; nothing where none is close."""
+    return "".join(f"; did you mean '{c}'?" for c in difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the known name closest to ``name``, else a list of what is known."""
+    """Return :func:`meant`, or where no known name is close a list of what is known."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"
+    return meant(name, names, cutoff=0.5) or f"; known: {', '.join(names)}"

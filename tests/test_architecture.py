@@ -23,7 +23,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reading": {"errors", "files"},
     "structures": {"errors"},
     "refused": set(),
-    "private": set(),
     "registry": {"errors", "options", "refused"},
     "options": set(),
     "logs": {"errors", "files", "registry"},

@@ -17,7 +17,7 @@ from typing import Any
 from mmengine import Config
 
 import odc
-from odc.errors import InputError, one_line
+from odc.errors import InputError, meant, one_line
 from odc.options import Written, annotation_of, parse, read, unquoted
 from odc.reading import mapping, plain, read_json
 from odc.registry import REGISTRIES
@@ -87,9 +87,8 @@ def find_config(name: str | Path, folder: Path | None = None) -> Path:
         several = " and ".join(f"'{p.relative_to(configs)}'" for p in found)
         raise InputError(f"config '{name}' may be {several}: say which, with the folder")
     if not found:
-        near = difflib.get_close_matches(wanted[0], [parts[-1] for parts in known.values()], n=1)
-        hint = f"; did you mean '{near[0]}'?" if near and len(wanted) == 1 else _near(path)
-        raise InputError(f"config '{name}' does not exist{hint}")
+        near = meant(wanted[0], [parts[-1] for parts in known.values()]) if len(wanted) == 1 else ""
+        raise InputError(f"config '{name}' does not exist{near or _near(path)}")
     return found[0]
 
 
@@ -173,8 +172,7 @@ def _near(path: Path) -> str:
     missing = path.absolute()
     while not missing.parent.is_dir():
         missing = missing.parent
-    names = [p.name for p in missing.parent.iterdir()]
-    close = difflib.get_close_matches(missing.name, names, n=1)
+    close = difflib.get_close_matches(missing.name, [p.name for p in missing.parent.iterdir()], n=1)
     return f"; did you mean '{missing.parent / close[0]}'?" if close else f"; '{missing.parent}' has nothing like it"
 
 
