@@ -35,10 +35,7 @@ _LARGEST = 1e15  # numbers are counts, shares, losses and seconds
 def reading(path: str | Path, what: str, remedy: str) -> Iterator[None]:
     """Turn everything that goes wrong while reading ``path`` into a :class:`DamagedError` of one line.
 
-    Args:
-        path: the file.
-        what: what is then said of it, ``"is not a table of features"`` say.
-        remedy: what to do about it.
+    It says ``what``, ``"is not a table of features"`` say, and what to do about it (``remedy``).
     """
     try:
         yield
@@ -57,10 +54,7 @@ def reading(path: str | Path, what: str, remedy: str) -> Iterator[None]:
 def read_text(path: str | Path, most: int = MOST_TEXT, errors: str = "strict") -> str:
     """Return a regular file of UTF-8 text of at most ``most`` bytes; raises ValueError or OSError.
 
-    Args:
-        path: the file.
-        most: bytes.
-        errors: ``"surrogateescape"`` where names of files stand in it, which may be any bytes.
+    ``errors`` is ``"surrogateescape"`` where names of files stand in it, which may be any bytes.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -88,18 +82,17 @@ def anything(value: Any) -> Any:
     return value
 
 
-def text(value: Any) -> str:
-    """Kind: text."""
-    if not isinstance(value, str):
-        raise ValueError(f"text is expected, not {_shown(value)}")
-    return value
+def _instance(types: type | tuple[type, ...], expected: str) -> Kind:
+    def kind(value: Any) -> Any:
+        if not isinstance(value, types):
+            raise ValueError(f"{expected} is expected, not {_shown(value)}")
+        return value
+
+    return kind
 
 
-def flag(value: Any) -> bool:
-    """Kind: true or false."""
-    if not isinstance(value, bool):
-        raise ValueError(f"true or false is expected, not {_shown(value)}")
-    return value
+text, flag = _instance(str, "text"), _instance(bool, "true or false")
+_list, _dictionary = _instance((list, tuple), "a list"), _instance(dict, "a dictionary")
 
 
 def whole(low: int = 0, high: int = 2**62) -> Kind:
@@ -146,24 +139,12 @@ def inside(value: Any) -> str:
 
 def listing(kind: Kind) -> Kind:
     """Return the kind of lists of a kind."""
-
-    def listed(value: Any) -> list[Any]:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"a list is expected, not {_shown(value)}")
-        return [_within(i, kind, v) for i, v in enumerate(value)]
-
-    return listed
+    return lambda value: [_within(i, kind, v) for i, v in enumerate(_list(value))]
 
 
 def mapping(kind: Kind, keys: Kind = text) -> Kind:
     """Return the kind of dictionaries whose values are of a kind."""
-
-    def mapped(value: Any) -> dict[Any, Any]:
-        if not isinstance(value, dict):
-            raise ValueError(f"a dictionary is expected, not {_shown(value)}")
-        return {keys(k): _within(k, kind, v) for k, v in value.items()}
-
-    return mapped
+    return lambda value: {keys(k): _within(k, kind, v) for k, v in _dictionary(value).items()}
 
 
 def fields(needed: Mapping[str, Kind], others: Kind | None = None, **known: Kind) -> Kind:
@@ -174,9 +155,7 @@ def fields(needed: Mapping[str, Kind], others: Kind | None = None, **known: Kind
     kinds = {**needed, **known}
 
     def filled(value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise ValueError(f"a dictionary is expected, not {_shown(value)}")
-        if lacking := sorted(needed.keys() - value.keys()):
+        if lacking := sorted(needed.keys() - _dictionary(value).keys()):
             raise ValueError(f"it lacks {', '.join(lacking)}")
         found = {}
         for name, entry in value.items():
@@ -231,8 +210,7 @@ def read_arrays(path: str | Path, wanted: Mapping[str, tuple[str, int]], most: i
             text), and how many dimensions it has.
         most: bytes that all of them may have when they are unpacked, which is looked at before one is.
 
-    Raises:
-        ValueError: or what else damaged bytes lead to; see :func:`reading`.
+    Raises ValueError, or what else damaged bytes lead to; see :func:`reading`.
     """
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}

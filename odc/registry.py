@@ -32,7 +32,6 @@ OPTIM_WRAPPERS = Registry("optim wrapper", parent=root.OPTIM_WRAPPERS, scope="od
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     "optim wrapper constructor", parent=root.OPTIM_WRAPPER_CONSTRUCTORS, scope="odc", locations=["odc.engine.optim"]
 )
-
 MODEL_WRAPPERS = Registry("model wrapper", parent=root.MODEL_WRAPPERS, scope="odc", locations=["mmengine.model"])
 REGISTRIES = tuple(value for value in list(globals().values()) if isinstance(value, Registry))
 

@@ -55,6 +55,7 @@ class ImageDataset(ABC):
     classes: tuple[str, ...] | None = None
     skipped: Mapping[str, str] = {}
     strict: bool = False
+    _told_lost = 0
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -76,8 +77,7 @@ class ImageDataset(ABC):
         function of ``i`` and of the files alone, so it is the same in every epoch, in every worker and after a resume;
         it is an image of the same data set, because a blank one would pull statistics and clusters towards it.
 
-        Raises:
-            InputError: the data set is ``strict``; or more than a tenth of the images, and more than ten, are lost.
+        Raises InputError where the data set is ``strict``, or more than a tenth and more than ten images are lost.
         """
         for k in range(len(self)):
             j = (i + k) % len(self)
@@ -102,18 +102,13 @@ class ImageDataset(ABC):
             if self._told_lost <= 5:
                 print_log(f"{reason}: another image stands in for {self.paths[i]}", "current", level=logging.WARNING)
 
-    _told_lost = 0
-
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
         """The shape (C, H, W) that all images have, or ``None`` where they differ or it is not known."""
         return None
 
     def images(self) -> Tensor:
-        """Return all images, decoded anew, as :meth:`present` does, uint8 (N, C, H, W); not to be changed.
-
-        Raises InputError as that does, or where two images differ in shape.
-        """
+        """Return all images as :meth:`present` does, uint8 (N, C, H, W), not to be changed; refuses several shapes."""
         out = torch.empty(0, dtype=torch.uint8)
         for i, image in enumerate(in_threads(self.present, range(len(self)), "decoded")):
             if i == 0:
@@ -162,8 +157,7 @@ class ArrayDataset(ImageDataset):
         images: (N, C, H, W) uint8.
         paths, targets, classes, origin: the attributes of :class:`ImageDataset`.
 
-    Raises:
-        ValueError: shapes or dtypes do not fit, or ``paths`` are not unique and ascending.
+    Raises ValueError where shapes or dtypes do not fit, or ``paths`` are not unique and ascending.
     """
 
     def __init__(
@@ -347,14 +341,11 @@ def _torchvision_split(name: str, root: str, split: str, download: bool) -> tupl
 
 
 def in_threads(work: Callable[[_Item], _Result], items: Sequence[_Item], done_word: str) -> Iterator[_Result]:
-    """Yield ``work`` of each of so many files, in order, with a line in the log now and then.
-
-    Threads hide the latency of the disk, and what decodes an image lets others run.
-    """
+    """Yield ``work`` of each of so many files, in order, with a line in the log now and then."""
     size = min(256, 32 + len(items) // 8)
     parts = [items[i : i + size] for i in range(0, len(items), size)]
     start = last = time.monotonic()
-    with ThreadPoolExecutor(max_workers=8) as pool:
+    with ThreadPoolExecutor(max_workers=8) as pool:  # threads hide the latency of the disk
         for done, results in enumerate(pool.map(lambda part: [work(item) for item in part], parts), start=1):
             yield from results
             now = time.monotonic()

@@ -88,11 +88,8 @@ def sniff(path: str) -> None:
 def open_image(file: IO[bytes], max_pixels: int) -> Image.Image:
     """Return the image, of which only the header has been read.
 
-    Pillow's own ``open`` would warn of large images on the standard error stream; here one number decides.
-
-    Raises:
-        ValueError: not an image in one of :data:`FORMATS`, or larger than ``max_pixels``; other formats' decoders raise
-            what they like.
+    Pillow's own ``open`` would warn of large images on the standard error stream; here one number decides. Raises
+    ValueError for what is in none of :data:`FORMATS` or larger than ``max_pixels``, and whatever decoders raise.
     """
     Image.init()
     if Image.MAX_IMAGE_PIXELS is not None:  # some formats ask for it before the size is known here

@@ -38,8 +38,7 @@ class Embeddings:
         fingerprint: of the data set that ``index`` counts in.
         meta: where the features are from, e.g. config, checkpoint and view.
 
-    Raises:
-        ValueError: shapes or dtypes do not fit, or ids are not unique.
+    Raises ValueError where shapes or dtypes do not fit, or ids are not unique.
     """
 
     index: Tensor
@@ -64,9 +63,7 @@ class Embeddings:
     def save(self, path: str | Path) -> None:
         """Write the table to ``path``, completely or not at all.
 
-        Raises:
-            InputError: another ending than ``.npz`` and ``.parquet``, a place that cannot be written to, or, for
-                Parquet, pyarrow is not installed or a path is not UTF-8.
+        Raises InputError as :func:`check_ending`, and where it cannot be written to or Parquet lacks UTF-8 paths.
         """
         path = Path(path)
         write = self._write_npz if check_ending(path) == ".npz" else self._write_parquet

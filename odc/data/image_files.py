@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -57,8 +58,7 @@ class FileDataset(ImageDataset):
         max_pixels: an image of more pixels, height times width, counts as unreadable.
         value_range: the values that become 0 and 255 in images of more than 8 bits a channel; ``None``: measured.
 
-    Raises:
-        InputError: an option is out of range, no readable image, or with ``strict`` one that is not.
+    Raises InputError where an option is out of range, or no image is readable (with ``strict``: not all are).
     """
 
     def __init__(
@@ -104,8 +104,7 @@ class FileDataset(ImageDataset):
         if self.skipped:
             line = _summary(self.skipped, position + len(self.skipped) - len(bad), root)
             if strict and bad:
-                only = _summary(bad, position, root)
-                raise InputError(f"{only}; remove them, or set strict=False to skip them")
+                raise InputError(f"{_summary(bad, position, root)}; remove them, or set strict=False to skip them")
             if not headers:
                 raise InputError(f"{line}; no image is left")
             harmless = not bad and not any(decoding.PLUG_IN in why for why in self.skipped.values())
@@ -231,11 +230,10 @@ class ImageFolder(FileDataset):
         images, left_out = _choose(root, files, extensions)
         if not images:
             told = f" ({_summary(left_out | unreadable, len(files), root)})" if left_out or unreadable else ""
-            ends = "is one by its name or content" if extensions is None else f"ends in {', '.join(extensions)}"
-            raise InputError(
-                f"no image under {root}: no file {ends}{told}; check the folder"
-                + ("" if extensions is None else " or extensions")
-            )
+            ends, check = "is one by its name or content", "the folder"
+            if extensions is not None:
+                ends, check = f"ends in {', '.join(extensions)}", "the folder or extensions"
+            raise InputError(f"no image under {root}: no file {ends}{told}; check {check}")
         tops = {path.split("/", 1)[0] for path in images if "/" in path}
         splits = bool(tops) and all(name.lower() in _SPLITS for name in tops)
         # the folder that is the class of an image, "" where it lies in no such folder
@@ -262,15 +260,14 @@ class ImageFolder(FileDataset):
                 f"used, {told}; data.dataset.root={os.path.join(root, one)} takes one",
                 "current",
             )
-        if classes is None and (loose or len(found) < 2):
-            if found and loose:
-                print_log(
-                    f"{loose:,} images lie in {root} itself and {len(readable) - loose:,} in its folders: "
-                    "the folders are not taken for classes, there are no labels",
-                    logger="current",
-                )
-            return
-        self._set_classes(sorted(found) if classes is None else classes, folder)
+        if classes is not None or (len(found) > 1 and not loose):
+            self._set_classes(sorted(found) if classes is None else classes, folder)
+        elif found and loose:
+            print_log(
+                f"{loose:,} images lie in {root} itself and {len(readable) - loose:,} in its folders: "
+                "the folders are not taken for classes, there are no labels",
+                "current",
+            )
 
 
 class _Listed(FileDataset):
@@ -362,19 +359,16 @@ def _walk(root: str) -> tuple[list[str], dict[str, str]]:
         if here in above:
             continue
         for entry in entries:
-            if not entry.name.startswith("."):
-                if _is_folder(entry):
-                    waiting.append((f"{prefix}{entry.name}/", above | {here}))
-                else:
-                    files.append(prefix + entry.name)
+            if entry.name.startswith("."):
+                continue
+            is_folder = False
+            with contextlib.suppress(OSError):  # a link to itself, say: opening it as a file will tell what is wrong
+                is_folder = entry.is_dir()
+            if is_folder:
+                waiting.append((f"{prefix}{entry.name}/", above | {here}))
+            else:
+                files.append(prefix + entry.name)
     return sorted(files), unreadable
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, say: opening it as a file will tell what is wrong
-        return False
 
 
 def _choose(root: str, files: Sequence[str], extensions: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:

@@ -41,11 +41,7 @@ def _tensor(value: int | npt.NDArray[np.int64]) -> Tensor:
 
 
 class Draws:
-    """Random numbers for B images, image by image a function of its key: SplitMix64 of key and counter.
-
-    Args:
-        keys: (B,) int64.
-    """
+    """Random numbers for B images, each a function of its key in ``keys`` (B,) int64: SplitMix64 of key and counter."""
 
     def __init__(self, keys: Tensor) -> None:
         self._state, self._stream, self._next = _finalise(keys + _signed(GAMMA)), 0, 0

@@ -82,10 +82,7 @@ class LabelFile:
             raise DamagedError(f"'{path}': {error}") from error
 
     def for_dataset(self, dataset: ImageDataset) -> Tensor:
-        """Return the labels (N,) int64 of a data set's images.
-
-        Raises InputError where they are of another data set.
-        """
+        """Return the labels (N,) int64 of a data set's images; raises InputError where they are of others."""
         if self.fingerprint != dataset.fingerprint or len(self.target) != len(dataset):
             raise InputError(
                 f"the labels are of {len(self.target):,} images with fingerprint {self.fingerprint}, but the data set "

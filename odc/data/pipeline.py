@@ -45,7 +45,7 @@ class Pipeline:
     def __call__(
         self, images: Tensor | Iterable[Tensor], keys: Tensor, variants: Tensor | None = None, name: str = ""
     ) -> Tensor:
-        """Return the view of every image.
+        """Return the view of every image, (B, C', H', W') float32 on their device.
 
         Args:
             images: (B, C, H, W) uint8 on any device, or B images (C, H, W) on the CPU that may differ in size; they
@@ -54,11 +54,7 @@ class Pipeline:
             variants: (B,) int64, each image's variant; ``None``: 0.
             name: of the view, for messages.
 
-        Returns:
-            (B, C', H', W') float32, on the device of the images.
-
-        Raises:
-            InputError: a transform fails on these images, or the results differ in shape or are not float32.
+        Raises InputError where a transform fails, or the results differ in shape or are not float32.
         """
         if isinstance(images, Tensor):
             keys = keys.to(images.device)

@@ -91,12 +91,10 @@ def affine(
     center: Sequence[float] | None = None,
     **of: Tensor,
 ) -> Tensor:
-    """Return v2's affine maps of the images; of ``mode`` and ``fill`` tells :func:`sample`.
+    """Return v2's affine maps of the images (B, C, H, W), sampled as :func:`sample` does.
 
     Args:
-        images: (B, C, H, W).
-        mode: ``"nearest"`` or ``"bilinear"``.
-        fill: what lies outside.
+        images, mode, fill: see :func:`sample`.
         center: of the rotation and the shears, in pixels; ``None``: the middle.
         of: ``angle``, ``shear_x``, ``shear_y`` in degrees, ``shift_x``, ``shift_y`` in pixels, ``scale``, each (B,)
             float64; what is not given changes nothing.
@@ -124,7 +122,10 @@ def affine(
 
 
 def sample(images: Tensor, grid: Tensor, mode: str, fill: float | Sequence[float] | None) -> Tensor:
-    """Return ``images`` at the places of ``grid`` (B, H, W, 2), with v2's way of filling what lies outside."""
+    """Return ``images`` at the places of ``grid`` (B, H, W, 2), filling what lies outside as v2 does.
+
+    ``mode`` is ``"nearest"`` or ``"bilinear"``.
+    """
     x = images.to(torch.float32)
     mask = fill is not None and (mode == "bilinear" or fill != 0)
     if mask:

@@ -38,12 +38,8 @@ def read_table(path: str | Path, *columns: str, optional: Sequence[str] = ()) ->
         columns: what every row must have a cell for; the first one's are paths of images, none empty.
         optional: columns that may be missing as a whole; what is there of them is read too.
 
-    Returns:
-        The cells of each row by column; paths without the ``./`` that keeps spreadsheets from taking them for formulas.
-
-    Raises:
-        InputError: it cannot be read, has no rows, a column is missing, or a row has more cells than the header or not
-            those of ``columns``.
+    Paths are returned without the ``./`` that keeps spreadsheets from taking them for formulas. Raises InputError where
+    it cannot be read, has no rows, lacks a column, or a row has more cells than the header or not those of ``columns``.
     """
     try:
         reader = csv.reader(io.StringIO(read_names(path), newline=""))

@@ -122,8 +122,7 @@ def build_transform(config: Mapping[str, Any] | Callable[..., Tensor]) -> Callab
     An argument ``transforms`` holds configs itself (``RandomApply``, ``RandomChoice``, ...), and ``interpolation`` may
     be given by name, as ``"bicubic"``. A callable is returned as it is.
 
-    Raises:
-        InputError: unknown transform or argument, or a value that the transform refuses.
+    Raises InputError for an unknown transform or argument, or a value that the transform refuses.
     """
     if not isinstance(config, Mapping):
         return config
@@ -138,9 +137,8 @@ def build_transform(config: Mapping[str, Any] | Callable[..., Tensor]) -> Callab
         for argument in arguments:
             if argument not in parameters:
                 raise InputError(f"{label} has no argument '{argument}'{nearest(argument, parameters)}")
-    if isinstance(arguments.get("interpolation"), str):
+    if isinstance(mode := arguments.get("interpolation"), str):
         modes = {mode.value: mode for mode in InterpolationMode}
-        mode = arguments["interpolation"]
         if mode not in modes:
             raise InputError(f"{label} has no interpolation '{mode}'{nearest(mode, modes)}")
         arguments["interpolation"] = modes[mode]

@@ -63,10 +63,7 @@ class ViewDataset(Dataset[Views]):
         return len(self.source)
 
     def __getitems__(self, requests: Sequence[ViewRequest]) -> Views:
-        """Decode the images that are asked for, and return their views as :meth:`take` does.
-
-        Raises InputError as that does, or as :meth:`odc.data.ImageDataset.present`.
-        """
+        """Load images as :meth:`odc.data.ImageDataset.present` does, and return their views as :meth:`take` does."""
         uses = Counter(i for request in requests for i in request.ids)
         decoded: dict[int, Tensor] = {}  # images that a later request of this batch needs again
 
@@ -97,9 +94,8 @@ class ViewDataset(Dataset[Views]):
         ``images`` gives the images of sample ids (B,) on ``device``, as :class:`Pipeline` takes them. The state of
         torch's default generator is left as it was.
 
-        Raises:
-            InputError: unknown view, an image that cannot be transformed, or images of different shapes.
-            ValueError: rows of one stream and view with different numbers of samples.
+        Raises InputError for an unknown view, an image that cannot be transformed, or images of different shapes,
+        ValueError for rows of one stream and view with different numbers of samples.
         """
         groups: dict[tuple[str, str], list[ViewRequest]] = {}
         for request in requests:
@@ -283,8 +279,7 @@ def make_loader(
             are needed (:class:`BatchLoader`). ``None``: in memory where all images have one shape, of at most 64 pixels
             a side and 4 GiB in all, and every view has a form for batches.
 
-    Raises:
-        InputError: ``num_workers`` is negative, or ``batched`` is True where it is not possible.
+    Raises InputError where ``num_workers`` is negative, or ``batched`` is True and not possible.
     """
     if num_workers < 0:
         raise InputError(f"num_workers must be 0 or more, got {num_workers}")
