@@ -406,16 +406,16 @@ def find_resume(work_dir: str | Path) -> Iterator[str]:
     if last is not None:
         yield str(last)
 
-    def iterations(path: Path) -> int:
+    def age(path: Path) -> tuple[int, int]:
+        # First the count in the file: times of modification change when a directory is copied.
         try:
-            return int(fields({"iter": whole()}, anything)(load_plain(path).get("meta"))["iter"])
+            count = int(fields({"iter": whole()}, anything)(load_plain(path).get("meta"))["iter"])
         except ValueError:
-            return -1
+            count = -1
+        return count, path.stat().st_mtime_ns
 
-    # By the count in the file: times of modification change when a directory is copied.
     files = [p for pattern in ("epoch_*.pth", "iter_*.pth") for p in directory.glob(pattern) if p != last]
-    counts = {path: iterations(path) for path in files}
-    yield from map(str, sorted(files, key=lambda path: (counts[path], path.stat().st_mtime_ns), reverse=True))
+    yield from map(str, sorted(files, key=age, reverse=True))
 
 
 def _last_checkpoint(directory: Path) -> Path | None:

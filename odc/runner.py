@@ -152,8 +152,7 @@ class Runner(mmengine.runner.Runner):
         """
         if self.precision == "float32":
             return nullcontext()
-        device: str = next(self.model.parameters()).device.type
-        return torch.autocast(device, dtype=torch.bfloat16)
+        return torch.autocast(next(self.model.parameters()).device.type, dtype=torch.bfloat16)
 
     def register_hook(self, hook: Any, priority: Any = None) -> None:
         """Register a hook; what it does not take is wrong input."""
@@ -268,9 +267,6 @@ class Runner(mmengine.runner.Runner):
 
         Options of the optimiser that the config has changed since, the learning rate say, are applied, with a warning
         that has both numbers.
-
-        Args:
-            filename: local path or ``http(s)://`` address.
 
         Raises:
             InputError: the checkpoint does not fit, or lacks what resuming needs.
