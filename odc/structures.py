@@ -232,9 +232,6 @@ class Labels(Protocol):
     def counts(self) -> Tensor:
         """(K,) int64 rows in each class of the first target column."""
 
-    def rows_of(self, index: Tensor) -> Tensor:
-        """Rows (R,) int64 of sample ids (R,); only where every sample has exactly one row."""
-
 
 class Comm(Protocol):
     """The other ranks. :class:`LocalComm` is the identity on one process; ``odc.engine`` has the distributed one."""

@@ -178,12 +178,8 @@ def average_in_order(order: Mapping[Tensor, int], bucket: Any) -> torch.futures.
     How sums of three numbers or more are rounded depends on where they lie in what is reduced. After its first step DDP
     lays gradients out anew, in the order in which they came, so a resumed run would differ from an unbroken one.
     """
-    gradients = [
-        gradient
-        for _, gradient in sorted(
-            zip(bucket.parameters(), bucket.gradients(), strict=True), key=lambda pair: order[pair[0]]
-        )
-    ]
+    pairs = sorted(zip(bucket.parameters(), bucket.gradients(), strict=True), key=lambda pair: order[pair[0]])
+    gradients = [gradient for _, gradient in pairs]
     flat = torch.cat([gradient.flatten() for gradient in gradients]) / dist.get_world_size()
 
     def put_back(done: torch.futures.Future[list[Tensor]]) -> Tensor:

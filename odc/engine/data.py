@@ -92,10 +92,9 @@ class ClusterData:
 
 def _check_ranges(train: ImageDataset, other: ImageDataset) -> None:
     """Check that images of more than 8 bits are seen by one scale, whichever of two data sets they are in."""
-    if isinstance(train, FileDataset) and isinstance(other, FileDataset):
-        ours, theirs = train.value_range, other.value_range
-        if ours is not None and theirs is not None and ours != theirs:
-            raise InputError(
-                f"images of more than 8 bits have the range {ours[0]:g} to {ours[1]:g} in data.dataset and "
-                f"{theirs[0]:g} to {theirs[1]:g} in data.eval_dataset: give both the same value_range=[low,high]"
-            )
+    ours, theirs = (data.value_range if isinstance(data, FileDataset) else None for data in (train, other))
+    if ours is not None and theirs is not None and ours != theirs:
+        raise InputError(
+            f"images of more than 8 bits have the range {ours[0]:g} to {ours[1]:g} in data.dataset and "
+            f"{theirs[0]:g} to {theirs[1]:g} in data.eval_dataset: give both the same value_range=[low,high]"
+        )

@@ -173,13 +173,7 @@ def features_are_fixed(model: ClusterModel) -> bool:
 
 
 class Features:
-    """Where the loop gets features from.
-
-    Args:
-        runner: for what it trains in.
-        data: the run's.
-        comm: the ranks.
-        seed: from a purpose to a function of the seed and the present refresh.
+    """Where the loop gets features from; ``seed`` maps a purpose to a function of the seed and the present refresh.
 
     Attributes:
         fixed: (N, D) of all images without augmentation, while these cannot change.

@@ -39,11 +39,7 @@ def broken_images(
 ) -> str | None:
     """Return what says which images of a step, on any rank, have pixels that are not finite; ``None``: none has.
 
-    Args:
-        images: ``{(stream, view): (B, P, C, H, W)}``.
-        rows: of each stream.
-        comm: the ranks.
-        paths: of all images.
+    They are given as ``{(stream, view): (B, P, C, H, W)}``, with the rows of each stream and the paths of all images.
     """
     for stream, view in sorted(images):
         finite = images[stream, view].isfinite().flatten(2).all(2)
@@ -57,10 +53,7 @@ def broken_images(
 def diverged(runner: mmengine.runner.Runner, what: str, remedy: str | None = None) -> BaseException:
     """Return what to raise, on all ranks, where a training has left the finite numbers; the first rank says why.
 
-    Args:
-        runner: the runner.
-        what: what is not finite, and where.
-        remedy: by default to lower the learning rate.
+    That is what is not finite, and where, and a remedy: by default to lower the learning rate.
     """
     if not is_main_process():
         return SystemExit(2)
@@ -86,13 +79,9 @@ class Readings:
         self._pending: list[tuple[str, list[str], Tensor]] = []
 
     def add(self, where: str, loss: Tensor, gradient: Tensor | None, losses: Losses) -> None:
-        """Take note of a step, without reading.
+        """Take note of a step, without reading: the loss () that is trained on, and the sum () of all gradients.
 
-        Args:
-            where: what to call the step.
-            loss: () that is trained on.
-            gradient: () sum of all gradients; ``None`` where the optimiser did not move.
-            losses: () each.
+        ``where`` is what to call the step; ``gradient`` is ``None`` where the optimiser did not move.
         """
         named = {**losses.train, **losses.log}
         values = [loss, torch.zeros_like(loss) if gradient is None else gradient, *named.values()]

@@ -1,4 +1,28 @@
-"""Observers: they log, and never write the state of a model."""
+"""Observers: they log, and never write the state of a model.
+
+The two statistics of the pre-flight need no labels, and are not 0 for features without structure, so each stands next
+to its value at chance: the same on the same features with every column permuted by itself, which keeps how each feature
+is distributed and destroys what the images have in common.
+
+The verdict is by the excess of the consistency, (value - chance) / (1 - chance), because it varies least. Measured,
+lowest to highest over 4 seeds, for 1,797 digits (16×16) and 1,800 images of uniform noise:
+
+=======================================================  ============  ============  ============
+excess of the consistency                                K = 5         K = 10        K = 50
+=======================================================  ============  ============  ============
+digits, ConvNet after 20 epochs of MoCo (kNN 96.8 %)     0.81 to 0.84  0.84 to 0.85  0.68 to 0.71
+digits, untrained ConvNet (kNN 93.8 %)                   0.59 to 0.68  0.65 to 0.68  0.55 to 0.56
+noise, untrained ConvNet                                 0.22 to 0.25  0.16 to 0.18  0.08 to 0.10
+noise, untrained ResNet-18 of width 16                   0.24 to 0.26  0.20 to 0.21  0.09 to 0.11
+independent normal columns                               -0.03 to .02  -0.02 to .01  -0.01 to .00
+=======================================================  ============  ============  ============
+
+Features that are all the same, or differ by a millionth or a thousandth of their length, have -0.02 to 0.01. Of 200
+digits (8 samples, K = 10) the untrained ConvNet has 0.44 to 0.55 and noise at most 0.19; of 100 they come as near as
+0.24 and 0.15, so there is no verdict below 200 images. What passes is not thereby good: features that agree about
+nothing but brightness pass too, the encoder trained on digits reaches 0.50 on noise (K = 10), and two clusters of noise
+reach 0.37.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +30,24 @@ import datetime
 import time
 from typing import Any
 
+import torch
 from mmengine.hooks import Hook
+from torch import Tensor
 
-from odc.engine.preflight import PreflightHook
+from odc.clustering import kmeans, knn_search, l2_normalize
+from odc.engine.extract import extract
 from odc.errors import InputError
-from odc.evaluation.evaluator import label_statistics
+from odc.evaluation.evaluator import label_statistics, tells_apart
+from odc.evaluation.metrics import Ids, knn_accuracy, nmi
 from odc.models.cluster_model import unwrap
 from odc.registry import HOOKS
+from odc.structures import make_generator
 
-__all__ = ["PreflightHook", "ProgressHook"]
+NEIGHBOURS = 10
+FEWEST = 20  # images that anything is computed of
+FEWEST_JUDGED = 200
+NEAR_CHANCE = 0.3  # excess of the consistency
+SAME = 1e-6  # mean squared distance of unit features from their mean
 
 
 @HOOKS.register_module()
@@ -101,3 +134,108 @@ def _numbers(values: dict[str, float]) -> str:
     return "  ".join(
         f"{name} {value:.0f}" if name == "empty" else f"{name} {value:.4f}" for name, value in values.items()
     )
+
+
+def feature_statistics(features: Tensor, num_clusters: int, seed: int, targets: Ids | None = None) -> dict[str, float]:
+    """Return how far features agree with themselves, and with the true classes where these are known.
+
+    Args:
+        features: (N, D) float32, finite, N > num_clusters.
+        num_clusters: K of the k-means runs, on the features normalised to unit length.
+        seed: of the k-means runs and of the permutations.
+        targets: (N,) int64 true classes, -1 unknown.
+
+    Returns:
+        ``consistency``: mean share of an image's 10 nearest neighbours (cosine) that are in its cluster; ``stability``:
+        NMI of two k-means runs from different starts; both also as ``chance_...``; ``excess`` of the consistency;
+        ``spread``: mean squared distance of the unit features from their mean; and with targets ``kmeans_nmi`` and
+        ``knn``, accuracy of the 10 nearest neighbours' vote.
+    """
+    generator = make_generator(seed, "preflight")
+    unit, _ = l2_normalize(features)
+    values = {"spread": float(unit.var(dim=0, correction=0).sum())}
+    for prefix in ("", "chance_"):
+        if prefix:
+            columns = [column[torch.randperm(len(column), generator=generator)] for column in features.unbind(1)]
+            unit, _ = l2_normalize(torch.stack(columns, dim=1))
+        first, second = (kmeans(unit, num_clusters, generator=generator).labels for _ in range(2))
+        nearest, _ = knn_search(unit, k=min(NEIGHBOURS, len(unit) - 1))
+        values[f"{prefix}consistency"] = float((first[nearest] == first[:, None]).float().mean())
+        values[f"{prefix}stability"] = nmi(first, second)
+        if not prefix and targets is not None:
+            known = torch.as_tensor(targets) >= 0
+            if tells_apart(targets):
+                k = min(NEIGHBOURS, int(known.sum()) - 1)
+                values["kmeans_nmi"] = nmi(first, targets)
+                values["knn"] = knn_accuracy(features, torch.as_tensor(targets), k)
+    chance = values["chance_consistency"]
+    values["excess"] = (values["consistency"] - chance) / (1.0 - chance) if chance < 1.0 else 0.0
+    return values
+
+
+@HOOKS.register_module()
+class PreflightHook(Hook):
+    """Say, before a clustering starts, how far its features are from chance; warn where they are near.
+
+    Runs once, before the first epoch, for heads that have clusters to find: not for MoCo, and not where the training
+    starts from given labels. It reads the model and changes nothing. The numbers are
+    ``runner.message_hub.get_info("preflight")``, also after a resume: see :func:`feature_statistics`.
+
+    Args:
+        max_samples: images to look at, evenly spaced, where there are more.
+    """
+
+    def __init__(self, max_samples: int = 5000) -> None:
+        if max_samples < FEWEST:
+            raise InputError(f"PreflightHook's max_samples must be at least {FEWEST}, not {max_samples}")
+        self.max_samples = max_samples
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Extract features on all ranks; the first one looks at them."""
+        loop = runner.train_loop
+        if loop.epoch > 0 or loop.iter > 0 or loop.label_file is not None or loop.label_fraction is not None:
+            return
+        model = unwrap(runner.model)
+        with torch.no_grad():
+            empty = torch.zeros(1, model.neck.out_channels, device=next(model.parameters()).device)
+            K = model.eval().head.predict(empty).shape[1]
+        model.train()
+        N = len(loop.data.dataset)
+        if K < 2:
+            return
+        if N < FEWEST:
+            runner.logger.info(
+                f"pre-flight: {N} images are too few to say anything about (at least {FEWEST} are needed)"
+            )
+            return
+        index = torch.linspace(0, N - 1, min(N, self.max_samples)).round().long()
+        with runner.autocast():
+            table = extract(model, loop.data.train, loop.comm, batch_size=loop.data.extract_batch_size, index=index)
+        features = loop.comm.gather(table.features).cpu()
+        if loop.comm.rank == 0:
+            targets = loop.data.dataset.targets
+            self._tell(runner, features, min(K, max(2, len(index) // 20)), None if targets is None else targets[index])
+
+    def _tell(self, runner: Any, features: Tensor, num_clusters: int, targets: Ids | None) -> None:
+        values = feature_statistics(features, num_clusters, runner.train_loop.seed, targets)
+        runner.message_hub.update_info("preflight", values)
+        line = (
+            f"pre-flight on {len(features):,} images, {num_clusters} clusters: neighbours in one cluster "
+            f"{values['consistency']:.3f} (chance {values['chance_consistency']:.3f}), NMI of two k-means "
+            f"{values['stability']:.3f} (chance {values['chance_stability']:.3f})"
+        )
+        if "knn" in values:
+            line += f"; for evaluation only: k-means NMI {values['kmeans_nmi']:.3f}, kNN {values['knn']:.3f}"
+        runner.logger.info(line)
+        remedy = (
+            "pre-train the backbone (configs/moco) and set model.pretrained to its checkpoint; where it is set, check "
+            "that the log says the backbone was loaded"
+        )
+        if values["spread"] < SAME:
+            runner.logger.warning(f"all images have nearly the same features, there is nothing to cluster: {remedy}")
+        elif len(features) >= FEWEST_JUDGED and values["excess"] < NEAR_CHANCE:
+            runner.logger.warning(
+                f"the features are near chance: neighbours share a cluster little more often "
+                f"({values['consistency']:.3f}) than with independent features ({values['chance_consistency']:.3f}), "
+                f"so clusters will say little about the images: {remedy}"
+            )

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,6 @@ from odc.engine.finite import Readings, broken_images, diverged, non_finite
 from odc.engine.optim import Schedule
 from odc.engine.plans import check_plan, chunks
 from odc.engine.resume import POSITION, read_position
-from odc.engine.signals import Signals
 from odc.errors import InputError
 from odc.evaluation.results import read_results
 from odc.models.cluster_model import ClusterModel, unwrap
@@ -49,10 +50,8 @@ class ClusterTrainLoop(BaseLoop):
     checkpoint and stop.
 
     Where a plan refreshes labels and nothing in backbone and neck can change an image's features, those of the training
-    views are computed once a refresh, for all repeats and all rows of an image, and no image is loaded in between. An
-    image is then augmented once for each (epoch, chunk, view), from a key of these, its id and its variant, instead of
-    anew at every position. The features of the images without augmentation, N×D numbers, are computed once. None of
-    them is saved: a resumed run computes the same ones again.
+    views are computed once a refresh, and no image is loaded in between. An image is then augmented once for each
+    (epoch, chunk, view), instead of anew at every position.
 
     Args:
         runner: the runner.
@@ -67,9 +66,8 @@ class ClusterTrainLoop(BaseLoop):
             training.
         accumulative_counts: steps of one move of the optimiser, which takes the mean of their gradients, and at the end
             of a pass of as many as there are. A config says so in ``optim_wrapper``, as in mmengine. What follows the
-            weights (moving averages, MoCo's key encoder) moves with the optimiser; batch norm's statistics, memories,
-            queues and labels at every step, since they follow the images. Ranks average the gradients at every step
-            too: then they stay equal, and a checkpoint inside a group is complete.
+            weights (moving averages, MoCo's key encoder) moves with the optimiser; what follows the images (batch
+            norm's statistics, memories, queues, labels) at every step, and ranks average the gradients then too.
         log_interval: steps between two readings of losses, and of whether they are finite, from a GPU, which the
             processor would wait for at every step; and between two looks of several ranks whether one was asked to
             stop. On a CPU losses are read at every step.
@@ -472,3 +470,30 @@ class ClusterTrainLoop(BaseLoop):
                 hook.after_stop(self.runner, name, self._iter + 1)
         self.runner.logger.warning(f"stopped by {signal.Signals(number).name}: saved {name}; continue with --resume")
         raise SystemExit(128 + number)
+
+
+class Signals:
+    """Remembers SIGTERM and the first Ctrl-C until the training can obey them; a second one ends the process at once.
+
+    A context, inside of which signals are caught, where this is the main thread.
+
+    Attributes:
+        asked: number of the signal, 0 for none.
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._before: dict[int, Any] = {}
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            os._exit(128 + number)  # asked twice: do not wait for the step to end
+        self.asked = number
+
+    def __enter__(self) -> None:
+        with contextlib.suppress(ValueError):  # only the main thread may
+            self._before = {n: signal.signal(n, self._remember) for n in (signal.SIGTERM, signal.SIGINT)}
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -18,7 +18,7 @@ from odc import logs
 from odc.checkpoints import to_plain
 from odc.engine.data import ClusterData
 from odc.errors import InputError, one_line
-from odc.memory.sample_buffer import SampleBuffer
+from odc.memory.sample_memory import SampleBuffer
 from odc.models.cluster_model import ClusterModel
 from odc.reading import Kind, anything, fields, flag, listing, mapping, optional, real, scalar, text, whole
 

@@ -49,8 +49,7 @@ class ClusterValLoop(BaseLoop):
         """Return features and cluster scores of every image of the evaluation set."""
         model, comm, source = unwrap(self.runner.model), get_comm(), self.data.eval
         table = extract(model, source, comm, batch_size=self.data.extract_batch_size, logits=model.head.predict)
-        if table.logits is None:
-            raise RuntimeError("extract did not return the scores that it was asked for")
+        assert table.logits is not None
         mine = torch.zeros(len(source.dataset), device=table.features.device)
         mine[list(source.dataset.lost)] = 1
         lost, targets = comm.sum(mine).cpu() > 0, source.dataset.targets

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from odc.clustering.kmeans import kmeans_over_ranks
 from odc.clustering.preprocess import fit_whitening, l2_normalize
@@ -70,12 +70,9 @@ class DeepClusterHead(ClusterHead):
         self.classifier = LinearClassifier(in_channels, num_clusters)
         # The last clustering. With fewer samples than dimensions the last columns stay zero.
         width = min(pca_dim, in_channels)
-        self.mean: Tensor
-        self.projection: Tensor
-        self.centroids: Tensor
-        self.register_buffer("mean", torch.zeros(in_channels))
-        self.register_buffer("projection", torch.zeros(in_channels, width))
-        self.register_buffer("centroids", torch.zeros(num_clusters, width))
+        self.mean = nn.Buffer(torch.zeros(in_channels))
+        self.projection = nn.Buffer(torch.zeros(in_channels, width))
+        self.centroids = nn.Buffer(torch.zeros(num_clusters, width))
 
     def plan(self, epoch: int) -> Plan:
         """Cluster before every epoch; the classifier starts anew."""

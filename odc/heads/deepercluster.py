@@ -22,7 +22,6 @@ classes.
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import torch
@@ -33,6 +32,7 @@ from torch import Tensor, nn
 from odc.clustering import TwoLevelResult, fit_whitening, l2_normalize, l2_normalize_, share_clusters, two_level_kmeans
 from odc.errors import InputError
 from odc.heads.base import ClusterHead, LinearClassifier
+from odc.reading import memory
 from odc.registry import HEADS
 from odc.structures import (
     Batch,
@@ -72,8 +72,7 @@ class SubClassifiers(nn.Module):
         self.gradient_scale = gradient_scale
         self.weight = nn.Parameter(torch.empty(groups, classes, in_channels).normal_(std=0.01))
         self.bias = nn.Parameter(torch.zeros(groups, classes))
-        self.exists: Tensor
-        self.register_buffer("exists", torch.ones(groups, classes, dtype=torch.bool))
+        self.exists = nn.Buffer(torch.ones(groups, classes, dtype=torch.bool))
 
     def reset(self, generator: torch.Generator) -> None:
         """Draw all weights anew."""
@@ -107,20 +106,17 @@ class SubClassifiers(nn.Module):
         return F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum") / len(x)
 
 
-def _free_memory() -> tuple[int, str]:
-    """Return the bytes that are free where the model will be, and the name of that place."""
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0], "the GPU"
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024, "this computer"
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this computer"
-
-
 def _check_memory(groups: int, classes: int, in_channels: int) -> None:
+    """Compare with what is free where the model will be."""
     needed = 3 * 4 * groups * classes * (in_channels + 1)
-    free, place = _free_memory()
+    place, meminfo = "this computer", Path("/proc/meminfo")
+    if torch.cuda.is_available():
+        free, place = torch.cuda.mem_get_info()[0], "the GPU"
+    elif meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    else:
+        free = memory()
     if needed > free:
         raise InputError(
             f"{groups} sub-classifiers of {classes:,} sub-clusters x {in_channels:,} features need "
@@ -205,16 +201,12 @@ class DeeperClusterHead(ClusterHead):
         self.sub_classifiers = SubClassifiers(groups, Z, in_channels, scale) if Z > 1 else None
         # The last clustering. With fewer samples than dimensions the last columns stay zero.
         width = min(pca_dim or in_channels, in_channels)
-        self.mean: Tensor
-        self.projection: Tensor
-        self.super_centroids: Tensor
-        self.centroids: Tensor
-        self.num_sub: Tensor
-        self.register_buffer("mean", torch.zeros(in_channels))
-        self.register_buffer("projection", torch.zeros(in_channels, width))
-        self.register_buffer("super_centroids", torch.zeros(num_super, width))
-        self.register_buffer("centroids", torch.zeros(num_super, C, width))
-        self.register_buffer("num_sub", torch.tensor(share_clusters(num_clusters, num_super)))
+        self.mean = nn.Buffer(torch.zeros(in_channels))
+        self.projection = nn.Buffer(torch.zeros(in_channels, width))
+        self.super_centroids = nn.Buffer(torch.zeros(num_super, width))
+        self.centroids = nn.Buffer(torch.zeros(num_super, C, width))
+        self.num_sub = nn.Buffer(torch.tensor(share_clusters(num_clusters, num_super)))
+        self.num_asked = nn.Buffer(self.num_sub.clone(), persistent=False)  # sub-clusters asked for, of each
 
     def plan(self, epoch: int) -> Plan:
         """Cluster every ``refresh_interval`` epochs; the classifiers whose classes are new start anew."""
@@ -279,8 +271,7 @@ class DeeperClusterHead(ClusterHead):
 
     def _asked(self) -> Tensor:
         """Return (m, C) bool: the k sub-clusters that were asked for, of the places that there are."""
-        share = torch.tensor(share_clusters(self.num_clusters, self.num_super), device=self.num_sub.device)
-        return torch.arange(self.centroids.shape[1], device=share.device) < share[:, None]
+        return torch.arange(self.centroids.shape[1], device=self.num_asked.device) < self.num_asked[:, None]
 
     def _rows(self, index: Tensor, super_cluster: Tensor, sub_cluster: Tensor) -> PseudoLabels:
         """Return the rows: every image with each of its rotations."""
@@ -290,15 +281,10 @@ class DeeperClusterHead(ClusterHead):
         if self.classes == "hierarchy":
             columns = (R * super_cluster + rotation, sub_cluster)
         else:
-            cluster = self._flat(super_cluster, sub_cluster)
+            cluster = (self.num_asked.cumsum(0) - self.num_asked)[super_cluster] + sub_cluster  # among all k
             nothing = torch.zeros_like(rotation)
             columns = (rotation, cluster) if self.classes == "sum" else (nothing, R * cluster + rotation)
         return PseudoLabels(index[:, None], torch.stack(columns, 1), self.num_classes, rotation)
-
-    def _flat(self, super_cluster: Tensor, sub_cluster: Tensor) -> Tensor:
-        """Return the number of each cluster among all k."""
-        share = torch.tensor(share_clusters(self.num_clusters, self.num_super), device=super_cluster.device)
-        return (share.cumsum(0) - share)[super_cluster] + sub_cluster
 
     def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         """Cross-entropy of the super-class, ``super_loss``, and below it, ``sub_loss``: means over the batch."""

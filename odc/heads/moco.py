@@ -23,23 +23,56 @@ from torch import Tensor, nn
 
 from odc.errors import InputError
 from odc.heads.base import ClusterHead
-from odc.memory.queue import KeyQueue, fitting_queue
 from odc.registry import HEADS
 from odc.structures import Batch, Comm, Labels, Losses, Plan, Stream
 
 
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """Return InfoNCE of each query (equation 1), (B,).
+    """Return InfoNCE (equation 1), (B,), of each query (B, D).
 
-    Args:
-        query: (B, D), rows of unit length.
-        key: (B, D), the positive of each query, of unit length; no gradient.
-        queue: (Q, D), the negatives, of unit length; no gradient.
-        temperature: τ.
+    Its positive is in ``key`` (B, D), the negatives are ``queue`` (Q, D), both without gradient; all of unit length.
     """
     positive = (query * key).sum(1, keepdim=True)
     logits = torch.cat([positive, query @ queue.T], dim=1) / temperature
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction="none")
+
+
+def fitting_queue(num_images: int, batch_size: int) -> tuple[int, int] | None:
+    """Return batch and queue for few images: half of them in whole batches, two of which fit; ``None`` for under 4.
+
+    The batch stays if it fits, else it is the largest power of two that does.
+    """
+    if num_images < 4:
+        return None
+    batch = min(batch_size, 2 ** ((num_images // 2).bit_length() - 1))
+    return batch, num_images // 2 // batch * batch
+
+
+class KeyQueue(nn.Module):
+    """The last ``size`` keys of D = ``dim`` numbers; it starts with random ones.
+
+    Attributes:
+        keys: (size, D) float32, rows of unit length.
+        position: () int64, where the next key goes.
+
+    Raises:
+        InputError: ``size`` is less than 1.
+    """
+
+    def __init__(self, dim: int, size: int) -> None:
+        super().__init__()
+        if size < 1:
+            raise InputError(f"a queue holds at least 1 key, not {size}")
+        self.keys = nn.Buffer(F.normalize(nn.init.normal_(torch.empty(size, dim)), dim=1))
+        self.position = nn.Buffer(torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor) -> None:
+        """Replace the oldest keys by ``keys`` (B, D), wrapping around the end; of more than ``size`` the last stay."""
+        size = self.keys.shape[0]
+        place = (self.position + torch.arange(len(keys), device=keys.device)) % size
+        self.keys[place[-size:]] = keys[-size:].to(self.keys.dtype)
+        self.position.add_(len(keys)).remainder_(size)
 
 
 @HEADS.register_module()

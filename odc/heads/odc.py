@@ -21,7 +21,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from odc.clustering.kmeans import kmeans_over_ranks
 from odc.clustering.preprocess import l2_normalize
@@ -88,8 +88,7 @@ class ODCHead(ClusterHead):
             assign=assign,
             renormalize=renormalize,
         )
-        self.iteration: Tensor
-        self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
+        self.iteration: Tensor = nn.Buffer(torch.zeros((), dtype=torch.int64))
 
     def plan(self, epoch: int) -> Plan:
         """Fill the memory before the first epoch; after that the labels move with the batches."""

@@ -178,13 +178,11 @@ class SpiceSelfHead(ClusterHead):
         self.center_ratio = center_ratio
         self.overlap = overlap
         self.mlps = ParallelMLPs(num_heads, in_channels, hidden_channels, num_clusters)
-        self.best_loss: Tensor
-        self.register_buffer("best_loss", torch.tensor(torch.inf))
+        self.best_loss = nn.Buffer(torch.tensor(torch.inf))
         for name, parameter in self.mlps.named_parameters():
             self.register_buffer(f"best_{name}", parameter.detach()[:1].clone())
         # Of the last refresh: unique samples among the rows, clusters that a head predicts, agreement of the heads.
-        self.health: Tensor
-        self.register_buffer("health", torch.zeros(3))
+        self.health = nn.Buffer(torch.zeros(3))
 
     def plan(self, epoch: int) -> Plan:
         """Label every chunk anew, train on it ``repeats`` times, and choose a head at the end."""

@@ -27,15 +27,10 @@ from odc.structures import Batch, Comm, Labels, Losses, Plan, Stream
 
 
 def fixmatch_loss(weak: Tensor, strong: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Return FixMatch's unlabelled loss (equation 4 of arXiv:2001.07685) and its mask.
+    """Return FixMatch's unlabelled loss (equation 4 of arXiv:2001.07685) and its mask, from both views' logits (B, K).
 
-    Args:
-        weak: logits (B, K) of the weak views; they get no gradient.
-        strong: logits (B, K) of the strong views.
-        threshold: τ.
-
-    Returns:
-        () the masked cross-entropies' sum / B, and (B,) bool: the weak view is at least so confident.
+    The loss () is the masked cross-entropies' sum / B; the mask (B,) bool says that the weak view, which gets no
+    gradient, is confident by ``threshold`` τ at least.
     """
     confidence, label = weak.detach().softmax(1).max(1)
     mask = confidence >= threshold

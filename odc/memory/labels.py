@@ -37,14 +37,11 @@ class LabelStore(nn.Module):
     target: Tensor
     num_classes: Tensor
     counts: Tensor
-    _row: Tensor
 
     def __init__(self, num_samples: int) -> None:
         super().__init__()
         for name in _STATE:
             self.register_buffer(name, torch.zeros(0, dtype=torch.int64))
-        # Row of each sample id; empty where samples have several rows or rows several samples.
-        self.register_buffer("_row", torch.zeros(0, dtype=torch.int64), persistent=False)
         ids = torch.arange(num_samples).unsqueeze(1)
         self.replace(PseudoLabels(ids, torch.full_like(ids, UNLABELLED), (0,)))
 
@@ -66,7 +63,6 @@ class LabelStore(nn.Module):
         self.num_classes = torch.tensor(labels.num_classes, dtype=torch.int64, device=device)
         first = target[:, 0]
         self.counts = torch.bincount(first[first >= 0], minlength=labels.num_classes[0])
-        self._map_rows()
 
     @torch.no_grad()
     def update(self, delta: LabelDelta) -> None:
@@ -96,26 +92,6 @@ class LabelStore(nn.Module):
                 self.counts.index_add_(0, first.clamp(min=0), (first >= 0).long() * sign)
         self.target[row] = target
 
-    def rows_of(self, index: Tensor) -> Tensor:
-        """Return the rows (R,) int64 of sample ids (R,), on the store's device.
-
-        Raises:
-            InputError: samples have several rows, rows have several samples, or an id has no row.
-        """
-        if self._row.numel() == 0:
-            raise InputError(f"samples do not have exactly one row each in these {self.index.shape[0]} pseudo-labels")
-        index = index.to(self._row.device)
-        if index.numel() == 0:
-            return index
-        if int(index.min()) < 0 or int(index.max()) >= self._row.shape[0]:
-            raise InputError(
-                f"ids {int(index.min())} to {int(index.max())}, but there are 0 to {self._row.shape[0] - 1}"
-            )
-        row = self._row[index]
-        if bool((row < 0).any()):
-            raise InputError(f"{int((row < 0).sum())} of {row.shape[0]} ids have no row of pseudo-labels")
-        return row
-
     def view(self) -> Labels:
         """Return the read-only view that heads are given; it always shows the store as it is now, without copies."""
         return LabelView(self)
@@ -125,17 +101,6 @@ class LabelStore(nn.Module):
         if target.numel() and bool(((target < UNLABELLED) | (target >= num_classes)).any()):
             low, high = target.min(dim=0).values.tolist(), target.max(dim=0).values.tolist()
             raise InputError(f"targets run from {low} to {high}, but the numbers of classes are {num_classes.tolist()}")
-
-    def _map_rows(self) -> None:
-        M, P = self.index.shape
-        self._row = self.index.new_empty(0)
-        if P != 1 or M == 0:
-            return
-        ids, rows = self.index[:, 0], torch.arange(M, device=self.index.device)
-        row = self.index.new_full((int(ids.max()) + 1,), -1)
-        row[ids] = rows
-        if bool((row[ids] == rows).all()):
-            self._row = row
 
     @staticmethod
     def _check_state(state: list[Any]) -> None:
@@ -171,7 +136,6 @@ class LabelStore(nn.Module):
             if isinstance(loaded, Tensor) and loaded.shape != buffer.shape:
                 setattr(self, name, buffer.new_empty(loaded.shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._map_rows()
 
 
 class LabelView:
@@ -194,7 +158,3 @@ class LabelView:
     def counts(self) -> Tensor:
         """(K,) int64 rows in each class of the first target column."""
         return self._store.counts
-
-    def rows_of(self, index: Tensor) -> Tensor:
-        """Rows (R,) int64 of sample ids (R,); see :meth:`LabelStore.rows_of`."""
-        return self._store.rows_of(index)

@@ -22,12 +22,39 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odc.errors import DamagedError, InputError
-from odc.memory.sample_buffer import SampleBuffer
 from odc.structures import Labels
 
 EPS = 1e-12  # features of a smaller norm are zero
 CHUNK = 65536  # rows of the bank in float32 at a time
 SCORES = 2**24  # scores (rows x clusters) at a time: 64 MiB
+
+
+class SampleBuffer(nn.Module):
+    """A persistent buffer ``rows``, (N, ``*shape``) ``dtype``, with one row a sample, or a row of labels.
+
+    N is not known when a model is built, so it is empty until :meth:`sized` or a checkpoint gives it N rows.
+    """
+
+    resizes_on_load = True
+
+    def __init__(self, *shape: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.rows: Tensor = nn.Buffer(torch.zeros(0, *shape, dtype=dtype))
+
+    def sized(self, num_samples: int) -> Tensor:
+        """Return :attr:`rows`, to be written to; of zeros where they were not ``num_samples`` before."""
+        if len(self.rows) != num_samples:
+            self.rows = self.rows.new_zeros(num_samples, *self.rows.shape[1:])
+        return self.rows
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        loaded = state_dict.get(f"{prefix}rows")
+        # Only N may differ: another shape of a row is reported as for any other module.
+        if isinstance(loaded, Tensor) and loaded.shape[1:] == self.rows.shape[1:]:
+            if loaded.is_floating_point() and not bool(loaded.isfinite().all()):
+                raise DamagedError(f"{prefix}rows is damaged: it has values that are not finite")
+            self.rows = self.rows.new_empty(loaded.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class SampleMemory(nn.Module):
@@ -64,12 +91,6 @@ class SampleMemory(nn.Module):
         InputError: an argument is out of its range.
     """
 
-    sum: Tensor
-    centroids: Tensor
-    bias: Tensor
-    dirty: Tensor
-    skipped: Tensor
-
     def __init__(
         self,
         dim: int,
@@ -96,11 +117,11 @@ class SampleMemory(nn.Module):
         self.min_cluster = min_cluster
         D, K = dim, num_clusters
         self.bank = SampleBuffer(D, dtype=dtype)
-        self.register_buffer("sum", torch.zeros(K, D))
-        self.register_buffer("centroids", torch.zeros(K, D))
-        self.register_buffer("bias", torch.full((K,), -torch.inf))
-        self.register_buffer("dirty", torch.zeros(K, dtype=torch.bool))
-        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))
+        self.sum: Tensor = nn.Buffer(torch.zeros(K, D))
+        self.centroids = nn.Buffer(torch.zeros(K, D))
+        self.bias = nn.Buffer(torch.full((K,), -torch.inf))
+        self.dirty = nn.Buffer(torch.zeros(K, dtype=torch.bool))
+        self.skipped: Tensor = nn.Buffer(torch.zeros((), dtype=torch.int64))
 
     def least(self, num_samples: int) -> int:
         """Return t for so many samples."""
@@ -216,11 +237,8 @@ class SampleMemory(nn.Module):
     def commit(self, rows: Tensor, stored: Tensor, new: Tensor, labels: Labels) -> None:
         """Write features to the memory; sums follow them and the labels that they are about to get, centroids do not.
 
-        Args:
-            rows: (R,) int64, unique.
-            stored: (R, D) in the dtype of the bank.
-            new: (R,) int64 labels.
-            labels: those before.
+        The rows (R,) are unique and have the labels ``labels`` now, ``new`` (R,) int64 afterwards; their features
+        ``stored`` (R, D) are in the dtype of the bank.
         """
         bank, clusters = self.bank.rows, torch.cat((labels.target[rows, 0], new))
         _accumulate(self.sum, clusters, torch.cat((bank[rows].float().neg_(), stored.float())))
@@ -229,11 +247,7 @@ class SampleMemory(nn.Module):
 
     @torch.no_grad()
     def update_centroids(self, counts: Tensor) -> None:
-        """Make the centroid of every cluster that changed the mean of its samples: O(changed · D).
-
-        Args:
-            counts: (K,) int64, ``Labels.counts``.
-        """
+        """Make the centroid of every cluster that changed the mean of its samples: O(changed · D); ``counts`` (K,)."""
         clusters = (self.dirty & (counts > 0)).nonzero().squeeze(1)
         centroids = self.sum[clusters] / counts[clusters, None]
         self.centroids[clusters] = centroids
@@ -300,13 +314,7 @@ class SampleMemory(nn.Module):
 
     @torch.no_grad()
     def relabel(self, rows: Tensor, new: Tensor, labels: Labels) -> None:
-        """Let the sums follow samples that are about to move to other clusters, centroids do not yet.
-
-        Args:
-            rows: (R,) int64, unique.
-            new: (R,) int64 labels.
-            labels: those before.
-        """
+        """Let the sums follow samples that are about to move to other clusters, as in :meth:`commit`."""
         old, features = labels.target[rows, 0], self.bank.rows[rows].float()
         _accumulate(self.sum, old, -features)
         left = labels.counts - torch.bincount(old, minlength=len(self.sum))

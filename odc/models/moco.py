@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odc.errors import InputError
-from odc.memory.queue import fitting_queue
+from odc.heads.moco import fitting_queue
 from odc.models.cluster_model import ClusterModel, Images
 from odc.registry import MODELS
 from odc.structures import Comm
@@ -64,7 +64,7 @@ class MoCo(ClusterModel):
     def fitted(cls, model_cfg: dict[str, Any], num_samples: int) -> tuple[dict[str, Any], str | None]:
         """Return the config with a queue that is smaller than the data set, where its own is not.
 
-        It becomes what :func:`odc.memory.queue.fitting_queue` says, and the groups of batch norm stay at least two
+        It becomes what :func:`odc.heads.moco.fitting_queue` says, and the groups of batch norm stay at least two
         images large.
         """
         head = model_cfg["head"]

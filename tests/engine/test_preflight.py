@@ -11,7 +11,7 @@ from torch import Tensor
 
 from odc.apis import build_runner
 from odc.data.datasets import ArrayDataset, Digits
-from odc.engine.preflight import NEAR_CHANCE, SAME, feature_statistics
+from odc.engine.hooks import NEAR_CHANCE, SAME, feature_statistics
 from odc.errors import InputError
 from odc.models.backbones import ConvNet
 from odc.registry import DATASETS

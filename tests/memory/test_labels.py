@@ -32,7 +32,6 @@ def test_starts_unlabelled() -> None:
     assert store.variant.tolist() == [0] * 3
     assert store.num_classes.tolist() == [0]
     assert store.counts.tolist() == []
-    assert store.rows_of(torch.tensor([2, 0])).tolist() == [2, 0]
 
 
 def test_update_by_hand() -> None:
@@ -42,7 +41,6 @@ def test_update_by_hand() -> None:
     store.update(LabelDelta(torch.tensor([2, 0]), torch.tensor([[1], [-1]])))
     assert store.target.tolist() == [[-1], [2], [1]]
     assert store.counts.tolist() == [0, 1, 1]
-    assert store.rows_of(torch.tensor([0, 3])).tolist() == [2, 0]
     store.update(LabelDelta(torch.empty(0, dtype=torch.int64), torch.empty(0, 1, dtype=torch.int64)))
     assert store.counts.tolist() == [0, 1, 1]
 
@@ -88,7 +86,6 @@ def test_view_shows_the_store_as_it_is_and_cannot_change_it() -> None:
     assert view.target.data_ptr() == store.target.data_ptr()
     assert view.index.data_ptr() == store.index.data_ptr()
     assert view.counts.tolist() == [1, 1]
-    assert view.rows_of(torch.tensor([1])).tolist() == [1]
     assert not {"replace", "update"} & set(dir(view))
     with pytest.raises(AttributeError):
         view.target = torch.zeros(2, 1)  # type: ignore[misc]
@@ -113,7 +110,6 @@ def test_loads_another_number_of_rows_inside_a_model() -> None:
     assert isinstance(loaded, LabelStore)
     for name, value in source.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
-    assert loaded.rows_of(torch.tensor([2, 7])).tolist() == [1, 0]
     assert LabelStore.resizes_on_load
 
 
@@ -123,21 +119,9 @@ def test_modules_can_still_be_walked_with_apply() -> None:
     assert len(seen) == 2
 
 
-@pytest.mark.parametrize("ids", [[[0, 1], [1, 2]], [[0], [0]]])
-def test_rows_of_needs_one_row_a_sample(ids: list[list[int]]) -> None:
-    store = LabelStore(3)
-    store.replace(pseudo(ids, [[0], [0]], (1,)))
-    with pytest.raises(InputError, match="exactly one row"):
-        store.rows_of(torch.tensor([0]))
-
-
 def test_errors_name_the_numbers() -> None:
     store = LabelStore(4)
     store.replace(pseudo([3, 0], [[0], [1]], (2,)))
-    with pytest.raises(InputError, match="1 of 2 ids have no row"):
-        store.rows_of(torch.tensor([3, 1]))
-    with pytest.raises(InputError, match="ids 4 to 4, but there are 0 to 3"):
-        store.rows_of(torch.tensor([4]))
     with pytest.raises(InputError, match="not unique"):
         store.update(LabelDelta(torch.tensor([1, 1]), torch.tensor([[0], [1]])))
     with pytest.raises(InputError, match="rows 0 to 1"):

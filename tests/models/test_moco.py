@@ -13,8 +13,7 @@ from small_heads import config
 
 from odc.apis import build_runner
 from odc.errors import InputError
-from odc.heads.moco import MoCoHead, info_nce
-from odc.memory.queue import KeyQueue
+from odc.heads.moco import KeyQueue, MoCoHead, info_nce
 from odc.models import MoCo
 from odc.structures import Batch, LocalComm, make_generator
 
