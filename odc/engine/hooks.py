@@ -108,7 +108,7 @@ class ProgressHook(Hook):
         found = unwrap(runner.model).head.diagnosis(means) if means else None
         if found is None:
             return
-        known = runner.message_hub.get_info("preflight") if "preflight" in runner.message_hub.runtime_info else None
+        known = runner.message_hub.runtime_info.get("preflight")
         before = f"; before the training the features had {_numbers(known)}" if known else ""
         runner.logger.warning(f"{found}{before}: pre-train longer or on more images, or see whether the features fit")
 
@@ -162,12 +162,10 @@ def feature_statistics(features: Tensor, num_clusters: int, seed: int, targets: 
         nearest, _ = knn_search(unit, k=min(NEIGHBOURS, len(unit) - 1))
         values[f"{prefix}consistency"] = float((first[nearest] == first[:, None]).float().mean())
         values[f"{prefix}stability"] = nmi(first, second)
-        if not prefix and targets is not None:
-            known = torch.as_tensor(targets) >= 0
-            if tells_apart(targets):
-                k = min(NEIGHBOURS, int(known.sum()) - 1)
-                values["kmeans_nmi"] = nmi(first, targets)
-                values["knn"] = knn_accuracy(features, torch.as_tensor(targets), k)
+        if not prefix and targets is not None and tells_apart(targets):
+            known = torch.as_tensor(targets)
+            values["kmeans_nmi"] = nmi(first, targets)
+            values["knn"] = knn_accuracy(features, known, min(NEIGHBOURS, int((known >= 0).sum()) - 1))
     chance = values["chance_consistency"]
     values["excess"] = (values["consistency"] - chance) / (1.0 - chance) if chance < 1.0 else 0.0
     return values

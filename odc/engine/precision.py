@@ -54,10 +54,8 @@ def _cpu_has_bfloat16() -> bool:
 def settle_precision(asked: str | None) -> str:
     """Return what to train in, ``"float32"`` or ``"bfloat16"``: the latter where it is asked for and all ranks have it.
 
-    It is said once in a process; where ``"bfloat16"`` cannot be, unlike ``"auto"``, as a warning.
-
-    Args:
-        asked: ``precision`` of a config, one of :data:`PRECISIONS`, or ``None`` for the first of them.
+    What is ``asked`` for is one of :data:`PRECISIONS`, or ``None`` for the first. The answer is told once in a process;
+    where ``"bfloat16"`` cannot be, unlike ``"auto"``, as a warning.
     """
     if asked in (None, "float32"):
         return "float32"

@@ -2,11 +2,7 @@
 
 After a step of the optimiser come :meth:`SampleMemory.momentum_step`, :meth:`SampleMemory.assign` and
 :meth:`SampleMemory.commit`; after every k-th of them :meth:`SampleMemory.update_centroids`,
-:meth:`SampleMemory.plan_split` and :meth:`SampleMemory.relabel`::
-
-    F_m(x) <- m · f(x) / ‖f(x)‖ + (1 - m) · F_m(x)
-    label(x) <- argmin_c ‖F_m(x) - c‖ = argmax_c F_m(x)·c - ‖c‖²/2
-    c <- mean of F_m over the samples of the cluster
+:meth:`SampleMemory.plan_split` and :meth:`SampleMemory.relabel`: steps 2 to 5 of :mod:`odc.heads.odc`.
 
 The means come from running sums that follow every change of a sample, so that a centroid costs O(D), not a pass over
 its members. Everything uses the value *as stored* in the half-precision bank, and arithmetic is in float32: the sums

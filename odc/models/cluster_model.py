@@ -167,10 +167,14 @@ class ClusterModel(BaseModel):
         if z is None:
             z = self.encode(images, comm)
         with torch.autocast(next(iter(z.values())).device.type, enabled=False):
-            batches = {name: _with_features(batch, name, z) for name, batch in rows.items()}
+            batches = {
+                name: replace(batch, z={view: x for (stream, view), x in z.items() if stream == name})
+                for name, batch in rows.items()
+            }
             losses = self.head.loss(batches, self.labels.view(), generator, comm)
-        detached = {key: value.detach() for key, value in z.items()}
-        return losses, {name: _with_features(batch, name, detached) for name, batch in rows.items()}
+        return losses, {
+            name: replace(batch, z={view: x.detach() for view, x in batch.z.items()}) for name, batch in batches.items()
+        }
 
     def encode(self, images: Images, comm: Comm) -> Images:
         """Map the images of one step to z, ``{(stream, view): (B, P, D) float32}``.
@@ -192,8 +196,3 @@ def unwrap(model: Any) -> ClusterModel:
     """Return the model inside a wrapper for several ranks, or the model itself."""
     inner: ClusterModel = getattr(model, "module", model)
     return inner
-
-
-def _with_features(batch: Batch, stream: str, z: Images) -> Batch:
-    views = {view: value for (name, view), value in z.items() if name == stream}
-    return replace(batch, z=views)
