@@ -33,24 +33,16 @@ UNLABELLED = -1
 class Stream:
     """One part of a training batch.
 
-    Attributes:
-        name: key of the stream's :class:`Batch` in ``ClusterHead.loss``.
-        size: rows a step, over all ranks.
-        rows: ``"all"``, or ``"labelled"``: only rows whose first target is not -1.
-        views: names of the data set's views; every row is seen through each.
-        balance: target columns to draw uniformly over, outermost first; ``()`` draws rows uniformly.
-        replace: draw rows with replacement (ignored with ``balance``, which repeats rows where it must).
-
     Raises:
         InputError: for less than one row a step, or other ``rows``.
     """
 
-    name: str
-    size: int
-    rows: str = "all"
-    views: tuple[str, ...] = ("train",)
-    balance: tuple[int, ...] = ()
-    replace: bool = False
+    name: str  # key of the stream's batch in ClusterHead.loss
+    size: int  # rows a step, over all ranks
+    rows: str = "all"  # or "labelled": only rows whose first target is not -1
+    views: tuple[str, ...] = ("train",)  # names of the data set's views; every row is seen through each
+    balance: tuple[int, ...] = ()  # target columns to draw uniformly over, outermost first; (): over the rows
+    replace: bool = False  # draw rows with replacement; balance repeats rows where it must, whatever this says
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -65,20 +57,15 @@ class Stream:
 class Refresh:
     """Features are extracted and ``ClusterHead.refresh`` makes new labels, before training on them.
 
-    Attributes:
-        chunk: samples a refresh; ``None``: all. A tail shorter than this joins the chunk before it.
-        repeats: passes over the rows of one refresh.
-        logits: the view behind ``FeatureTable.logits``; ``None``: not computed.
-        reset: names of the head's modules to draw anew once the labels are there, in this order: each has a method
-            ``reset(generator)``. The optimiser's state and the gradients of their parameters go too.
-
     Raises:
         InputError: for a chunk of less than one sample, or less than one pass.
     """
 
-    chunk: int | None = None
-    repeats: int = 1
-    logits: str | None = None
+    chunk: int | None = None  # samples a refresh; None: all. A tail shorter than this joins the chunk before it
+    repeats: int = 1  # passes over the rows of one refresh
+    logits: str | None = None  # the view behind FeatureTable.logits; None: not computed
+    # Names of the head's modules to draw anew once the labels are there, in this order: each has a method
+    # reset(generator). The optimiser's state and the gradients of their parameters go too.
     reset: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -93,20 +80,14 @@ class Refresh:
 class Plan:
     """What one epoch does: a pure function of the epoch's number, so resuming has nothing to remember.
 
-    Attributes:
-        streams: the parts of every batch; the first one sets the number of steps.
-        steps: steps a pass over the rows; ``None``: ``ceil(rows / size)`` of the first stream.
-        refresh: how the labels are made anew before training; ``None``: they stay.
-        select: extract again when the epoch ends and call ``ClusterHead.select``.
-
     Raises:
         InputError: for no stream, two of one name, or less than one step.
     """
 
-    streams: tuple[Stream, ...]
-    steps: int | None = None
-    refresh: Refresh | None = None
-    select: bool = False
+    streams: tuple[Stream, ...]  # the parts of every batch; the first one sets the number of steps
+    steps: int | None = None  # a pass over the rows; None: ceil(rows / size) of the first stream
+    refresh: Refresh | None = None  # how the labels are made anew before training; None: they stay
+    select: bool = False  # extract again when the epoch ends, and call ClusterHead.select
 
     def __post_init__(self) -> None:
         names = [stream.name for stream in self.streams]
@@ -123,35 +104,22 @@ class Plan:
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """One deterministic pass over (a chunk of) the data set: this rank's shard, in ascending order of ``index``.
+    """One deterministic pass over (a chunk of) the data set: this rank's shard, in ascending order of ``index``."""
 
-    Attributes:
-        index: (Nr,) int64 sample ids.
-        features: (Nr, D) float32, as the neck gives them (not normalised).
-        logits: (Nr, ...) float32, of ``ClusterHead.logits`` on the view that ``Refresh.logits`` names, or ``None``.
-        total: N, the samples over all ranks.
-    """
-
-    index: Tensor
-    features: Tensor
-    logits: Tensor | None
-    total: int
+    index: Tensor  # (Nr,) int64 sample ids
+    features: Tensor  # (Nr, D) float32, as the neck gives them (not normalised)
+    logits: Tensor | None  # (Nr, ...) float32, of ClusterHead.logits on the view that Refresh.logits names
+    total: int  # N, the samples over all ranks
 
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """The rows to train on, identical on every rank.
+    """The rows to train on, identical on every rank."""
 
-    Attributes:
-        index: (M, P) int64 sample ids.
-        target: (M, T) int64; -1 is unlabelled.
-        num_classes: T numbers of classes.
-        variant: (M,) int64, the variant of the images in this row (rotation by 90° × variant); zeros when omitted.
-    """
-
-    index: Tensor
-    target: Tensor
-    num_classes: tuple[int, ...]
+    index: Tensor  # (M, P) int64 sample ids
+    target: Tensor  # (M, T) int64; -1 is unlabelled
+    num_classes: tuple[int, ...]  # T of them
+    # (M,) int64, the variant of the images in this row (rotation by 90° × variant); zeros when omitted
     variant: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
@@ -177,37 +145,25 @@ class LabelDelta:
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's rows of one stream.
+    """This rank's rows of one stream."""
 
-    Attributes:
-        row: (B,) int64 rows of the label store.
-        index: (B, P) int64 sample ids.
-        variant: (B,) int64.
-        target: (B, T) int64, as the store holds them now.
-        z: ``{view: (B, P, D) float32}``, the neck's output.
-    """
-
-    row: Tensor
-    index: Tensor
-    variant: Tensor
-    target: Tensor
-    z: dict[str, Tensor]
+    row: Tensor  # (B,) int64 rows of the label store
+    index: Tensor  # (B, P) int64 sample ids
+    variant: Tensor  # (B,) int64
+    target: Tensor  # (B, T) int64, as the store holds them now
+    z: dict[str, Tensor]  # {view: (B, P, D) float32}, the neck's output
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What ``ClusterHead.loss`` finds.
-
-    Attributes:
-        train: by name, () with gradient; their sum is trained on, and each is logged.
-        log: by name, () each: only logged.
+    """What ``ClusterHead.loss`` finds, by name, () each.
 
     Raises:
         InputError: nothing is trained on, or one name is in both.
     """
 
-    train: dict[str, Tensor]
-    log: dict[str, Tensor] = field(default_factory=dict)
+    train: dict[str, Tensor]  # with gradient: their sum is trained on, and each is logged
+    log: dict[str, Tensor] = field(default_factory=dict)  # only logged
 
     def __post_init__(self) -> None:
         if not self.train or self.train.keys() & self.log.keys():
