@@ -157,8 +157,7 @@ def writable_file(file: str | Path) -> Path:
     path = Path(file)
     if path.is_dir():
         raise InputError(f"'{file}' is a folder: give a file to write")
-    writable(path.parent)
-    return path
+    return writable(path.parent) / path.name
 
 
 @contextlib.contextmanager

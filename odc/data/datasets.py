@@ -176,11 +176,9 @@ class ArrayDataset(ImageDataset):
             raise ValueError("paths must be unique and in ascending order")
         if (targets is None) != (classes is None) or (targets is not None and targets.shape != (len(paths),)):
             raise ValueError(f"give both or neither of targets ({len(paths)},) and classes")
-        self.paths = list(paths)
-        self.targets = targets
+        self.paths, self.targets, self.origin = list(paths), targets, origin
         self.classes = None if classes is None else tuple(classes)
         self._images = images.contiguous()
-        self.origin = origin
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]  # an attribute, though worked out when it is asked for
@@ -258,8 +256,7 @@ class LongTail(ImageDataset):
         self.origin = f"{whole.origin}, long-tailed by {ratio:g}"
         self.paths = [whole.paths[i] for i in self._ids]
         self.targets = whole.targets[self._ids]
-        self.classes = whole.classes
-        self.skipped, self.strict = whole.skipped, whole.strict
+        self.classes, self.skipped, self.strict = whole.classes, whole.skipped, whole.strict
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]

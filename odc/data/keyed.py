@@ -41,8 +41,7 @@ class Cutout(KeyedTransform):
     def __init__(self, size: tuple[int, int] = (1, 16), fill: float = 0) -> None:
         if not 1 <= size[0] <= size[1]:
             raise InputError(f"Cutout needs 1 <= least <= largest side, got {size}")
-        self.least, self.largest = size
-        self.fill = fill
+        (self.least, self.largest), self.fill = size, fill
 
     def batch(self, images: Tensor, draws: Draws, variants: Tensor) -> Tensor:
         """Return the images (B, C, H, W), each with its square filled."""
