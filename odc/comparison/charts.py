@@ -232,10 +232,9 @@ def _path(series: Sequence[tuple[float, float]], across: tuple[float, float], up
 
 
 def curves_of(curves: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]]) -> dict[str, list[Panel]]:
-    """Return small multiples; all methods share a quantity's axis, but for the loss, which is another for each.
+    """Return small multiples, of epochs by method and seed.
 
-    Args:
-        curves: epochs, by method and seed.
+    All methods share a quantity's axis, but for the loss, which is another for each.
     """
 
     def series(one: Sequence[Mapping[str, float]], name: str) -> list[tuple[float, float]]:

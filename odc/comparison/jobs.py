@@ -97,13 +97,9 @@ class Job(Running):
 
 
 class Jobs(Executor):
-    """A job for each cell.
+    """A job for each cell: ``"slurm"`` or ``"local-jobs"``, so many that wait or run at a time.
 
-    Args:
-        name: ``"slurm"`` or ``"local-jobs"``.
-        jobs: that wait or run at a time.
-        options: what each asks for, by the names that submitit has for it; ``slurm_`` in front may be left out.
-        out: folder of the comparison.
+    The options are what each asks for, by the names that submitit has for it; ``slurm_`` in front may be left out.
 
     Raises:
         InputError: submitit or Slurm is missing, or does not know an option.

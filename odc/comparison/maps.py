@@ -108,13 +108,9 @@ def groups(
 ) -> list[Group]:
     """Return the marks of every group, and where their names go: at the median or near it, none over another.
 
-    Args:
-        spots: (n, 2) from :func:`scale`.
-        ids: (n,) group of each point, -1 none.
-        names: by group.
-        colours: by group.
-        told: the groups whose names are shown.
-        few: no colour is above seven: every group also gets a shape of its own.
+    Spots (n, 2) are from :func:`scale`; ``ids`` (n,) is the group of each, -1 none; ``names`` and ``colours`` are by
+    group; ``told`` are the groups whose names are shown. Where ``few``, which no colour above seven may be, every group
+    also gets a shape of its own.
     """
     told = [g for g in told if (ids == g).any()]
     boxes: dict[int, Box] = {}
@@ -149,13 +145,8 @@ def maps_of(
 ) -> list[tuple[str, list[Group]]]:
     """Return the map coloured by cluster and, with ground truth, by class; matched ones have the same colour.
 
-    Args:
-        spots: (n, 2) from :func:`scale`.
-        index: (n,) the images.
-        cluster: (N,) of all images.
-        dataset: the N images.
-        shown: clusters whose numbers are told.
-        match: class of each cluster that has one.
+    Spots (n, 2) are from :func:`scale`, of the images ``index`` (n,) of the N in the data set; ``cluster`` (N,) is of
+    all of them, ``shown`` are the clusters whose numbers are told, and ``match`` has the class of those that have one.
     """
     here, classes = cluster[index], dataset.classes
     # The matched clusters take their classes' colours, the others those that follow.

@@ -27,9 +27,6 @@ from odc.recipes.stage import Stage
 class Methods:
     """The methods of a comparison config, and those that follow from them.
 
-    Args:
-        path: of the config.
-
     Raises:
         InputError: for a file that is no such config.
     """

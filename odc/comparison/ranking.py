@@ -23,14 +23,6 @@ class Spread:
     std: float | None
 
 
-def spread(values: Sequence[float | None]) -> Spread | None:
-    """Return mean and sample standard deviation of the values that there are."""
-    known = [v for v in values if v is not None]
-    if not known:
-        return None
-    return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
-
-
 @dataclass(frozen=True)
 class Difference:
     """Mean of paired differences, with a 95 % confidence interval (Student's t), ``None`` with one pair."""
@@ -77,8 +69,11 @@ class Row:
 
     def spread(self, *names: str) -> Spread | None:
         """Return mean and deviation of a value, or of the sum of several, over the seeds that have all of them."""
-        sums = [[r.number(name) for name in names] for r in self.ended]
-        return spread([sum(v for v in values if v is not None) for values in sums if None not in values])
+        values = [[r.number(name) for name in names] for r in self.ended]
+        sums = [sum(filter(None, row)) for row in values if None not in row]
+        if not sums:
+            return None
+        return Spread(statistics.fmean(sums), statistics.stdev(sums) if len(sums) > 1 else None)
 
     def by_seed(self, name: str) -> dict[int, float]:
         """Return a value by seed."""

@@ -38,11 +38,10 @@ class Shown:
 
 
 def write_report(records: Sequence[Record], dataset: ImageDataset, out: Path, *, command: str) -> Path:
-    """Write the report of a comparison, whole or not at all, and return its path.
+    """Write the report of a comparison to ``out``, whole or not at all, and return its path.
 
     Args:
-        records: of each cell (method x seed), in order of running. Its folder, within that of the report, may hold an
-            outcome and curves.
+        records: of each cell, in order of running. Its folder, within that of the report, may hold outcome and curves.
         dataset: the N images that were clustered.
         out: the file to write.
         command: what repeats the whole comparison.

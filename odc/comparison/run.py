@@ -42,11 +42,8 @@ from odc.work_dir import working
 def compare(request: Request, stream: TextIO) -> list[Record]:
     """Run what has not been run yet; write results, table and report, and return the records of all rows.
 
-    A cell that failed, or was interrupted, runs again from its beginning; one that ended does not.
-
-    Args:
-        request: what to compare.
-        stream: where progress is shown.
+    A cell that failed, or was interrupted, runs again from its beginning; one that ended does not. Progress is shown
+    on ``stream``.
 
     Raises:
         InputError: for a wrong request, a folder with results of other settings, or one in which another command is at

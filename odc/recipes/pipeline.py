@@ -56,25 +56,16 @@ DONE = fields(
 
 
 class Pipeline:
-    """A recipe that runs in a folder.
+    """A configured recipe that runs in a folder, in which each stage has one, unless ``places`` says another.
 
-    Args:
-        recipe: configured.
-        folder: where a folder for each stage goes.
-        places: folders of stages that lie elsewhere.
-        hooks: more of them for every training.
+    The ``hooks`` are for every training.
 
     Raises:
         InputError: there are fewer images than clusters.
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        folder: str | Path,
-        *,
-        places: Mapping[str, Path] | None = None,
-        hooks: Sequence[Hook] = (),
+        self, recipe: Recipe, folder: str | Path, places: Mapping[str, Path] | None = None, hooks: Sequence[Hook] = ()
     ) -> None:
         self.folder, self.hooks, self.fitted = Path(folder), hooks, list[str]()
         self.places = {stage.name: self.folder / stage.name for stage in recipe.stages} | dict(places or {})
@@ -104,58 +95,63 @@ class Pipeline:
             self.logger = MMLogger("pipeline", logger_name="mmengine")
             for told in self.fitted:
                 self.logger.info(told)
-            self._forget_incomplete()
+            done = self._done()
             ran = {stage.name: _ran(stage) for stage in self.recipe.stages}
             keys = self.recipe.keys(ran, self.dataset.fingerprint)
             left: dict[str, Left] = {}
             for number, stage in enumerate(self.recipe.stages, start=1):
                 given = {what: left[of] for what, of in stage.needs.items()}
                 title = f"stage {number}/{len(self.recipe.stages)}, {stage.name}"
-                result = self._stage(stage, given, keys[stage.name], ran[stage.name], title)
+                result = self._stage(stage, given, keys[stage.name], ran[stage.name], title, done.get(stage.name))
                 left[stage.name] = Left(stage, self.places[stage.name], result)
             results = {name: dict(one.result) for name, one in left.items()}
             if len(results) > 1:
                 write_text(self.folder / "summary.md", summary(results) + "\n")
             return results
 
-    def _forget_incomplete(self) -> None:
-        """Let stages that are done be done again where their files are gone or damaged: what is there is used."""
+    def _done(self) -> dict[str, dict[str, Any]]:
+        """Return the results of the stages that are done; where files are gone or damaged, a stage is done again."""
+        results: dict[str, dict[str, Any]] = {}
         needed = False  # checkpoints are: a later stage has still to be done
         for stage in reversed(self.recipe.stages):
             place = self.places[stage.name]
             done = place / "done.json"
-            if not done.is_file():
-                needed = True
-                continue
-            result = read_json(done, DONE, _MARK, f"delete {place} to run this stage again")
-            missing = stage.lacks(place, result, needed)
-            if missing is not None:
+            if done.is_file():
+                result = read_json(done, DONE, _MARK, f"delete {place} to run this stage again")
+                missing = stage.lacks(place, result, needed)
+                if missing is None:
+                    results[stage.name] = result
+                    continue
                 self.logger.info(f"{stage.name} was done, but its {missing} is missing or damaged: it is made again")
                 done.unlink()
-                needed = True
+            needed = True
+        return results
 
     def _stage(
-        self, stage: Stage, given: Mapping[str, Left], key: str, ran: Mapping[str, Any], title: str
+        self,
+        stage: Stage,
+        given: Mapping[str, Left],
+        key: str,
+        ran: Mapping[str, Any],
+        title: str,
+        done: dict[str, Any] | None,
     ) -> dict[str, Any]:
         folder = writable(self.places[stage.name])
-        begun, done = folder / "begun.json", folder / "done.json"
-        there = {
-            file: read_json(file, kind, _MARK, f"delete {folder} to run this stage again")
-            for file, kind in ((done, DONE), (begun, BEGUN))
-            if file.exists()
-        }
-        for file, before in there.items():
-            # An unfinished stage that trains nothing has nothing to lose: other options may begin it anew.
-            if before["key"] != key and (file == done or isinstance(stage, Train)):
-                raise InputError(
-                    f"{folder} holds a stage of another config, other data or other stages before it"
-                    f"{_otherwise(before, ran)}: delete {folder}, or choose another --work-dir"
-                )
-        if done in there:
+        begun = folder / "begun.json"
+        before = done
+        if before is None and begun.exists():
+            before = read_json(begun, BEGUN, _MARK, f"delete {folder} to run this stage again")
+        # An unfinished stage that trains nothing has nothing to lose: other options may begin it anew.
+        if before is not None and before["key"] != key and (done is not None or isinstance(stage, Train)):
+            raise InputError(
+                f"{folder} holds a stage of another config, other data or other stages before it"
+                f"{_otherwise(before, ran)}: delete {folder}, or choose another --work-dir"
+            )
+        if done is not None:
             self.logger.info(f"{title}: there already, from the same config and data")
-            return dict(there[done])
+            return done
         self.logger.info(f"{title}: begins")
-        earlier = there[begun]["seconds"] if begun in there else 0.0
+        earlier = 0.0 if before is None else before["seconds"]
         started = time.monotonic()
 
         def note(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,7 +165,7 @@ class Pipeline:
             values = stage.run(folder, given, self.hooks)
         finally:
             note(begun, {})
-        return note(done, values)
+        return note(folder / "done.json", values)
 
 
 def _ran(stage: Stage) -> dict[str, Any]:

@@ -48,13 +48,10 @@ class Recipe:
     def load(cls, config: str | Path, name: str | None = None, read: Callable[[Path], Config] = parse_config) -> Recipe:
         """Read a recipe, or the config of one training, from a file or by its name in the package.
 
-        Args:
-            config: the file.
-            name: of the method; by default the file's.
-            read: reads a config.
+        The method has the file's name where it gets none; ``read`` reads the configs.
 
         Raises:
-            InputError: the file cannot be read, or describes no recipe.
+            InputError: a file cannot be read, or describes no recipe.
         """
         path = find_config(config)
         cfg = read(path)
@@ -175,9 +172,7 @@ class Recipe:
     def keys(self, ran: Mapping[str, Any], *parts: Any) -> dict[str, str]:
         """Return for each stage a hash of all that decides its result.
 
-        Args:
-            ran: by stage, how this machine computes it.
-            parts: what else decides the results of all of them: the data.
+        That is its own settings, how this machine computes it (``ran``), and ``parts`` that concern all: the data.
         """
         keys: dict[str, str] = {}
         for stage in self.stages:
@@ -226,20 +221,20 @@ def _stage(entry: dict[str, Any], earlier: Sequence[Stage], path: Path, read: Ca
         raise InputError(
             f"{path}: a stage needs a name of letters and digits, other than a setting's, and has {name!r}"
         )
-    if name in {stage.name for stage in earlier}:
+    there, where = {stage.name: stage for stage in earlier}, f"{path}: stage '{name}'"
+    if name in there:
         raise InputError(f"{path}: two stages are called '{name}': each needs a name of its own")
     kind = resolve(STAGES, {"type": entry.pop("type", "Train")}, name=name)[0]
     needs = {what: entry.pop(what) for what in kind.takes if entry.get(what) is not None}
     for what, must in kind.takes.items():
         if must and what not in needs:
-            raise InputError(f"{path}: stage '{name}' needs {what}='...', the name of an earlier stage")
+            raise InputError(f"{where} needs {what}='...', the name of an earlier stage")
     for what, of in needs.items():
-        there = {stage.name: stage for stage in earlier}
         if of not in there:
-            raise InputError(f"{path}: stage '{name}' takes its {what} of '{of}', which is not an earlier stage")
+            raise InputError(f"{where} takes its {what} of '{of}', which is not an earlier stage")
         if what not in there[of].leaves:
             left = ", ".join(there[of].leaves) or "nothing"
-            raise InputError(f"{path}: stage '{name}' takes its {what} of '{of}', which leaves {left}")
+            raise InputError(f"{where} takes its {what} of '{of}', which leaves {left}")
     stage: Stage = kind.read(name, entry, path, read)
     return replace(stage, needs=needs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 
 from odc.apis import extract_features, prepare_config, train
 from odc.checkpoints import find_resume
-from odc.config import find_config, override
+from odc.config import at, find_config, override
 from odc.config.checking import check_parts
 from odc.errors import InputError
 from odc.evaluation.results import read_results
@@ -67,10 +67,7 @@ class Stage(ABC):
     def run(self, folder: Path, given: Mapping[str, Left], hooks: Sequence[Hook]) -> dict[str, Any]:
         """Do the work, or go on with it; leave the files in ``folder`` and return what is to be known of them.
 
-        Args:
-            folder: of this stage.
-            given: by what it is, what the earlier stages in ``needs`` have left.
-            hooks: more of them for trainings.
+        ``given`` is, by what it is, what the earlier stages in ``needs`` have left; ``hooks`` are for trainings.
         """
 
     def lacks(self, folder: Path, result: Mapping[str, Any], needed: bool) -> str | None:
@@ -139,10 +136,10 @@ class Train(Stage):
         kind = resolve(MODELS, self.config.model)[0]
         before = self.config.model.to_dict()
         model, told = kind.fitted(before, num_samples) if issubclass(kind, ClusterModel) else (before, None)
-        if told is None or set(_changed(before, model, "model")) & set(self.by_hand):
-            return self, None
         config = self.config.copy()
         config.model = model
+        if told is None or any(at(config, key) != at(self.config, key) for key in self.by_hand):
+            return self, None
         return replace(self, config=config), told
 
     def decides(self) -> Any:
@@ -193,12 +190,3 @@ class Extract(Stage):
         left = given["checkpoint"]
         found = extract_features(left.config(folder), str(left.file("checkpoint")), folder / FILES["features"])
         return {"images": len(found.index)}
-
-
-def _changed(before: Any, after: Any, where: str) -> Iterator[str]:
-    """Yield the dotted keys of what differs."""
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        for key in {**before, **after}:
-            yield from _changed(before.get(key), after.get(key), f"{where}.{key}")
-    elif before != after:
-        yield where
