@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -105,16 +105,15 @@ def strip_of(
     """Return a cluster in pictures, ``(kind, sprite, description)``; no image is in it twice."""
     left = np.flatnonzero(outcome.cluster == c)
     generator = make_generator(0, "report", method, c)
-    choose: dict[str, Callable[[Ints], Ints]] = {
-        "most central": lambda left: np.argsort(-outcome.confidence[left], kind="stable"),
-        "borderline": lambda left: np.argsort(outcome.margin[left], kind="stable"),
-        "random": lambda left: torch.randperm(len(left), generator=generator).numpy(),
-    }
     kinds = []
-    for kind, rank in choose.items():
+    for kind, score in (("most central", -outcome.confidence), ("borderline", outcome.margin), ("random", None)):
         if len(left) == 0:
             break
-        chosen = left[rank(left)[:IMAGES]]
+        if score is None:
+            order = torch.randperm(len(left), generator=generator).numpy()
+        else:
+            order = np.argsort(score[left], kind="stable")
+        chosen = left[order[:IMAGES]]
         left = np.setdiff1d(left, chosen)
         alt = f"Cluster {c}, {kind}: {', '.join(_name(dataset, int(i)) for i in chosen)}"
         kinds.append((kind, thumbnails.sprite(chosen.tolist()), alt))

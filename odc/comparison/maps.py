@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -115,29 +114,24 @@ def groups(
     told = [g for g in told if (ids == g).any()]
     boxes: dict[int, Box] = {}
     for g in told:
-        x, y = _middle(spots[ids == g]) * (_SHOWN / SIDE)
+        mine = spots[ids == g]
+        # The point nearest to the median: the median itself may lie between two parts of a group.
+        x, y = mine[np.square(mine - np.median(mine, axis=0)).sum(1).argmin()] * (_SHOWN / SIDE)
         taken = list(boxes.values())
         boxes[g], _ = place(x, y, CHAR * len(names[g]) + 6, 18, Box(0, 0, _SHOWN, _SHOWN), taken, over=True)
     out = []
     for g in sorted({-1, *colours}):
-        mine = spots[ids == g].tolist()
-        if not mine:
+        if not (ids == g).any():
             continue
         shape, colour = "h0", "none"
         if g >= 0:
             shape = _SHAPES[colours[g]] if few else "h0"
             colour = f"few{colours[g]}" if few else f"many{colours[g] % COLOURS}"
-        path = "".join(f"M{a} {b}{shape}" for a, b in mine)
+        path = "".join(f"M{a} {b}{shape}" for a, b in spots[ids == g].tolist())
         box = boxes.get(g, Box(0, 0, 0, 0))
         x, y = (round(50 * ends / _SHOWN, 2) for ends in (box.left + box.right, box.top + box.bottom))
         out.append(Group(colour, shape == "h0", path, names[g] if g in boxes else "", x, y))
     return out
-
-
-def _middle(spots: Ints) -> npt.NDArray[np.float64]:
-    """Return the point nearest to the median: the median itself may lie between two parts of a group."""
-    spot: Ints = spots[np.square(spots - np.median(spots, axis=0)).sum(1).argmin()]
-    return spot.astype(np.float64)
 
 
 def maps_of(

@@ -263,7 +263,7 @@ def _measured(stage: Stage) -> Stage:
 
 def _pretraining(cells: Sequence[Cell]) -> list[Cell]:
     """Return the cells of the pre-trainings that the rows' cells start from, once a seed."""
-    found: dict[tuple[str, int], Cell] = {}
+    found: dict[Place, Cell] = {}
     for cell in cells:
         for name in cell.recipe.pretraining:
             stage = cell.recipe[name]
@@ -276,14 +276,13 @@ def _pretraining(cells: Sequence[Cell]) -> list[Cell]:
                 shown=False,
                 minutes=None,
             )
-            first = found.setdefault((name, cell.seed), new)
+            first = found.get(new.place, new)
             if _keyed(first, False).key != _keyed(new, False).key:
                 raise InputError(
                     f"{first.before[0]} and {cell.method} start from pre-trainings of other settings that are both "
                     f"called '{name}': give one of the stages another name"
                 )
-            if cell.method not in first.before:
-                found[name, cell.seed] = replace(first, before=(*first.before, cell.method))
+            found[new.place] = replace(first, before=tuple(dict.fromkeys((*first.before, cell.method))))
     names = list(dict.fromkeys(name for name, _ in found))
     return sorted(found.values(), key=lambda cell: names.index(cell.method))
 

@@ -161,9 +161,9 @@ class Train(Stage):
         """Return which file is missing; the checkpoint is needed only where a stage is to follow."""
         if self.config.get("val_evaluator") and read_results(folder, int(result["epochs"])) is None:
             return "evaluation"
-        if needed and not (folder / result["checkpoint"]).is_file():
-            return str(result["checkpoint"])
-        return FILES["backbone"] if "backbone" in self.gives and not (folder / FILES["backbone"]).is_file() else None
+        files = [result["checkpoint"]] if needed else []
+        files += [FILES["backbone"]] if "backbone" in self.gives else []
+        return next((str(file) for file in files if not (folder / file).is_file()), None)
 
     def _placed(self, folder: Path, given: Mapping[str, str]) -> Config:
         """Return the config for a folder, with the files that it starts from."""
