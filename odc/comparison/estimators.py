@@ -79,10 +79,8 @@ class Estimate(Stage):
     writes: ClassVar[tuple[str, ...]] = (OUTCOME,)
     # Keep a distance (float64) for every pair of images, so that many images would take all memory of the machine.
     of_pairs: ClassVar[tuple[str, ...]] = ("sklearn.cluster.AgglomerativeClustering",)
-    # Options that count images, of which there may be fewer.
-    of_images: ClassVar[tuple[str, ...]] = ("n_neighbors", "min_cluster_size")
-    # What the classes of scikit-learn call K.
-    names_of_k: ClassVar[tuple[str, ...]] = ("n_clusters", "n_components")
+    of_images: ClassVar[tuple[str, ...]] = ("n_neighbors", "min_cluster_size")  # count images: there may be fewer
+    names_of_k: ClassVar[tuple[str, ...]] = ("n_clusters", "n_components")  # what scikit-learn calls K
 
     path: str  # dotted path of the class
     options: Mapping[str, Any]  # its arguments, but for the number of clusters and the seed

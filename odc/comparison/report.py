@@ -58,7 +58,11 @@ def write_report(records: Sequence[Record], dataset: ImageDataset, out: Path, *,
     for row in (*rows, *found.stages):
         epochs = {r.seed: read_curves(out.parent / r.folder) for r in row.records}
         curves[row.name] = {seed: logged for seed, logged in epochs.items() if logged}
-    points = [point for row in rows if (point := _point(row)) is not None]
+    points = [
+        charts.Point(row.name, cost, row.spread("seconds", "pretrain_seconds"), quality)
+        for row in rows
+        if (cost := row.spread("seconds")) is not None and (quality := row.spread("acc")) is not None
+    ]
     page = _environment().get_template("report.html")
     text = page.render(
         comparison=found,
@@ -115,14 +119,6 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters.update(amount=ranking.amount, points=ranking.points, joined=ranking.joined)
     return environment
-
-
-def _point(row: Row) -> charts.Point | None:
-    """Return a method's place in the chart, where it has both a quality and a cost."""
-    cost, quality = row.spread("seconds"), row.spread("acc")
-    if cost is None or quality is None:
-        return None
-    return charts.Point(row.name, cost, row.spread("seconds", "pretrain_seconds"), quality)
 
 
 def _runs(records: Sequence[Record]) -> dict[str, list[Record]]:
