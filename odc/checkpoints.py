@@ -360,11 +360,9 @@ def to_plain(value: Any, path: str = "checkpoint") -> Any:
 
 
 def write_tensors(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write tensors and plain Python values to ``path``, completely or not at all.
+    """Write what :func:`load_plain` is to return to ``path``, completely or not at all.
 
-    Args:
-        path: ends in ``.safetensors``, for names and tensors only, or in anything else, for ``torch.save``.
-        content: what :func:`load_plain` will return.
+    It is written by ``torch.save``, or where ``path`` ends in ``.safetensors``, for names and tensors only, as such.
     """
     if Path(path).suffix == ".safetensors":
         data = save(dict(content), metadata={"format": "pt", _DIGEST: _digest(content)})

@@ -26,12 +26,7 @@ class DamagedError(InputError):
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Return text in which what no terminal should get is written as an escape, ``\\x1b`` or ``\\n`` say.
-
-    Args:
-        text: may come from anywhere: names of files and methods, entries of files.
-        keep: characters to leave as they are.
-    """
+    """Return text from anywhere with what no terminal should get as an escape, ``\\x1b`` say, but for ``keep``."""
     return _UNPRINTABLE.sub(lambda m: m[0] if m[0] in keep else m[0].encode("unicode_escape").decode(), text)
 
 

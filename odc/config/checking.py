@@ -93,11 +93,7 @@ def check_seed(seed: Any, where: str) -> None:
 
 
 def check_monitored(cfg: Config, labelled: bool) -> None:
-    """Check that the metrics which hooks wait for are measured, as far as the metrics say what they measure.
-
-    Args:
-        cfg: whose hooks and metrics have been checked.
-        labelled: whether the images have labels.
+    """Check that metrics which hooks wait for are measured, of images with labels or without, as far as they say so.
 
     Raises:
         InputError: one is not, naming the nearest that is.
@@ -125,8 +121,7 @@ def check_monitored(cfg: Config, labelled: bool) -> None:
 def check_compile(cfg: Any) -> dict[str, Any] | None:
     """Return the options of ``torch.compile`` that ``compile`` of a config stands for, or ``None`` for none.
 
-    Args:
-        cfg: ``True``, ``False``, ``None``, or a dict of options (``mode``, ``backend``, ``dynamic``, ...).
+    It is ``True``, ``False``, ``None``, or a dict of options (``mode``, ``backend``, ``dynamic``, ...).
 
     Raises:
         InputError: for an option that ``torch.compile`` does not take, or a backend that needs a C++ compiler where
