@@ -176,8 +176,7 @@ class EarlyStoppingHook(mmengine.hooks.EarlyStoppingHook):
             return
         _check_measured(self.monitor, metrics, type(self).__name__)
         hub, key = runner.message_hub, f"early_stopping_{self.monitor}"
-        known = hub.get_info(key) if key in hub.runtime_info else {}
-        values = {**known, runner.epoch: float(metrics[self.monitor])}
+        values = {**hub.runtime_info.get(key, {}), runner.epoch: float(metrics[self.monitor])}
         hub.update_info(key, values)
         self.wait_count, self.best_score = 0, -math.inf if self.rule == "greater" else math.inf
         for epoch in sorted(values):

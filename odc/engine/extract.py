@@ -175,6 +175,9 @@ def features_are_fixed(model: ClusterModel) -> bool:
 class Features:
     """Where the loop gets features from; ``seed`` maps a purpose to a function of the seed and the present refresh.
 
+    While they cannot change, an image is augmented once for each (epoch, chunk, view), instead of anew at every
+    position. Nothing here is saved: a resumed run computes the same features again.
+
     Attributes:
         fixed: (N, D) of all images without augmentation, while these cannot change.
     """

@@ -50,8 +50,7 @@ class ClusterTrainLoop(BaseLoop):
     checkpoint and stop.
 
     Where a plan refreshes labels and nothing in backbone and neck can change an image's features, those of the training
-    views are computed once a refresh, and no image is loaded in between. An image is then augmented once for each
-    (epoch, chunk, view), instead of anew at every position.
+    views are computed once a refresh, and no image is loaded in between: see :class:`Features`.
 
     Args:
         runner: the runner.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from odc.errors import InputError
-from odc.structures import Batch, Comm, FeatureTable, LabelDelta, Labels, Losses, Plan, PseudoLabels
+from odc.structures import Batch, Comm, FeatureTable, LabelDelta, Labels, Losses, Plan, PseudoLabels, place_in_group
 
 
 class ClusterHead(nn.Module, ABC):
@@ -93,6 +93,16 @@ def weighted_mean(losses: Tensor, weights: Tensor, comm: Comm) -> Tensor:
     weights.
     """
     return comm.world * (weights * losses).sum() / comm.sum(weights.sum())
+
+
+def sort_into_groups(group: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the order (B,) that sorts rows by ``group`` (B,) int64, so that groups can be filled up to one size.
+
+    With it come, in this order, each row's group and its place in there, (B,), and the sizes (G,) of the groups.
+    """
+    sizes = torch.bincount(group, minlength=num_groups)
+    order = group.argsort(stable=True)
+    return order, group[order], place_in_group(group[order], sizes), sizes
 
 
 def check_classes(labels: Labels, num_classes: int, option: str) -> None:

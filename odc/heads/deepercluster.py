@@ -31,21 +31,10 @@ from torch import Tensor, nn
 
 from odc.clustering import TwoLevelResult, fit_whitening, l2_normalize, l2_normalize_, share_clusters, two_level_kmeans
 from odc.errors import InputError
-from odc.heads.base import ClusterHead, LinearClassifier
+from odc.heads.base import ClusterHead, LinearClassifier, sort_into_groups
 from odc.reading import memory
 from odc.registry import HEADS
-from odc.structures import (
-    Batch,
-    Comm,
-    FeatureTable,
-    Labels,
-    Losses,
-    Plan,
-    PseudoLabels,
-    Refresh,
-    Stream,
-    place_in_group,
-)
+from odc.structures import Batch, Comm, FeatureTable, Labels, Losses, Plan, PseudoLabels, Refresh, Stream
 
 _ROTATIONS = 4
 _GIB = 2**30
@@ -95,11 +84,8 @@ class SubClassifiers(nn.Module):
         if self.gradient_scale != 1.0 and weight.requires_grad:
             weight.register_hook(lambda gradient: gradient * self.gradient_scale)
             bias.register_hook(lambda gradient: gradient * self.gradient_scale)
-        count = torch.bincount(group, minlength=len(weight))
-        order = group.argsort(stable=True)
-        group = group[order]
-        place = place_in_group(group, count)
-        shape = (len(weight), int(count.max()))
+        order, group, place, sizes = sort_into_groups(group, len(weight))
+        shape = (len(weight), int(sizes.max()))
         rows = x.new_zeros(*shape, x.shape[1]).index_put((group, place), x[order])
         targets = target.new_full(shape, -100).index_put((group, place), target[order])
         scores = torch.baddbmm(bias.masked_fill(~self.exists, -torch.inf)[:, None], rows, weight.transpose(1, 2))

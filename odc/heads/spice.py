@@ -32,20 +32,9 @@ from odc.clustering.consistency import log_odds
 from odc.clustering.kmeans import size_entropy
 from odc.clustering.preprocess import check_differ, l2_normalize
 from odc.errors import InputError
-from odc.heads.base import ClusterHead, weighted_mean
+from odc.heads.base import ClusterHead, sort_into_groups, weighted_mean
 from odc.registry import HEADS
-from odc.structures import (
-    Batch,
-    Comm,
-    FeatureTable,
-    Labels,
-    Losses,
-    Plan,
-    PseudoLabels,
-    Refresh,
-    Stream,
-    place_in_group,
-)
+from odc.structures import Batch, Comm, FeatureTable, Labels, Losses, Plan, PseudoLabels, Refresh, Stream
 
 _NOT_LEARNING = 0.75  # of the way from the floor to ln K
 
@@ -236,10 +225,8 @@ class SpiceSelfHead(ClusterHead):
         """
         batch = batches["train"]
         head, cluster = batch.target.unbind(1)
-        counts = torch.bincount(head, minlength=self.num_heads)
-        order = head.argsort(stable=True)
-        head, cluster = head[order], cluster[order]
-        place = place_in_group(head, counts)
+        order, head, place, counts = sort_into_groups(head, self.num_heads)
+        cluster = cluster[order]
         z = batch.z["strong"][:, 0]
         x = z.new_zeros(self.num_heads, int(counts.max()), z.shape[1])
         x[head, place] = z[order]

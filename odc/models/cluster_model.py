@@ -186,8 +186,8 @@ class ClusterModel(BaseModel):
             by_shape.setdefault(x.shape[2:], []).append(key)
         z: Images = {}
         for keys in by_shape.values():
-            flat = torch.cat([images[key].flatten(0, 1) for key in keys])
-            parts = self.features(flat).split([images[key].shape[0] * images[key].shape[1] for key in keys])
+            flat = [images[key].flatten(0, 1) for key in keys]
+            parts = self.features(torch.cat(flat)).split([len(x) for x in flat])
             z |= {key: part.unflatten(0, images[key].shape[:2]) for key, part in zip(keys, parts, strict=True)}
         return z
 
