@@ -64,11 +64,10 @@ class ImageDataset(ABC):
     def image(self, i: int) -> Tensor:
         """Return sample ``i`` decoded, uint8 (C, H, W), for the caller to change; raises InputError naming its file."""
 
-    @property
+    @cached_property
     def lost(self) -> dict[int, str]:
         """``{id: reason}`` of the images that another had to stand in for, see :meth:`present`."""
-        lost: dict[int, str] = self.__dict__.setdefault("_lost", {})
-        return lost
+        return {}
 
     def present(self, i: int) -> Tensor:
         """Return image ``i`` or, where it cannot be decoded, the next one that can, and note that in :attr:`lost`.

@@ -64,17 +64,14 @@ def endings() -> tuple[str, ...]:
     return tuple(sorted(ending for ending, name in Image.registered_extensions().items() if name in FORMATS))
 
 
-def plain_ending(name: str) -> str:
-    """Return the ending of a file's name that says what the file is, lower case, or ``""``.
+def left_out(name: str) -> str | None:
+    """Return why a file is left out by the ending of its name, or ``None`` where that does not say what the file is.
 
     A number (``photo.1``), a long or decorated one (``photo.jpg_large``, ``a.jpg?w=300``) says nothing.
     """
     ending = os.path.splitext(name)[1].lower()
-    return ending if re.fullmatch(r"\.[a-z0-9]{1,5}", ending) and not ending[1:].isdigit() else ""
-
-
-def left_out(ending: str) -> str:
-    """Return why a file with this plain ending is left out."""
+    if not re.fullmatch(r"\.[a-z0-9]{1,5}", ending) or ending[1:].isdigit():
+        return None
     return f"ends in {ending}, {PLUG_IN}" if ending in _HEIC_ENDINGS else f"ends in {ending}"
 
 

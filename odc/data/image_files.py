@@ -380,8 +380,8 @@ def _choose(root: str, files: Sequence[str], extensions: Sequence[str] | None) -
     for path in files:
         if path.lower().endswith(known):
             images.append(path)
-        elif ending := decoding.plain_ending(path):
-            others[path] = decoding.left_out(ending)
+        elif why := decoding.left_out(path):
+            others[path] = why
         elif extensions is not None:
             others[path] = "ends otherwise"
         else:

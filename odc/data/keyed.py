@@ -145,11 +145,6 @@ class RandomOps(KeyedTransform):
 Form = Callable[[Any, Tensor, Draws, Tensor], Tensor]  # the transform, images, draws, variants -> images
 
 
-def _deterministic(transform: Any, images: Tensor, draws: Draws, variants: Tensor) -> Tensor:
-    out: Tensor = transform(images)
-    return out
-
-
 def _random_flip(transform: Any, images: Tensor, draws: Draws, variants: Tensor) -> Tensor:
     return update(images, draws.number() < transform.p, lambda some, index: some.flip(-1))
 
@@ -330,7 +325,6 @@ def _rand_augment(transform: Any, images: Tensor, draws: Draws, variants: Tensor
 
 
 _FORMS: dict[type, Form] = {
-    v2.CenterCrop: _deterministic,
     v2.ColorJitter: _color_jitter,
     v2.ElasticTransform: _elastic,
     v2.GaussianBlur: _gaussian_blur,
@@ -343,8 +337,8 @@ _FORMS: dict[type, Form] = {
     v2.RandomHorizontalFlip: _random_flip,
     v2.RandomResizedCrop: _random_resized_crop,
     v2.RandomRotation: _random_rotation,
-    v2.Resize: _deterministic,
 }
+_WITHOUT_CHANCE = (v2.CenterCrop, v2.Resize)
 _SAMPLING = (v2.ElasticTransform, v2.RandAugment, v2.RandomAffine, v2.RandomRotation)
 
 
@@ -352,7 +346,7 @@ def keyed_form(transform: Any) -> Op:
     """Return what a transform that has no :func:`obstacle` does to a batch."""
     if isinstance(transform, KeyedTransform):
         return transform.batch
-    if isinstance(transform, PixelTransform):
+    if isinstance(transform, (PixelTransform, *_WITHOUT_CHANCE)):
         return lambda images, draws, variants: transform(images)
     if isinstance(transform, VariantTransform):
         return functools.partial(_by_variant, transform)
@@ -361,7 +355,7 @@ def keyed_form(transform: Any) -> Op:
 
 def obstacle(transform: Any) -> str | None:
     """Return why a transform has no form for batches, its name with the option in the way, or ``None`` if it has."""
-    if isinstance(transform, (KeyedTransform, PixelTransform, VariantTransform)):
+    if isinstance(transform, (KeyedTransform, PixelTransform, VariantTransform)) or type(transform) in _WITHOUT_CHANCE:
         return None
     name = getattr(transform, "__name__", type(transform).__name__)
     if type(transform) not in _FORMS:

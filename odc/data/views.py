@@ -115,9 +115,6 @@ class ViewDataset(Dataset[Views]):
         return out
 
 
-_Lost = dict[int, str]
-
-
 class _Guarded(Dataset[Views]):
     """Gives an :class:`InputError` back as a value: raised in a worker it would come wrapped in a traceback's text.
 
@@ -127,7 +124,7 @@ class _Guarded(Dataset[Views]):
     def __init__(self, dataset: ViewDataset) -> None:
         self._dataset = dataset
 
-    def __getitems__(self, requests: Sequence[ViewRequest]) -> tuple[Views | InputError, _Lost]:
+    def __getitems__(self, requests: Sequence[ViewRequest]) -> tuple[Views | InputError, dict[int, str]]:
         lost = self._dataset.source.lost
         before = len(lost)
         try:
@@ -187,7 +184,7 @@ class BatchLoader:
             self._workers._shutdown_workers()
         self._loader = self._workers = None
 
-    def _iterate(self, iterator: Iterator[tuple[Views | InputError, _Lost]], run: int) -> Iterator[Views]:
+    def _iterate(self, iterator: Iterator[tuple[Views | InputError, dict[int, str]]], run: int) -> Iterator[Views]:
         while True:
             if run != self._run:
                 raise RuntimeError("this run was ended by a later one")
