@@ -4,14 +4,7 @@ What takes ``comm`` works on the rows of all ranks, each of which gives its own.
 """
 
 from odc.clustering.consistency import local_consistency, log_odds, reliable_samples
-from odc.clustering.kmeans import (
-    KMeansResult,
-    MissingFaissError,
-    imbalance,
-    kmeans,
-    kmeans_over_ranks,
-    size_entropy,
-)
+from odc.clustering.kmeans import KMeansResult, MissingFaissError, imbalance, kmeans, kmeans_over_ranks, size_entropy
 from odc.clustering.knn import knn_search
 from odc.clustering.preprocess import fit_whitening, l2_normalize, l2_normalize_
 from odc.clustering.two_level import TwoLevelResult, share_clusters, two_level_kmeans

@@ -147,15 +147,10 @@ def _check_finite(features: Tensor, ids: Tensor, total: int, source: Source, vie
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Features of the training views of one refresh.
+    """Features of the training views of one refresh."""
 
-    Attributes:
-        slot: (M, P) int64, where the features of each row's images are.
-        z: ``{view: (S, D) float32}`` of the S different images (sample and variant) of the rows.
-    """
-
-    slot: Tensor
-    z: dict[str, Tensor]
+    slot: Tensor  # (M, P) int64, where the features of each row's images are
+    z: dict[str, Tensor]  # {view: (S, D) float32} of the S different images (sample and variant) of the rows
 
     def lookup(self, streams: Iterable[Stream], rows: dict[str, Batch]) -> dict[tuple[str, str], Tensor]:
         """Return the features of a step, ``{(stream, view): (B, P, D) float32}``."""
@@ -177,14 +172,11 @@ class Features:
 
     While they cannot change, an image is augmented once for each (epoch, chunk, view), instead of anew at every
     position. Nothing here is saved: a resumed run computes the same features again.
-
-    Attributes:
-        fixed: (N, D) of all images without augmentation, while these cannot change.
     """
 
     def __init__(self, runner: Any, data: ClusterData, comm: Comm, seed: Callable[[str], int]) -> None:
         self.runner, self.data, self.comm, self.seed = runner, data, comm, seed
-        self.fixed: Tensor | None = None
+        self.fixed: Tensor | None = None  # (N, D) of all images without augmentation, while these cannot change
 
     @torch.no_grad()
     def extract(self, model: ClusterModel, index: Tensor | None, logits_view: str | None) -> FeatureTable:

@@ -66,14 +66,10 @@ def diverged(runner: mmengine.runner.Runner, what: str, remedy: str | None = Non
 
 
 class Readings:
-    """Sums of the named losses of an epoch, and what of them was not finite.
-
-    Attributes:
-        last: the losses of the last step that was read, by name.
-    """
+    """Sums of the named losses of an epoch, and what of them was not finite."""
 
     def __init__(self) -> None:
-        self.last: dict[str, float] = {}
+        self.last: dict[str, float] = {}  # the losses of the last step that was read, by name
         self._sums: dict[str, float] = {}
         self._count = 0
         self._pending: list[tuple[str, list[str], Tensor]] = []

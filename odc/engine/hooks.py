@@ -131,9 +131,7 @@ class ProgressHook(Hook):
 
 def _numbers(values: dict[str, float]) -> str:
     """``empty`` counts clusters; everything else is a loss or a share."""
-    return "  ".join(
-        f"{name} {value:.0f}" if name == "empty" else f"{name} {value:.4f}" for name, value in values.items()
-    )
+    return "  ".join(f"{name} {value:.{0 if name == 'empty' else 4}f}" for name, value in values.items())
 
 
 def feature_statistics(features: Tensor, num_clusters: int, seed: int, targets: Ids | None = None) -> dict[str, float]:

@@ -475,13 +475,10 @@ class Signals:
     """Remembers SIGTERM and the first Ctrl-C until the training can obey them; a second one ends the process at once.
 
     A context, inside of which signals are caught, where this is the main thread.
-
-    Attributes:
-        asked: number of the signal, 0 for none.
     """
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.asked = 0  # number of the signal, 0 for none
         self._before: dict[int, Any] = {}
 
     def _remember(self, number: int, frame: FrameType | None) -> None:

@@ -137,13 +137,13 @@ def align(
     np.add.at(votes, (clusters[index], label), 1)
     per_class = votes.sum(axis=0)
     by_votes = bool((per_class >= ENOUGH_VOTES).all())
-    if not by_votes and features is None:
-        few = int(per_class.argmin())
-        raise InputError(
-            f"class '{classes[few]}' has {int(per_class[few])} labelled images, but votes need {ENOUGH_VOTES} of each "
-            "class: label more, or give the features (odc extract) to compare by similarity"
-        )
-    if not by_votes and features is not None:
+    if not by_votes:
+        if features is None:
+            few = int(per_class.argmin())
+            raise InputError(
+                f"class '{classes[few]}' has {int(per_class[few])} labelled images, but votes need {ENOUGH_VOTES} of "
+                "each class: label more, or give the features (odc extract) to compare by similarity"
+            )
         bad = int((~np.isfinite(features).all(axis=1)).sum())
         if bad:
             raise InputError(f"{bad} of {len(features)} rows of features are not finite: extract them anew")

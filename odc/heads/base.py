@@ -21,12 +21,10 @@ class ClusterHead(nn.Module, ABC):
 
     Every ``generator`` is a function of the seed and the position in the training, so a resumed run draws the same, and
     is in the same state on every rank.
-
-    Attributes:
-        label_classes: numbers of classes (T of them) of the labels that :meth:`refresh` makes: a checkpoint with labels
-            of others is damaged. ``None``: any.
     """
 
+    # Numbers of classes (T of them) of the labels that `refresh` makes: a checkpoint with labels of others is damaged.
+    # None: any.
     label_classes: tuple[int, ...] | None = None
 
     @abstractmethod

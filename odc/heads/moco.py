@@ -49,11 +49,7 @@ def fitting_queue(num_images: int, batch_size: int) -> tuple[int, int] | None:
 
 
 class KeyQueue(nn.Module):
-    """The last ``size`` keys of D = ``dim`` numbers; it starts with random ones.
-
-    Attributes:
-        keys: (size, D) float32, rows of unit length.
-        position: () int64, where the next key goes.
+    """The last ``size`` keys of D = ``dim`` numbers, of unit length; it starts with random ones.
 
     Raises:
         InputError: ``size`` is less than 1.
@@ -64,7 +60,7 @@ class KeyQueue(nn.Module):
         if size < 1:
             raise InputError(f"a queue holds at least 1 key, not {size}")
         self.keys = nn.Buffer(F.normalize(nn.init.normal_(torch.empty(size, dim)), dim=1))
-        self.position = nn.Buffer(torch.zeros((), dtype=torch.int64))
+        self.position = nn.Buffer(torch.zeros((), dtype=torch.int64))  # where the next key goes
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:

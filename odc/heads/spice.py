@@ -74,17 +74,13 @@ def label_around_prototypes(embedding: Tensor, confidence: Tensor, center_ratio:
 
 def mean_pairwise_nmi(labels: Tensor, num_clusters: int) -> float:
     """Return the mean NMI (arithmetic) over all pairs of the columns of ``labels`` (N, H) int64; 1 for one column."""
-    H = labels.shape[1]
-    pairs = [1.0]
-    if H > 1:
-        pairs = []
-        sizes = [torch.bincount(column, minlength=num_clusters) for column in labels.unbind(1)]
-        for a, b in itertools.combinations(range(H), 2):
-            joint = torch.bincount(labels[:, a] * num_clusters + labels[:, b])
-            entropies = size_entropy(sizes[a]) + size_entropy(sizes[b])
-            # Two heads that each put everything into one cluster agree.
-            pairs.append(2 * (entropies - size_entropy(joint)) / entropies if entropies > 0 else 1.0)
-    return sum(pairs) / len(pairs)
+    pairs = []
+    for a, b in itertools.combinations(labels.unbind(1), 2):
+        entropies = size_entropy(torch.bincount(a)) + size_entropy(torch.bincount(b))
+        joint = size_entropy(torch.bincount(a * num_clusters + b))
+        # Two heads that each put everything into one cluster agree.
+        pairs.append(2 * (entropies - joint) / entropies if entropies > 0 else 1.0)
+    return sum(pairs) / len(pairs) if pairs else 1.0
 
 
 class ParallelMLPs(nn.Module):

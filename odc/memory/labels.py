@@ -21,22 +21,15 @@ class LabelStore(nn.Module):
 
     Args:
         num_samples: N; the ids are 0 to N - 1.
-
-    Attributes:
-        index: (M, P) int64 sample ids.
-        variant: (M,) int64 variants of the images.
-        target: (M, T) int64; -1 is unlabelled.
-        num_classes: (T,) int64.
-        counts: (K,) int64 rows in each class of the first target column, K = ``num_classes[0]``; kept incrementally.
     """
 
     resizes_on_load = True
 
-    index: Tensor
-    variant: Tensor
-    target: Tensor
-    num_classes: Tensor
-    counts: Tensor
+    index: Tensor  # (M, P) int64 sample ids
+    variant: Tensor  # (M,) int64 variants of the images
+    target: Tensor  # (M, T) int64; -1 is unlabelled
+    num_classes: Tensor  # (T,) int64
+    counts: Tensor  # (K,) int64 rows in each class of the first target column, K = num_classes[0]; kept incrementally
 
     def __init__(self, num_samples: int) -> None:
         super().__init__()

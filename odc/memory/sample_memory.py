@@ -74,15 +74,6 @@ class SampleMemory(nn.Module):
         min_cluster: t; a cluster of fewer samples is small. A float is a share of the mean size N/K.
         dtype: of the bank.
 
-    Attributes:
-        bank: of (N, D) ``dtype``, F_m.
-        sum: (K, D) float32 sums of the clusters' rows of the bank; always current.
-        centroids: (K, D) float32, as of the last :meth:`update_centroids`; an empty cluster keeps its last one.
-        bias: (K,) float32, what assignment adds to F·c: -‖c‖²/2 (``"dot"``: 0), and -inf for a cluster that never had
-            a sample.
-        dirty: (K,) bool, clusters whose centroid is out of date.
-        skipped: () int64, rows skipped so far because their feature was zero or not finite.
-
     Raises:
         InputError: an argument is out of its range.
     """
@@ -112,11 +103,14 @@ class SampleMemory(nn.Module):
         self.metric = assign
         self.min_cluster = min_cluster
         D, K = dim, num_clusters
-        self.bank = SampleBuffer(D, dtype=dtype)
-        self.sum: Tensor = nn.Buffer(torch.zeros(K, D))
+        self.bank = SampleBuffer(D, dtype=dtype)  # F_m
+        self.sum: Tensor = nn.Buffer(torch.zeros(K, D))  # of the clusters' rows of the bank; always current
+        # As of the last update_centroids; an empty cluster keeps its last one.
         self.centroids = nn.Buffer(torch.zeros(K, D))
+        # What assignment adds to F·c: -‖c‖²/2 ("dot": 0), and -inf for a cluster that never had a sample.
         self.bias = nn.Buffer(torch.full((K,), -torch.inf))
-        self.dirty = nn.Buffer(torch.zeros(K, dtype=torch.bool))
+        self.dirty = nn.Buffer(torch.zeros(K, dtype=torch.bool))  # clusters whose centroid is out of date
+        # Rows skipped so far because their feature was zero or not finite.
         self.skipped: Tensor = nn.Buffer(torch.zeros((), dtype=torch.int64))
 
     def least(self, num_samples: int) -> int:
@@ -225,9 +219,15 @@ class SampleMemory(nn.Module):
         return rows, blended.to(bank.dtype)
 
     @torch.no_grad()
-    def assign(self, stored: Tensor) -> Tensor:
-        """Return the nearest centroid (R,) int64 of features (R, D); of equally near ones any."""
-        return self._nearest(stored, self.bias)
+    def assign(self, stored: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return the nearest centroid (R,) int64 of features (R, D), argmax of F·c + ``bias``; of equals any.
+
+        By default the bias is :attr:`bias`. There are never more than ``SCORES`` scores in memory.
+        """
+        bias, step = self.bias if bias is None else bias, max(1, SCORES // len(self.sum))
+        # One fused product and one pass of argmax along contiguous rows: 1.2 times the product alone.
+        parts = [torch.addmm(bias, rows.float(), self.centroids.T).argmax(dim=1) for rows in torch.split(stored, step)]
+        return torch.cat(parts)
 
     @torch.no_grad()
     def commit(self, rows: Tensor, stored: Tensor, new: Tensor, labels: Labels) -> None:
@@ -274,7 +274,7 @@ class SampleMemory(nn.Module):
             return none, none
         target, bank, counts = labels.target[:, 0].clone(), self.bank.rows, labels.counts.clone()
         homeless = small[target].nonzero().squeeze(1)
-        target[homeless] = self._nearest(bank[homeless], self.bias.masked_fill(small, -torch.inf))
+        target[homeless] = self.assign(bank[homeless], self.bias.masked_fill(small, -torch.inf))
         counts[small] = 0
         counts.index_add_(0, target[homeless], torch.ones_like(homeless))
 
@@ -335,13 +335,6 @@ class SampleMemory(nn.Module):
             if isinstance(loaded, Tensor) and not bool(loaded.isfinite().all()):
                 raise DamagedError(f"{prefix}{name} is damaged: it has values that are not finite")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _nearest(self, stored: Tensor, bias: Tensor) -> Tensor:
-        """Return argmax over clusters of F·c + bias, (R,) int64, never holding more than ``SCORES`` scores."""
-        step = max(1, SCORES // len(self.sum))
-        # One fused product and one pass of argmax along contiguous rows: 1.2 times the product alone.
-        parts = [torch.addmm(bias, rows.float(), self.centroids.T).argmax(dim=1) for rows in torch.split(stored, step)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @staticmethod
     def _members(labels: Tensor, size: Tensor, clusters: Tensor) -> dict[int, Tensor]:

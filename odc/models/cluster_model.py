@@ -42,14 +42,12 @@ class ClusterModel(BaseModel):
         ema: decay of an exponential moving average of the trained parameters and of batch norm's statistics, which
             then takes their place whenever images are evaluated; ``None``: no average.
 
-    Attributes:
-        encodes_alone: z of a step is :meth:`features` of its images, and of nothing else in the step: where backbone
-            and neck are frozen, the loop computes it once.
-
     Raises:
         InputError: for a part that is configured wrongly.
     """
 
+    # z of a step is `features` of its images, and of nothing else in the step: where backbone and neck are frozen, the
+    # loop computes it once.
     encodes_alone = True
 
     def __init__(
