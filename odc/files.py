@@ -130,14 +130,10 @@ def _clear(folder: Path) -> None:
     """Remove the unfinished files whose writers are dead: a living one holds its file locked."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
-            if not _UNFINISHED.fullmatch(entry.name):
-                continue
-            number = os.open(entry.path, os.O_RDWR)
-            try:
-                if _hold(number, wait=False):
-                    os.unlink(entry.path)
-            finally:
-                os.close(number)
+            if _UNFINISHED.fullmatch(entry.name):
+                with open(entry.path, "rb+", buffering=0) as file:
+                    if _hold(file.fileno(), wait=False):
+                        os.unlink(entry.path)
 
 
 def writable(folder: str | Path) -> Path:

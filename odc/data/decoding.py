@@ -262,11 +262,10 @@ def _to_8_bit(values: Pixels, levels: Levels | None) -> npt.NDArray[np.uint8]:
     scaled = values.astype(np.float32)
     if not np.isfinite(scaled).all():
         raise ValueError("some pixels are not finite numbers")
-    if scaled.ndim == 3 and scaled.shape[2] == 4:
-        scaled[..., :3] = (scaled[..., :3] - low) * (255 / (high - low))
-        scaled[..., 3] /= 257
-    else:
-        scaled -= low
-        scaled *= 255 / (high - low)
+    colour = scaled[..., :3] if scaled.ndim == 3 else scaled
+    colour -= low
+    colour *= 255 / (high - low)
+    if scaled.ndim == 3:
+        scaled[..., 3:] /= 257
     result: npt.NDArray[np.uint8] = np.rint(scaled.clip(0, 255)).astype(np.uint8)
     return result

@@ -98,7 +98,6 @@ class FileDataset(ImageDataset):
             found, failures = _survey(root, part, examine)
             headers |= found
             bad |= failures
-        self.unreadable = frozenset(bad)
         self.skipped = {**left_out, **bad}
         self.paths = sorted(headers)
         if self.skipped:
@@ -247,7 +246,7 @@ class ImageFolder(FileDataset):
             images = [path for path in images if folder[path] in wanted]
         super().__init__(root, images, left_out, unreadable, **options)
         # all readable images decide, not the subset: its draw must not change whether there are labels
-        readable = [path for path in images if path not in self.unreadable]
+        readable = [path for path in images if path not in self.skipped]
         found = {folder[path] for path in readable} - {""}
         loose = sum("/" not in path for path in readable)
         if found:
@@ -349,7 +348,7 @@ def _walk(root: str) -> tuple[list[str], dict[str, str]]:
         folder = os.path.join(root, prefix)
         try:
             status = os.stat(folder)
-            entries = list(os.scandir(folder))
+            entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
         except OSError as error:
             if not prefix:
                 raise InputError(f"cannot read folder {folder} ({one_line(error)})") from error
@@ -359,8 +358,6 @@ def _walk(root: str) -> tuple[list[str], dict[str, str]]:
         if here in above:
             continue
         for entry in entries:
-            if entry.name.startswith("."):
-                continue
             is_folder = False
             with contextlib.suppress(OSError):  # a link to itself, say: opening it as a file will tell what is wrong
                 is_folder = entry.is_dir()
