@@ -72,13 +72,9 @@ def load_plain(source: str | Path) -> dict[str, Any]:
         source: local path, where one that ends in ``.safetensors`` is read as such; or an ``http(s)://`` or
             ``torchvision://`` address.
 
-    Returns:
-        What the file holds, less ``meta['config']``, which mmengine would execute on resume.
-
-    Raises:
-        InputError: the file is missing, or the address is of another kind or cannot be reached.
-        DamagedError: it is damaged, not a dictionary, or holds objects that need unpickling of code, tensors that are
-            not dense, or containers nested too deep.
+    Returns what the file holds, less ``meta['config']``, which mmengine would execute on resume. Raises InputError for
+    a file that is missing, or an address of another kind or out of reach; DamagedError for one that is damaged, not a
+    dictionary, or holds objects that need unpickling of code, tensors that are not dense, or too deep containers.
     """
     scheme, separator, _ = str(source).partition("://")
     if separator:
@@ -134,8 +130,7 @@ def _content(value: Any, depth: int = 0, known: dict[int, Any] | None = None) ->
     An ordered dictionary from a file may have any attributes, methods' names too; of these only a module's versions
     are kept.
 
-    Raises:
-        ValueError: a tensor is no plain array of numbers, or containers are nested too deep or within themselves.
+    Raises ValueError where a tensor is no plain array of numbers, or containers nest too deep or within themselves.
     """
     known = {} if known is None else known
     if isinstance(value, Tensor):
@@ -258,11 +253,7 @@ def load_state(
         source: what to call the state in messages.
         otherwise: what to do, in the message, about a state of another model.
 
-    Returns:
-        Names loaded, missing, unexpected and mismatched.
-
-    Raises:
-        InputError: names or shapes differ (``partial=False``; the model is unchanged), or nothing matches.
+    Raises InputError where names or shapes differ (``partial=False``; the model is unchanged), or nothing matches.
     """
     model = model.get_submodule("module") if is_model_wrapper(model) else model
     wanted = model.state_dict()
@@ -326,8 +317,7 @@ def to_plain(value: Any, path: str = "checkpoint") -> Any:
     classes in a dictionary are dropped: they are code, which the reader has already. ``path`` names the value in the
     error.
 
-    Raises:
-        TypeError: a value of another kind; the message says where it is.
+    Raises TypeError for a value of another kind; the message says where it is.
     """
     if isinstance(value, Tensor):
         return value.detach().cpu()

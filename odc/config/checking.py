@@ -50,8 +50,7 @@ PACKAGES = {
 def check_config(cfg: Config) -> None:
     """Check the top-level keys of a config; helper variables start with an underscore.
 
-    Raises:
-        InputError: for an unknown key, naming the nearest known one, or a key that is missing.
+    Raises InputError for an unknown key, naming the nearest known one, or a key that is missing.
     """
     where = cfg.filename or "the config"
     for key, command in (("recipe", "odc run"), ("comparison", "odc compare --dataset")):
@@ -71,8 +70,7 @@ def check_config(cfg: Config) -> None:
 def check_parts(cfg: Config) -> None:
     """Check names, options and simple kinds of all that a runner is built from, before anything is built.
 
-    Raises:
-        InputError: naming the part and, for a misspelt name, the nearest known one.
+    Raises InputError, naming the part and, for a misspelt name, the nearest known one.
     """
     for key, kind in KINDS.items():
         check_kind(cfg.get(key), f"{kind} | None", key)
@@ -83,11 +81,7 @@ def check_parts(cfg: Config) -> None:
 
 
 def check_seed(seed: Any, where: str) -> None:
-    """Check a seed, before anything runs.
-
-    Raises:
-        InputError: it is no whole number of 32 bits, which is what NumPy's generator takes.
-    """
+    """Raise InputError where a seed is no whole number of 32 bits, which is what NumPy's generator takes."""
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise InputError(f"{where} must be a whole number from 0 to {2**32 - 1}, not {seed!r}")
 
@@ -95,8 +89,7 @@ def check_seed(seed: Any, where: str) -> None:
 def check_monitored(cfg: Config, labelled: bool) -> None:
     """Check that metrics which hooks wait for are measured, of images with labels or without, as far as they say so.
 
-    Raises:
-        InputError: one is not, naming the nearest that is.
+    Raises InputError where one is not, naming the nearest that is.
     """
     wanted: list[tuple[str, str]] = []
     for hook in (*(cfg.get("default_hooks") or {}).values(), *(cfg.get("custom_hooks") or ())):
@@ -123,9 +116,8 @@ def check_compile(cfg: Any) -> dict[str, Any] | None:
 
     It is ``True``, ``False``, ``None``, or a dict of options (``mode``, ``backend``, ``dynamic``, ...).
 
-    Raises:
-        InputError: for an option that ``torch.compile`` does not take, or a backend that needs a C++ compiler where
-            there is none.
+    Raises InputError for an option that ``torch.compile`` does not take, or a backend that needs a C++ compiler where
+    there is none.
     """
     if cfg is None or cfg is False:
         return None

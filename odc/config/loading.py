@@ -49,8 +49,7 @@ def parse_config(path: str | Path) -> Config:
         path: of a ``.py`` config, which is code: all that stands in it is run; or of a ``.json`` one, which is data: it
             can neither inherit nor import. Or the name of one that the package has: :func:`find_config`.
 
-    Raises:
-        InputError: the file is missing, or cannot be parsed or run.
+    Raises InputError where the file is missing, or cannot be parsed or run.
     """
     path = find_config(path)
     if path.suffix not in (".py", ".json"):
@@ -74,8 +73,7 @@ def find_config(name: str | Path, folder: Path | None = None) -> Path:
         name: a path; or as much of the end of one in :func:`configs_folder` as tells it from others, ``.py`` or not.
         folder: that a path is relative to, by default the current one.
 
-    Raises:
-        InputError: there is none, or there are several.
+    Raises InputError where there is none, or there are several.
     """
     path, configs = Path(folder or "", name), configs_folder()
     if path.is_file():
@@ -132,8 +130,7 @@ def override(config: Config, overrides: Mapping[str, Any] | None = None) -> Conf
         overrides: dotted keys to values; those of ``--cfg-options`` are :class:`odc.options.Written`, and get the kind
             that their place in the config is annotated with.
 
-    Raises:
-        InputError: an override has no place, or an import fails.
+    Raises InputError where an override has no place, or an import fails.
     """
     config, overrides = copy.deepcopy(config), dict(overrides or {})
     written = {key: (value, at(config, key)) for key, value in overrides.items() if isinstance(value, Written)}
