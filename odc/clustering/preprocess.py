@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -60,19 +61,15 @@ class Whitening:
     # for where there were too few samples or dimensions.
     projection: Tensor
 
-    def apply(self, x: Tensor) -> Tensor:
-        """Return ``(x - mean) @ projection`` for ``x`` (N, D): (N, d) float32; chunked, ``x`` stays as it is."""
-        return self._write(x, x.new_empty(x.shape[0], self.projection.shape[1], dtype=torch.float32))
+    def apply(self, x: Tensor, in_place: bool = False) -> Tensor:
+        """Return ``(x - mean) @ projection`` for ``x`` (N, D): (N, d) float32; chunked.
 
-    def apply_(self, x: Tensor) -> Tensor:
-        """Return what :meth:`apply` does, in the memory of ``x`` (N, D), which is overwritten.
-
-        For features, contiguous float32, that fill most of the memory: they are never there twice.
+        In place it is in the memory of ``x``, contiguous float32, which is overwritten: for features that fill most of
+        the memory. Else ``x`` stays as it is.
         """
-        N, d = x.shape[0], self.projection.shape[1]
-        return self._write(x, x.view(-1)[: N * d].view(N, d))  # d <= D: row i lies where rows up to i, then read, were
-
-    def _write(self, x: Tensor, out: Tensor) -> Tensor:
+        shape = x.shape[0], self.projection.shape[1]
+        # d <= D: row i lies where rows up to i, then read, were.
+        out = x.view(-1)[: math.prod(shape)].view(shape) if in_place else x.new_empty(shape, dtype=torch.float32)
         for start in range(0, len(x), CHUNK):
             out[start : start + CHUNK] = (x[start : start + CHUNK].float() - self.mean) @ self.projection
         return out

@@ -112,9 +112,8 @@ class ProgressHook(Hook):
         before = f"; before the training the features had {_numbers(known)}" if known else ""
         runner.logger.warning(f"{found}{before}: pre-train longer or on more images, or see whether the features fit")
 
-    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float]) -> None:
         """Log the evaluation."""
-        metrics = metrics or {}
         runner.visualizer.add_scalars({f"val/{k}": v for k, v in metrics.items()}, step=runner.epoch)
         runner.logger.info("evaluation  " + _numbers(metrics))
 

@@ -21,10 +21,7 @@ from odc.structures import UNLABELLED
 class ClusterValLoop(BaseLoop):
     """Predict a cluster for every image and measure; ground truth is touched here and nowhere else.
 
-    Args:
-        runner: the runner.
-        dataloader: the run's :class:`ClusterData`.
-        evaluator: configs of metrics (registry ``METRICS``).
+    ``evaluator`` are configs of metrics (registry ``METRICS``).
     """
 
     def __init__(self, runner: Any, dataloader: ClusterData, evaluator: list[dict[str, Any]]) -> None:

@@ -58,12 +58,8 @@ def knn_accuracy(features: Tensor, targets: Tensor, k: int = 10) -> float:
     """Return the leave-one-out accuracy of a vote among the ``k`` nearest other samples by cosine.
 
     Majority vote, all neighbours alike; of classes with equally many votes, the one that has the nearest neighbour
-    wins. Samples with target -1 neither vote nor count.
-
-    Args:
-        features: (N, D) floating; need not be normalised.
-        targets: (N,) int64.
-        k: at most the number of known samples - 1.
+    wins. Samples with target -1 neither vote nor count. Features (N, D) floating need not be normalised; targets are
+    (N,) int64; ``k`` is at most the number of known samples - 1.
 
     Raises:
         InputError: lengths differ, ``k`` is out of range, or features are not finite.

@@ -215,7 +215,7 @@ class DeeperClusterHead(ClusterHead):
             nothing = torch.zeros_like(index)
             return self._rows(index, nothing, nothing)
         whitening = fit_whitening(table.features, self.pca_dim or table.features.shape[1], comm)
-        x = whitening.apply_(table.features)
+        x = whitening.apply(table.features, in_place=True)
         l2_normalize_(x)
         found = two_level_kmeans(
             x, self.num_clusters, self.num_super, n_iter=self.kmeans_iter, generator=generator, comm=comm

@@ -188,7 +188,10 @@ class SpiceSelfHead(ClusterHead):
             return position, torch.cat([torch.full_like(p, h) for h, (p, _) in enumerate(rows)]), cluster
 
         position, head, cluster = comm.first(choose)  # ranks that each sorted could break a tie differently
-        self._note_health(position, head, logits.argmax(2))
+        unique = torch.unique(torch.stack([head, position]), dim=1).shape[1] / len(position)
+        predicted = logits.argmax(2)
+        clusters = sum(len(column.unique()) for column in predicted.unbind(1)) / self.num_heads
+        self.health.copy_(torch.tensor([unique, clusters, mean_pairwise_nmi(predicted, self.num_clusters)]))
         targets = torch.stack([head, cluster], dim=1)
         return PseudoLabels(index[position][:, None], targets, (self.num_heads, self.num_clusters))
 
@@ -204,13 +207,6 @@ class SpiceSelfHead(ClusterHead):
             first = order[~again].sort().values
             position, cluster = position[first], cluster[first]
         return position, cluster
-
-    def _note_health(self, position: Tensor, head: Tensor, predicted: Tensor) -> None:
-        """Write ``health`` from the rows and the predicted clusters (N, H)."""
-        unique = torch.unique(torch.stack([head, position]), dim=1).shape[1] / len(position)
-        clusters = sum(len(column.unique()) for column in predicted.unbind(1)) / self.num_heads
-        agreement = mean_pairwise_nmi(predicted, self.num_clusters)
-        self.health.copy_(torch.tensor([unique, clusters, agreement]))
 
     def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         """Mean over the heads of the mean of :func:`double_softmax_loss` over their rows.

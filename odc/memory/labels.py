@@ -16,11 +16,8 @@ _STATE = ("index", "variant", "target", "num_classes", "counts")
 class LabelStore(nn.Module):
     """Rows of pseudo-labels: replaced as a whole by a refresh, changed row by row by an update.
 
-    It starts with one unlabelled row for every sample. All state is in persistent buffers; ``load_state_dict`` takes
-    tensors of any number of rows, columns and classes, because a refresh changes these.
-
-    Args:
-        num_samples: N; the ids are 0 to N - 1.
+    It starts with one unlabelled row for each sample id, 0 to ``num_samples`` - 1. All state is in persistent buffers;
+    ``load_state_dict`` takes tensors of any number of rows, columns and classes, because a refresh changes these.
     """
 
     resizes_on_load = True

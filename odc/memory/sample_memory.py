@@ -135,9 +135,7 @@ class SampleMemory(nn.Module):
     def fill(self, features: Tensor, labels: Tensor) -> None:
         """Start from a clustering: rows are L2-normalised, then sums and centroids are computed.
 
-        Args:
-            features: (N, D) floating. Zero rows stay zero and are counted in ``skipped``.
-            labels: (N,) integer, 0 to K - 1.
+        Features are (N, D) floating; zero rows stay zero and are counted in ``skipped``. Labels are (N,), 0 to K - 1.
 
         Raises:
             InputError: K·t > N, a shape does not fit, a row is not finite, or a label is outside 0..K - 1.
@@ -176,12 +174,8 @@ class SampleMemory(nn.Module):
     def momentum_step(self, row: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return what a batch makes of its samples' features; the bank stays as it is.
 
-        Features that are zero or not finite are left out and counted in ``skipped``; of a row's other ones the last
-        counts.
-
-        Args:
-            row: (B,) int64 rows of labels.
-            features: (B, D) floating, not normalised.
+        Features are (B, D) floating, not normalised, of the rows of labels ``row`` (B,) int64. Those that are zero or
+        not finite are left out and counted in ``skipped``; of a row's other ones the last counts.
 
         Returns:
             rows (R,) int64, ascending and unique, and their features (R, D) in the dtype of the bank.

@@ -14,11 +14,7 @@ class MovingAverage(nn.Module):
     """Averages θ' ← decay·θ' + (1 - decay)·θ of trained parameters and of batch norms' running statistics.
 
     Nothing else is averaged: memories and labels are states, whose mean would be no state. The first :meth:`update`
-    copies, so the average starts from whatever was loaded. All state is in persistent buffers.
-
-    Args:
-        parts: names to modules; parameters that do not train are left out.
-        decay: in [0, 1).
+    copies, so the average starts from whatever was loaded. All state is in persistent buffers. ``decay`` is in [0, 1).
     """
 
     steps: Tensor  # () int64, updates so far
