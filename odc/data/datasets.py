@@ -205,8 +205,7 @@ class ArrayDataset(ImageDataset):
 class Digits(ArrayDataset):
     """Scikit-learn's 1,797 handwritten digits, uint8 (1, size, size): small enough to try any method in seconds.
 
-    Args:
-        size: from 8, as they are, to 512, where they take 450 MiB; enlarged once, here, instead of in every view.
+    ``size`` is from 8, as they are, to 512, where they take 450 MiB; enlarged once, here, instead of in every view.
     """
 
     def __init__(self, size: int = 8) -> None:

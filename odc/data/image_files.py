@@ -212,7 +212,6 @@ class ImageFolder(FileDataset):
     classes are the folders in them. A flat folder, or images both at the top and in folders, has no labels.
 
     Args:
-        root: the folder.
         classes: use the folders of these classes only, in this order; ``None``: everything.
         extensions: only file names that end so are images (case is ignored), whatever else is there.
         options: of all data sets of files, see :class:`FileDataset`.
@@ -296,7 +295,6 @@ class ImageList(_Listed):
     or -1 means unknown. Samples are in the order of their paths, not of the lines.
 
     Args:
-        file: the text file.
         root: folder that the paths are relative to; ``""``: the folder of ``file``.
         options: of all data sets of files, see :class:`FileDataset`.
 
@@ -319,7 +317,6 @@ class ImageCSV(_Listed):
     Paths are taken as they stand, with spaces, and with bytes that are not UTF-8 where names have them.
 
     Args:
-        file: the CSV file.
         root: folder that the paths are relative to; ``""``: the folder of ``file``.
         path: name of the column of paths.
         label: name of the column of labels (any text; empty or -1: unknown). The default may be missing: no labels.

@@ -33,9 +33,7 @@ MAX_SMALL = 64  # pixels a side: up to here products of matrices for all images 
 class Cutout(KeyedTransform):
     """Fill a square whose side is drawn from ``size`` and whose centre from the image; it is cut off at the border.
 
-    Args:
-        size: least and largest side in pixels, both inclusive.
-        fill: value of the filled pixels, of the image's own range.
+    ``size`` is the least and the largest side in pixels, both inclusive; ``fill`` is of the image's own range.
     """
 
     def __init__(self, size: tuple[int, int] = (1, 16), fill: float = 0) -> None:

@@ -97,12 +97,9 @@ def low_shot(target: Targets, fraction: float, generator: torch.Generator) -> Te
 
     The images of each class are put in a random order; the first of every class are taken, then the second of every
     class, and so on, until ``fraction``, in (0, 1], of the labelled images are. So two classes differ by 1 at most,
-    unless one of them is used up, and no class is left without a label.
+    unless one of them is used up, and no class is left without a label. ``generator`` is one of the CPU.
 
-    Args:
-        target: (N,) int64 classes, -1 unlabelled; so is what is returned, where -1 is also what was not taken.
-        fraction: of the labelled images.
-        generator: CPU generator of the order.
+    ``target`` are (N,) int64 classes, -1 unlabelled; so is what is returned, where -1 is also what was not taken.
     """
     labels = torch.from_numpy(np.ascontiguousarray(target, dtype=np.int64))
     rows = (labels != UNLABELLED).nonzero().squeeze(1)

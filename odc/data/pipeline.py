@@ -24,13 +24,9 @@ _HELD = 2**21  # values of images that come one by one
 
 
 class Pipeline:
-    """One view of images.
+    """One view of images, of transforms for :func:`~odc.data.transforms.build_transform`, whose errors are raised.
 
-    Args:
-        transforms: for :func:`~odc.data.transforms.build_transform`, whose errors are raised.
-
-    Attributes:
-        obstacle: the first transform without a form for batches, with the option in the way, or ``None``.
+    ``obstacle`` is the first transform without a form for batches, with the option in the way, or ``None``.
     """
 
     def __init__(self, transforms: Sequence[Mapping[str, Any] | Callable[..., Tensor]]) -> None:

@@ -34,7 +34,6 @@ def read_table(path: str | Path, *columns: str, optional: Sequence[str] = ()) ->
     """Read the rows of a CSV file under a header line, UTF-8; empty lines are left out.
 
     Args:
-        path: the file.
         columns: what every row must have a cell for; the first one's are paths of images, none empty.
         optional: columns that may be missing as a whole; what is there of them is read too.
 

@@ -268,7 +268,6 @@ def make_loader(
     """Return the loader of a data set's views, and log which one and why.
 
     Args:
-        dataset: images and views.
         num_workers: processes that load images as they are needed; no more than this process has cores, since their
             number changes speed alone.
         device: the model's; ``None``: not known, images are loaded to main memory as they are needed.
