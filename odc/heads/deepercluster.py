@@ -44,12 +44,7 @@ class SubClassifiers(nn.Module):
     """G linear classifiers of C classes each, W_s (C, D) and a bias for s in 0..G - 1, from N(0, 0.01²) and 0.
 
     Classes may be missing from a classifier, where ``exists`` (G, C) bool says so: they are no part of its softmax.
-
-    Args:
-        groups: G.
-        classes: C.
-        in_channels: D.
-        gradient_scale: what the gradients of weights and biases, not of the features, are multiplied by.
+    Gradients of weights and biases, not of the features, are multiplied by ``gradient_scale``.
 
     Raises:
         InputError: weights, gradients and momentum do not fit into the memory that is free.
@@ -70,15 +65,11 @@ class SubClassifiers(nn.Module):
         self.bias.data.zero_()
 
     def forward(self, x: Tensor, group: Tensor, target: Tensor) -> Tensor:
-        """Return the mean over the rows of CE(W_group x, target).
+        """Return the mean over the rows ``x`` (B, D) of CE(W_group x, target).
 
-        Rows are sorted by group and every group is filled up to the largest one, so that all the products are one
-        batched product. With balanced sampling the groups are of nearly one size.
-
-        Args:
-            x: (B, D).
-            group: (B,) int64, the classifier of each row.
-            target: (B,) int64, a class of that classifier.
+        Rows are sorted by their classifiers ``group`` (B,) int64, and every group is filled up to the largest one, so
+        that all the products are one batched product. With balanced sampling the groups are of nearly one size. Targets
+        are (B,) int64, classes of the row's classifier.
         """
         weight, bias = self.weight.view_as(self.weight), self.bias.view_as(self.bias)
         if self.gradient_scale != 1.0 and weight.requires_grad:
@@ -174,12 +165,9 @@ class DeeperClusterHead(ClusterHead):
         self.classes = classes
         R, C = self.rotations, -(-num_clusters // num_super)
         # Super-classes, and classes below each of them: with "sum" and "product" there are no super-clusters.
-        self.num_classes = {
-            "hierarchy": (R * num_super, C),
-            "sum": (R, num_clusters),
-            "product": (1, R * num_clusters),
-        }[classes]
-        self.label_classes = S, Z = self.num_classes
+        shapes = {"hierarchy": (R * num_super, C), "sum": (R, num_clusters), "product": (1, R * num_clusters)}
+        self.label_classes = self.num_classes = shapes[classes]
+        S, Z = self.num_classes
         # A classifier of one class has nothing to learn, and no gradient.
         self.classifier = LinearClassifier(in_channels, S) if S > 1 else None
         groups = S if classes == "hierarchy" else 1

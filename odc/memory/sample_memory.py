@@ -254,9 +254,7 @@ class SampleMemory(nn.Module):
         for that always exists; otherwise the last clusters are filled sample by sample: the largest cluster at that
         moment gives the one farthest from its mean, and so always keeps t.
 
-        Args:
-            labels: as they are now, with the centroids up to date.
-            generator: one draw from it a split.
+        The centroids must be up to date. A split takes one draw from the generator.
 
         Returns:
             rows (R,) int64, ascending, and their new labels (R,) int64.

@@ -177,9 +177,7 @@ class ResNet(nn.Module):
 class ConvNet(nn.Module):
     """A small net for digits: per stage two 3×3 convolutions with batch norm and ReLU; stages halve the map.
 
-    Args:
-        in_channels: channels of the images.
-        widths: channels of each stage.
+    ``widths`` are the channels of each stage.
 
     Raises:
         InputError: for no stage, or one without channels; and at the first image of less than 2^s pixels a side.
