@@ -205,7 +205,6 @@ def read_arrays(path: str | Path, wanted: Mapping[str, tuple[str, int]], most: i
     """Read the arrays of an ``.npz`` file: these and no others, none of them pickled, their checksums verified.
 
     Args:
-        path: the file.
         wanted: of each array the letters that its dtype's kind is one of (``"f"`` floating, ``"iu"`` integers, ``"U"``
             text), and how many dimensions it has.
         most: bytes that all of them may have when they are unpacked, which is looked at before one is.

@@ -91,13 +91,10 @@ def affine(
     center: Sequence[float] | None = None,
     **of: Tensor,
 ) -> Tensor:
-    """Return v2's affine maps of the images (B, C, H, W), sampled as :func:`sample` does.
+    """Return v2's affine maps of the images (B, C, H, W), sampled as :func:`sample` does with ``mode`` and ``fill``.
 
-    Args:
-        images, mode, fill: see :func:`sample`.
-        center: of the rotation and the shears, in pixels; ``None``: the middle.
-        of: ``angle``, ``shear_x``, ``shear_y`` in degrees, ``shift_x``, ``shift_y`` in pixels, ``scale``, each (B,)
-            float64; what is not given changes nothing.
+    The ``center`` of the rotation and the shears is in pixels; ``None``: the middle. ``of`` are ``angle``, ``shear_x``,
+    ``shear_y`` in degrees, ``shift_x``, ``shift_y`` in pixels, ``scale``, each (B,) float64; none is needed.
     """
     H, W = images.shape[-2:]
     none = torch.zeros(len(images), dtype=torch.float64, device=images.device)
