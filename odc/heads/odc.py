@@ -140,7 +140,8 @@ class ODCHead(ClusterHead):
                 yield LabelDelta(rows, new[:, None])
                 self.memory.update_centroids(labels.counts)
         if step % max(1, labels.target.shape[0] // self.batch_size) == 0:
-            self.memory.resync(labels)  # once an epoch: the running sums are exact to 2e-7 after thousands of steps
+            # Once an epoch: the running sums are exact to 2e-7 after thousands of steps.
+            self.memory.resync(labels.target[:, 0])
 
     def predict(self, z: Tensor) -> Tensor:
         """Map features (B, D) to what assignment compares, f·c - ‖c‖²/2 (B, K), f the normalised feature."""

@@ -164,7 +164,7 @@ class SampleMemory(nn.Module):
             rows[norms <= EPS] = 0
             bank[start : start + CHUNK] = F.normalize(rows, eps=EPS).to(bank.dtype)
         labels = labels.to(bank.device, torch.int64)
-        self._sum_up(labels)
+        self.resync(labels)
         self.centroids.zero_()
         self.bias.fill_(-torch.inf)
         self.dirty.fill_(True)
@@ -312,11 +312,8 @@ class SampleMemory(nn.Module):
         self.dirty[new] = True
 
     @torch.no_grad()
-    def resync(self, labels: Labels) -> None:
-        """Recompute the sums from the bank and the labels: a pass over the bank, for once an epoch."""
-        self._sum_up(labels.target[:, 0])
-
-    def _sum_up(self, labels: Tensor) -> None:
+    def resync(self, labels: Tensor) -> None:
+        """Recompute the sums from the bank and the labels (N,) int64: a pass over the bank, for once an epoch."""
         self.sum.zero_()
         for rows, of in zip(self.bank.rows.split(CHUNK), labels.split(CHUNK), strict=True):
             _accumulate(self.sum, of, rows.float())

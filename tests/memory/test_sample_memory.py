@@ -462,7 +462,7 @@ def test_resync_removes_drift_only() -> None:
     memory = random_memory([30, 30], min_cluster=5)
     exact, centroids = memory.sum.clone(), memory.centroids.clone()
     memory.sum += 0.25
-    memory.resync(memory.store[0].view())
+    memory.resync(memory.store[0].target[:, 0])
     torch.testing.assert_close(memory.sum, exact)
     assert torch.equal(memory.centroids, centroids)
 
