@@ -55,7 +55,7 @@ types: $(READY)
 test-fast: $(READY)
 	@$(BIN)/python -m pytest
 
-# Long checks: training killed at random moments, the whole demo, a million samples.
+# Long checks: training killed at random moments, the whole demo, a million samples, a training from the wheel.
 test-slow: $(READY)
 	@$(BIN)/python -m pytest -m slow
 

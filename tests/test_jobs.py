@@ -98,6 +98,7 @@ def test_jobs_find_what_processes_find(
     assert "2 of 2 cells are there already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_finds_its_jobs_again(pictures: str, tmp_path: Path) -> None:
     argv = compare(pictures, tmp_path / "out", "--executor", "local-jobs", "--jobs", "2")
     process = subprocess.Popen([sys.executable, "-m", "odc.cli", *argv], stdout=subprocess.DEVNULL)

@@ -469,7 +469,8 @@ def test_a_method_of_two_stages_is_one_file_outside_the_package(
     assert main(["run", "turned.py", "--clusters", "10", "--work-dir", "run"]) == 0, capsys.readouterr().err
     assert "stage 2/2, clusters: begins" in capsys.readouterr().out
     assert len(read_table("run/clusters/clusters.csv", "path", "cluster")) == 1797
-    assert main(["compare", "--methods", "turned.py", "kmeans-pixels", "--seeds", "0", "--out", "out"]) == 0
+    options = ["--seeds", "0", "--jobs", "1", "--out", "out"]  # one job: as many threads as here
+    assert main(["compare", "--methods", "turned.py", "kmeans-pixels", *options]) == 0
     records = {r.method: r for r in read_results(Path("out")).values()}
     assert set(records) == {"rotations", "turned", "kmeans-pixels"}
     assert records["rotations"].before == ("turned",)

@@ -61,6 +61,7 @@ def test_the_code_and_the_configs_are_those_of_the_wheel(installed: Path, tmp_pa
     assert "type='Digits'" in printed, "from _base_"
 
 
+@pytest.mark.slow
 def test_it_trains_and_compares_by_name(installed: Path, tmp_path: Path) -> None:
     options = ["--cfg-options", "train_cfg.max_epochs=1", "model.head.batch_size=512"]
     call([str(installed / "odc"), "train", "odc_convnet_1xb64-30e_digits", *options], tmp_path)

@@ -259,9 +259,6 @@ def curves_of(curves: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]])
     }
 
 
-# -- cluster sizes ---------------------------------------------------------------------------------------------------
-
-
 def profile(sizes: Sequence[int]) -> str:
     """Return the SVG path of sizes, largest first, as an area in a square of 100 x 100: for many clusters."""
     tops = _path(list(enumerate(sizes)), (0, len(sizes) - 1), (0, sizes[0]))

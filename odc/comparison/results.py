@@ -84,9 +84,6 @@ def _kinds(entries: type) -> dict[str, Kind]:
     return {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
 
 
-# -- comparison.json -------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class About:
     """What is true of all cells of a comparison."""
@@ -117,9 +114,6 @@ class About:
     def save(self, out: Path) -> None:
         """Write it into the folder of a comparison."""
         write_text(out / ABOUT, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
-
-
-# -- results.jsonl ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -218,9 +212,6 @@ def append_result(out: Path, record: Record) -> None:
         append_line(out / RESULTS, json.dumps(record.to_json()))
 
 
-# -- outcome.npz -----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Outcome:
     """The clusters of N images, and what they are seen by."""
@@ -299,8 +290,6 @@ class Outcome:
 
 _OUTCOME = {"features": ("f", 2), "cluster": ("iu", 1), "confidence": ("f", 1), "margin": ("f", 1)}
 
-
-# -- curves.json -----------------------------------------------------------------------------------------------------
 
 _LOGGED = fields({"step": whole()}, real())
 
