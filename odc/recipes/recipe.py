@@ -118,6 +118,7 @@ class Recipe:
         """
         if not Path(file).is_file():
             raise InputError(f"there is no backbone '{file}' to start from")
+        given: dict[str, Any] = {"pretrained": str(file), "digest": hashlib.sha256(Path(file).read_bytes()).hexdigest()}
         gone, stages = set(self.pretraining), list[Stage]()
         for stage in self.stages:
             lost = {what for what, of in stage.needs.items() if of in gone}
@@ -125,8 +126,7 @@ class Recipe:
                 gone.add(stage.name)
                 continue
             kept = {what: of for what, of in stage.needs.items() if what not in lost}
-            start = str(file) if "backbone" in lost else stage.pretrained
-            stages.append(replace(stage, needs=kept, gives=(), pretrained=start))
+            stages.append(replace(stage, needs=kept, gives=(), **(given if "backbone" in lost else {})))
         return replace(self, stages=_taken(stages))
 
     def configured(
@@ -177,8 +177,8 @@ class Recipe:
         keys: dict[str, str] = {}
         for stage in self.stages:
             before = {what: keys[of] for what, of in stage.needs.items()}
-            if stage.pretrained is not None:
-                before["file"] = hashlib.sha256(Path(stage.pretrained).read_bytes()).hexdigest()
+            if stage.digest is not None:
+                before["file"] = stage.digest
             told = [type(stage).__name__, stage.decides(), before, ran[stage.name], *parts]
             text = json.dumps(told, sort_keys=True, default=str)
             keys[stage.name] = hashlib.sha256(text.encode()).hexdigest()[:16]

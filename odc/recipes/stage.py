@@ -42,6 +42,7 @@ class Stage(ABC):
     gives: tuple[str, ...] = ()  # what later stages take of it
     config: Config = None  # of the training, or of the estimator's data, that it is
     pretrained: str | None = None  # file of a backbone to start from, where no earlier stage gives one
+    digest: str | None = None  # hash of that file
 
     @classmethod
     def read(cls, name: str, entry: Mapping[str, Any], near: Path, read: Callable[[Path], Config]) -> Stage:
