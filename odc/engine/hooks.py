@@ -27,6 +27,7 @@ reach 0.37.
 from __future__ import annotations
 
 import datetime
+import math
 import time
 from typing import Any
 
@@ -34,7 +35,7 @@ import torch
 from mmengine.hooks import Hook
 from torch import Tensor
 
-from odc.clustering import kmeans, knn_search, l2_normalize
+from odc.clustering import kmeans, knn_search, l2_normalize, size_entropy
 from odc.engine.extract import extract
 from odc.errors import InputError
 from odc.evaluation.evaluator import label_statistics, tells_apart
@@ -47,6 +48,7 @@ NEIGHBOURS = 10
 FEWEST = 20  # images that anything is computed of
 FEWEST_JUDGED = 200
 NEAR_CHANCE = 0.3  # excess of the consistency
+EVEN = 0.9  # of the clusters in use by entropy: what is below contradicts clusters of equal size
 SAME = 1e-6  # mean squared distance of unit features from their mean
 
 
@@ -116,6 +118,12 @@ class ProgressHook(Hook):
         """Log the evaluation."""
         runner.visualizer.add_scalars({f"val/{k}": v for k, v in metrics.items()}, step=runner.epoch)
         runner.logger.info("evaluation  " + _numbers(metrics))
+        assumption, evaluation = unwrap(runner.model).head.equal_sizes, runner.val_loop.evaluation
+        if assumption is not None and runner.epoch >= runner.max_epochs:
+            sizes = torch.bincount(evaluation.clusters, minlength=evaluation.scores.shape[1])
+            told = unequal(sizes)
+            if told is not None:
+                runner.logger.warning(f"{told}, but this method {assumption}")
 
     def _line(self, runner: Any, where: str, stats: dict[str, float], marks: list[tuple[float, float]]) -> None:
         now = time.monotonic()
@@ -131,6 +139,20 @@ class ProgressHook(Hook):
 def _numbers(values: dict[str, float]) -> str:
     """``empty`` counts clusters; everything else is a loss or a share."""
     return "  ".join(f"{name} {value:.{0 if name == 'empty' else 4}f}" for name, value in values.items())
+
+
+def unequal(sizes: Tensor) -> str | None:
+    """Return half a sentence on the sizes (K,) int64 of clusters where they are far from equal, else ``None``.
+
+    Far is where the effective number of clusters, e to the entropy of the sizes, is below :data:`EVEN` K.
+    """
+    effective, K = math.exp(size_entropy(sizes)), len(sizes)
+    if effective >= EVEN * K:
+        return None
+    return (
+        f"the clusters have {int(sizes.min()):,} to {int(sizes.max()):,} images, as unequal as if "
+        f"{effective:.1f} of {K} were in use"
+    )
 
 
 def feature_statistics(features: Tensor, num_clusters: int, seed: int, targets: Ids | None = None) -> dict[str, float]:

@@ -12,7 +12,7 @@ from small_heads import config
 from torch import Tensor
 
 from odc.apis import build_runner
-from odc.engine.hooks import ProgressHook
+from odc.engine.hooks import ProgressHook, unequal
 from odc.errors import InputError
 from odc.evaluation.evaluator import label_statistics
 from odc.memory.labels import LabelStore
@@ -134,7 +134,7 @@ class Lines:
 
 
 def test_the_lines_of_a_training(tmp_path: Path) -> None:
-    options = {"train_cfg.max_epochs": 2, "train_cfg.val_interval": 1}
+    options = {"train_cfg.val_interval": 1}
     runner = build_runner(config("odc", str(tmp_path), **options))
     lines = Lines(runner.logger).lines
     scalars: dict[str, int] = {}
@@ -169,3 +169,29 @@ def test_a_line_inside_a_long_epoch(tmp_path: Path) -> None:
 def test_seconds_must_be_positive() -> None:
     with pytest.raises(InputError, match="must be positive, not 0"):
         ProgressHook(seconds=0)
+
+
+def test_sizes_are_unequal_below_nine_tenths_of_the_clusters() -> None:
+    assert unequal(torch.tensor([50, 50, 50, 50])) is None
+    assert unequal(torch.tensor([60, 40, 55, 45])) is None
+    # Half in one of four, the rest in even parts: entropy ln 2 / 2 + 3 ln 6 / 6, that of 3.46 clusters.
+    assert unequal(torch.tensor([300, 100, 100, 100])) == (
+        "the clusters have 100 to 300 images, as unequal as if 3.5 of 4 were in use"
+    )
+    assert "0 to 1,000 images" in str(unequal(torch.tensor([1000, 0])))
+
+
+@pytest.mark.parametrize("bound", [0.0, 1.1])  # no sizes contradict the method, or any
+@pytest.mark.parametrize("assumption", [None, "favours equal ones (model.head.x)"])
+def test_the_log_says_where_sizes_contradict_the_method(
+    assumption: str | None, bound: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("odc.engine.hooks.EVEN", bound)
+    runner = build_runner(config("dc", str(tmp_path), **{"train_cfg.val_interval": 1}))
+    runner.model.head.equal_sizes = assumption
+    runner.train()
+    log = next(tmp_path.glob("*/*.log")).read_text()
+    told = re.findall(r"WARNING - (the clusters have .* in use, but this method .*)", log)
+    assert len(told) == (assumption is not None and bound > 1)  # after the last epoch alone
+    if told:
+        assert told[0].endswith("but this method favours equal ones (model.head.x)")
