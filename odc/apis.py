@@ -13,7 +13,9 @@ from mmengine.logging import print_log
 
 from odc.config import override, parse_config
 from odc.config.checking import check_compile, check_config, check_monitored, check_parts, check_seed
+from odc.data.datasets import ImageDataset
 from odc.data.embeddings import Embeddings, check_ending
+from odc.data.feature_files import read_space
 from odc.engine.comm import get_comm, is_first_rank
 from odc.engine.data import EXTRACT_VIEW, ClusterData, Source
 from odc.engine.extract import extract
@@ -23,6 +25,7 @@ from odc.errors import InputError
 from odc.evaluation.gallery import sizes_told, write_skipped
 from odc.evaluation.results import write_results
 from odc.files import writable, writable_file
+from odc.models.backbones import Vectors
 from odc.models.cluster_model import ClusterModel, unwrap
 from odc.models.necks import AvgPool
 from odc.registry import check_kind
@@ -79,6 +82,7 @@ def prepare_config(
     if strict:
         cfg.data.dataset.strict = True
     cfg.launcher = launcher
+    _fill_spaces(cfg)
     return cfg
 
 
@@ -110,6 +114,8 @@ def build_runner(cfg: Config) -> Runner:
     if options is not None:
         _compile_backbone(unwrap(runner.model), options)
     data = ClusterData(**cfg.data)
+    for source in (data.train, data.eval):
+        _check_spaces(unwrap(runner.model), source.dataset)
     runner.use_data(data, data if val else None)
     print_log(data.train.dataset.describe(), "current")
     if data.eval is not data.train:
@@ -129,6 +135,29 @@ def _compile_backbone(model: ClusterModel, options: Mapping[str, Any]) -> None:
         if type(module) is type(model.backbone):
             module.compile(**options)
     print_log("the backbone is compiled at its first use, which may take minutes", "current")
+
+
+def _fill_spaces(cfg: Config) -> None:
+    """Tell the backbone ``Vectors`` how wide the vectors of the data set are, where the config does not."""
+    backbone, data = cfg.model.get("backbone"), cfg.data.get("dataset")
+    if isinstance(backbone, Mapping) and backbone.get("type") == "Vectors" and not backbone.get("spaces"):
+        if not isinstance(data, Mapping) or data.get("type") != "Features":
+            raise InputError("the backbone Vectors needs data.dataset=dict(type='Features', files=[...])")
+        cfg.model.backbone.spaces = [read_space(entry).rows.shape[1] for entry in data.get("files") or ()]
+
+
+def _check_spaces(model: ClusterModel, dataset: ImageDataset) -> None:
+    """Check that a model for vectors, and no other, gets vectors, of the width that it is for."""
+    ours = model.backbone.spaces if isinstance(model.backbone, Vectors) else ()
+    if ours != dataset.spaces:
+        given = f"vectors of {' + '.join(map(str, dataset.spaces))} numbers" if dataset.spaces else "images"
+        taken, remedy = "images", "model.backbone=dict(type='Vectors')"
+        if ours:
+            taken, remedy = (
+                f"those of {' + '.join(map(str, ours))}",
+                "the files that it was trained on, or as wide ones",
+            )
+        raise InputError(f"the data set has {given} ({dataset.origin}), but the backbone takes {taken}: take {remedy}")
 
 
 def _write_skipped(data: ClusterData, folder: Path) -> None:

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": BASE | {"processes", "registry"},
     "evaluation": BASE | {"registry", "data", "clustering"},
     "heads": METHODS,
-    "models": METHODS | {"checkpoints", "heads"},
+    "models": METHODS | {"checkpoints", "heads", "options"},
     "engine": METHODS | {"checkpoints", "logs", "data", "evaluation", "heads", "models"},
     "runner": METHODS | {"checkpoints", "logs", "processes", "engine"},
     "config": METHODS | {"options", "logs", "data", "models", "engine", "runner"},

@@ -70,7 +70,7 @@ def clusters_of(method: str, outcome: Outcome, dataset: ImageDataset, thumbnails
         majority,
         charts.profile(list(sizes.values())) if len(sizes) > MOST_CLUSTERS else "",
         confusion,
-        {c: strip_of(method, c, outcome, dataset, thumbnails) for c in list(sizes)[:MOST_CLUSTERS]},
+        {c: strip_of(method, c, outcome, dataset, thumbnails) for c in list(sizes)[:MOST_CLUSTERS] if dataset.pictures},
     )
 
 

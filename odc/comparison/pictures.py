@@ -38,7 +38,7 @@ class Thumbnails:
     """
 
     def __init__(self, dataset: ImageDataset) -> None:
-        self._dataset = dataset
+        self._dataset = dataset = dataset.pictures or dataset  # of vectors without pictures no tile is asked for
         height, width = dataset.image_shape[1:] if dataset.image_shape else (_LARGEST, _LARGEST)
         shrink = min(1.0, _LARGEST / max(height, width))
         self._size = max(1, round(shrink * width)), max(1, round(shrink * height))

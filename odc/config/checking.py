@@ -33,7 +33,7 @@ from odc.engine.data import ClusterData
 from odc.engine.loops import ClusterTrainLoop
 from odc.engine.precision import PRECISIONS
 from odc.errors import InputError, nearest
-from odc.models.cluster_model import ClusterModel
+from odc.models.cluster_model import ClusterModel, takes_spaces
 from odc.refused import REFUSED_KEYS
 from odc.registry import check_arguments, check_kind, resolve
 from odc.runner import Runner
@@ -185,7 +185,8 @@ def _model(cfg: Any) -> None:
     if isinstance(kind, type) and issubclass(kind, ClusterModel):
         resolve(registry.BACKBONES, parts["backbone"])
         resolve(registry.NECKS, parts.get("neck") or {"type": "AvgPool"}, in_channels=0)
-        resolve(registry.HEADS, parts["head"], in_channels=0)
+        spaces = {"spaces": ()} if takes_spaces(parts["head"]) else {}
+        resolve(registry.HEADS, parts["head"], in_channels=0, **spaces)
 
 
 def _optim_wrapper(cfg: Any) -> None:

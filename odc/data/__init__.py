@@ -2,6 +2,7 @@
 
 from odc.data.datasets import ArrayDataset, Digits, ImageDataset, build_dataset
 from odc.data.embeddings import Embeddings
+from odc.data.features import Features
 from odc.data.image_files import FileDataset
 from odc.data.keyed import Cutout, RandomOps
 from odc.data.label_file import LabelFile, low_shot
@@ -12,6 +13,7 @@ __all__ = [
     "Cutout",
     "Digits",
     "Embeddings",
+    "Features",
     "FileDataset",
     "ImageDataset",
     "KeyedTransform",

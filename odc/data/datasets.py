@@ -46,6 +46,7 @@ class ImageDataset(ABC):
         classes: names of the classes, or ``None`` without ``targets``.
         skipped: ``{path: reason}`` of what was found beside the images and is none of them.
         strict: an image that cannot be decoded is an error also in training.
+        spaces: widths of the vectors that the samples consist of, where they are vectors and no images.
     """
 
     paths: list[str]
@@ -55,6 +56,7 @@ class ImageDataset(ABC):
     classes: tuple[str, ...] | None = None
     skipped: Mapping[str, str] = {}
     strict: bool = False
+    spaces: tuple[int, ...] = ()
     _told_lost = 0
 
     def __len__(self) -> int:
@@ -102,6 +104,16 @@ class ImageDataset(ABC):
                 print_log(f"{reason}: another image stands in for {self.paths[i]}", "current", level=logging.WARNING)
 
     @property
+    def identity(self) -> str:
+        """What binds a training to its data, and its caches: by default the fingerprint."""
+        return self.fingerprint
+
+    @property
+    def pictures(self) -> ImageDataset | None:
+        """The data set, of the same ids, whose images people look at: by default this one; ``None``: there is none."""
+        return self
+
+    @property
     def image_shape(self) -> tuple[int, int, int] | None:
         """The shape (C, H, W) that all images have, or ``None`` where they differ or it is not known."""
         return None
@@ -111,7 +123,7 @@ class ImageDataset(ABC):
         out = torch.empty(0, dtype=torch.uint8)
         for i, image in enumerate(in_threads(self.present, range(len(self)), "decoded")):
             if i == 0:
-                out = torch.empty(len(self), *image.shape, dtype=torch.uint8)
+                out = torch.empty(len(self), *image.shape, dtype=image.dtype)
             if image.shape != out.shape[1:]:
                 raise InputError(
                     f"{self.paths[i]} has the shape {tuple(image.shape)} but {self.paths[0]} has "
@@ -240,6 +252,8 @@ class LongTail(ImageDataset):
         whole = build_dataset(dataset)
         if not 0.0 < ratio <= 1.0:
             raise InputError(f"LongTail's ratio must be in (0, 1], not {ratio}")
+        if whole.spaces:
+            raise InputError("LongTail takes images, not vectors: extract the features of LongTail's images")
         if whole.targets is None or bool((whole.targets < 0).any()):
             raise InputError(
                 f"LongTail needs the class of every image, but not all {len(whole):,} {whole.origin} have one"

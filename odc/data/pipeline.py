@@ -26,15 +26,19 @@ _HELD = 2**21  # values of images that come one by one
 class Pipeline:
     """One view of images, of transforms for :func:`~odc.data.transforms.build_transform`, whose errors are raised.
 
-    ``obstacle`` is the first transform without a form for batches, with the option in the way, or ``None``.
+    ``obstacle`` is the first transform without a form for batches, with the option in the way, or ``None``;
+    ``of_pixels`` the first one of torchvision or of this package, which are all for images.
     """
 
     def __init__(self, transforms: Sequence[Mapping[str, Any] | Callable[..., Tensor]]) -> None:
         self.obstacle: str | None = None
+        self.of_pixels: str | None = None
         self._steps: list[tuple[str, Callable[[Tensor, Draws, Tensor], Tensor | list[Tensor]]]] = []
         for transform in map(build_transform, transforms):
             missing = obstacle(transform)
             self.obstacle = self.obstacle or missing
+            if type(transform).__module__.startswith(("torchvision.", "odc.")):
+                self.of_pixels = self.of_pixels or type(transform).__name__
             self._steps.append((type(transform).__name__, _one_by_one(transform) if missing else keyed_form(transform)))
 
     @torch.no_grad()
@@ -44,8 +48,8 @@ class Pipeline:
         """Return the view of every image, (B, C', H', W') float32 on their device.
 
         Args:
-            images: (B, C, H, W) uint8 on any device, or B images (C, H, W) on the CPU that may differ in size; they
-                are not changed. B is at least 1.
+            images: (B, C, H, W) uint8 on any device (vectors are float32 (B, D, 1, 1)), or B images (C, H, W) on the
+                CPU that may differ in size; they are not changed. B is at least 1.
             keys: (B,) int64: what each image's augmentation is drawn from.
             variants: (B,) int64, each image's variant; ``None``: 0.
             name: of the view, for messages.
@@ -53,6 +57,8 @@ class Pipeline:
         Raises InputError where a transform fails, or the results differ in shape or are not float32.
         """
         if isinstance(images, Tensor):
+            if not self._steps and images.dtype == torch.float32:  # vectors: a large batch is a copy of rows, no more
+                return images
             keys = keys.to(images.device)
         variants = torch.zeros_like(keys) if variants is None else variants.to(keys.device)
         parts: list[Tensor] = []

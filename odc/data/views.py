@@ -273,7 +273,8 @@ def make_loader(
         device: the model's; ``None``: not known, images are loaded to main memory as they are needed.
         batched: hold the images in memory and augment them in batches (:class:`BatchedLoader`), or load them as they
             are needed (:class:`BatchLoader`). ``None``: in memory where all images have one shape, of at most 64 pixels
-            a side and 4 GiB in all, and every view has a form for batches.
+            a side and 4 GiB in all, and every view has a form for batches. Vectors are in memory anyway, those of more
+            than 4 GiB in the machine's.
 
     Raises InputError where ``num_workers`` is negative, or ``batched`` is True and not possible.
     """
@@ -284,6 +285,14 @@ def make_loader(
         return BatchLoader(dataset, num_workers)
     shape = dataset.source.image_shape or ()
     told, size = "×".join(map(str, shape)), len(dataset) * math.prod(shape)
+    if dataset.source.spaces and batched is not False:
+        size *= 4
+        device = device if size <= MAX_BATCHED_BYTES else "cpu"
+        print_log(
+            f"vectors of {told} stay in memory ({size / 2**20:,.1f} MiB) on {device}",
+            "current",
+        )
+        return BatchedLoader(dataset, device)
     obstacles = [f"{name} ({view.obstacle})" for name, view in dataset.views.items() if view.obstacle]
     reason = ""
     if not shape:

@@ -29,6 +29,8 @@ class Source:
         batched: bool | None = None,
     ) -> None:
         self.dataset = dataset
+        if dataset.spaces:
+            _check_vector_views(views)
         self.loader = make_loader(ViewDataset(dataset, views), num_workers, device, batched)
 
 
@@ -37,7 +39,8 @@ class ClusterData:
 
     Args:
         dataset: config of the data set to cluster.
-        views: ``{name: [transforms]}``; ``"extract"`` is the deterministic one behind features and evaluation.
+        views: ``{name: [transforms]}``; ``"extract"`` is the deterministic one behind features and evaluation. Of
+            vectors, all are empty lists.
         num_workers: processes that load and augment; 0 does it in the main process.
         extract_batch_size: images a forward when features are extracted.
         eval_dataset: config of the data set to evaluate on; by default the one that is clustered.
@@ -88,6 +91,16 @@ class ClusterData:
         """End the worker processes."""
         self.train.loader.close()
         self.eval.loader.close()
+
+
+def _check_vector_views(views: Mapping[str, Pipeline]) -> None:
+    """Refuse transforms of pixels where the samples are vectors."""
+    for name, view in views.items():
+        if view.of_pixels:
+            raise InputError(
+                f"data.views.{name} has {view.of_pixels}, which is for images, but the samples of data.dataset are "
+                f"vectors: set data.views.{name}=[]"
+            )
 
 
 def _check_ranges(train: ImageDataset, other: ImageDataset) -> None:

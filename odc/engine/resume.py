@@ -23,11 +23,11 @@ from odc.models.cluster_model import ClusterModel
 from odc.reading import Kind, anything, fields, flag, listing, mapping, optional, real, scalar, text, whole
 
 # Everything in these decides what is computed, but for what follows: of a data set it is where its images are, and how
-# they are checked, that may change, since the fingerprint tells which they are.
+# they are checked, that may change, since the fingerprint tells which they are; of vectors, files and pictures, too.
 _SETTINGS = re.compile(r"(model|data|train_cfg|optim_wrapper\.(optimizer\.type|accumulative_counts))(\..+)?")
 _FREE = re.compile(
     r"(data\.(num_workers|extract_batch_size)|train_cfg\.(max_epochs|val_interval|log_interval|schedule))(\..+)?"
-    r"|data\.(eval_)?dataset\.(.+\.)?(strict|verify)"
+    r"|data\.(eval_)?dataset\.((.+\.)?(strict|verify)|files|pictures\..+)"
 )
 _ONLY_AT_THE_START = ("model.pretrained", "train_cfg.label_file")
 
@@ -65,7 +65,7 @@ def _images(runner: Any) -> dict[str, str]:
         return {}
     sources = {"dataset": data.train} | ({} if data.eval is data.train else {"eval_dataset": data.eval})
     return {
-        name: f"{len(source.dataset):,} images with fingerprint {source.dataset.fingerprint}"
+        name: f"{len(source.dataset):,} images with fingerprint {source.dataset.identity}"
         for name, source in sources.items()
     }
 

@@ -24,11 +24,12 @@ _SMALLEST = 3  # clusters whose size is told
 _ROWS, _COLUMNS, _TILE, _GAP, _MARGIN = 30, 14, 64, 4, 150
 
 
-def write_clusters(dataset: ImageDataset, evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
+def write_clusters(dataset: ImageDataset, evaluation: Evaluation, folder: Path) -> list[Path]:
     """Write ``clusters.csv`` (path, cluster, confidence) and ``clusters.png`` whole, or not at all; return their paths.
 
     Confidence is the softmax of the head's scores. The picture has a row for each cluster, largest first, with its
-    most confident images. Images that were lost are in neither.
+    most confident images. Images that were lost are in neither. Of vectors without pictures there is the table alone,
+    and a picture that was there before goes.
     """
     confidence, cluster = evaluation.scores.softmax(1).max(1)
     lost = torch.zeros(len(cluster), dtype=torch.bool) if evaluation.lost is None else evaluation.lost
@@ -37,11 +38,15 @@ def write_clusters(dataset: ImageDataset, evaluation: Evaluation, folder: Path) 
     write_table(
         table, ("path", "cluster", "confidence"), ((path, c, f"{p:.4f}") for path, c, p, gone in rows if not gone)
     )
+    if dataset.pictures is None:
+        picture.unlink(missing_ok=True)
+        print_log(f"no {PICTURE}: data.dataset has vectors without pictures", "current")
+        return [table]
     sureness = log_odds(evaluation.scores).gather(1, cluster[:, None])[:, 0]  # many confidences are exactly 1
-    drawn = draw_clusters(dataset, cluster, sureness.where(~lost, -torch.inf))
+    drawn = draw_clusters(dataset.pictures, cluster, sureness.where(~lost, -torch.inf))
     with written_whole(picture) as raw:
         drawn.save(raw, format="png")
-    return table, picture
+    return [table, picture]
 
 
 def write_skipped(dataset: ImageDataset, folder: Path, name: str = "skipped.csv") -> Path | None:

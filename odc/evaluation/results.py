@@ -38,7 +38,7 @@ def write_results(
     With the ``epochs`` of training behind it, a mark, written last, binds the files to that, for :func:`read_results`;
     ``precision`` is that of the training.
     """
-    files = list(write_clusters(dataset, evaluation, folder)) if evaluation.scores.shape[1] else []
+    files = write_clusters(dataset, evaluation, folder) if evaluation.scores.shape[1] else []
     files.append(folder / METRICS_FILE)
     write_text(files[-1], json.dumps({**values, "precision": precision}, indent=2) + "\n")
     if epochs is not None:
@@ -50,6 +50,7 @@ def write_results(
 
 _MARK = fields({"epochs": whole(), "without_images": listing(whole()), "files": mapping(text)})
 _VALUES = fields({"precision": text}, real())
+_COMPLETE = ({METRICS_FILE}, {METRICS_FILE, CLUSTERS}, {METRICS_FILE, CLUSTERS, PICTURE})  # vectors have no picture
 _NONE = "is not a record of results", "they are made again"
 
 
@@ -61,7 +62,7 @@ def read_results(folder: Path, epochs: int) -> Results | None:
     try:
         mark = read_json(folder / MARK_FILE, _MARK, *_NONE)
         files = mark["files"]
-        if mark["epochs"] != epochs or set(files) not in ({METRICS_FILE}, {METRICS_FILE, CLUSTERS, PICTURE}):
+        if mark["epochs"] != epochs or set(files) not in _COMPLETE:
             return None
         if any(_checksum(folder / name) != checksum for name, checksum in files.items()):
             return None

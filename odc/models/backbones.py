@@ -6,7 +6,7 @@ written down anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -286,6 +286,35 @@ class TimmBackbone(_Library):
         options = {"num_classes": 0, "in_chans": in_channels} | ({"img_size": image_size} if image_size else {})
         model = _made(name, timm.create_model, pretrained=False, **options)
         super().__init__(name, model, in_channels, ", or set model.backbone.image_size where the model has one size")
+
+
+@BACKBONES.register_module()
+class Vectors(nn.Module):
+    """No network: vectors that lie in files already, given as images (B, D, 1, 1), are the features. Nothing trains.
+
+    Args:
+        spaces: widths of the spaces that the vectors consist of, as the data set ``Features`` has them.
+
+    Raises:
+        InputError: for no space, or one without width; and at vectors of another width, or images.
+    """
+
+    def __init__(self, spaces: Sequence[int]) -> None:
+        super().__init__()
+        if not spaces or min(spaces) < 1:
+            raise InputError(f"Vectors.spaces needs the width of at least one space, each at least 1, not {spaces}")
+        self.spaces = tuple(spaces)
+        self.out_channels = sum(self.spaces)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map vectors (B, D, 1, 1) to (B, D)."""
+        if images.shape[1:] != (self.out_channels, 1, 1):
+            found = "×".join(map(str, images.shape[1:]))
+            raise InputError(
+                f"the samples are {found}, but the backbone takes vectors of {self.out_channels}×1×1: set "
+                "model.backbone.spaces, or data.dataset, to what belongs together"
+            )
+        return images.flatten(1)
 
 
 def _made(name: str, make: Callable[..., nn.Module], **options: Any) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -18,6 +18,7 @@ from odc.heads.base import ClusterHead
 from odc.memory.labels import LabelStore
 from odc.models.convert import load_backbone
 from odc.models.ema import MovingAverage
+from odc.options import parameters
 from odc.registry import BACKBONES, HEADS, MODELS, NECKS, build
 from odc.structures import Batch, Comm, Losses
 
@@ -31,7 +32,8 @@ class ClusterModel(BaseModel):
 
     Args:
         backbone: config of a backbone.
-        head: config of a head; ``in_channels`` is filled in from the neck.
+        head: config of a head; ``in_channels`` is filled in from the neck, and where the head takes it ``spaces``, the
+            widths of the spaces that z consists of: the backbone's where the neck has no weights and keeps its width.
         neck: config of a neck; ``in_channels`` is filled in from the backbone.
         pretrained: checkpoint that :meth:`init_weights`, called before training, loads the backbone from: a path, or
             an ``http(s)://`` or ``torchvision://`` address, of any layout in :data:`odc.models.convert.LAYOUTS`.
@@ -75,7 +77,7 @@ class ClusterModel(BaseModel):
                 f"backbone '{backbone['type']}' has no out_channels: set it in __init__ to the width of its output"
             )
         self.neck = build(NECKS, neck or {"type": "AvgPool"}, in_channels=width)
-        self.head: ClusterHead = build(HEADS, head, in_channels=self.neck.out_channels)
+        self.head: ClusterHead = build(HEADS, head, **self._given(head))
         if not isinstance(self.head, ClusterHead):
             raise InputError(f"head '{type(self.head).__name__}' must inherit from odc.heads.ClusterHead")
         self.labels = LabelStore(0)
@@ -84,6 +86,13 @@ class ClusterModel(BaseModel):
         for part in self.frozen:
             self.get_submodule(part).requires_grad_(False)
         self.average = None if ema is None else MovingAverage(self._parts(), ema)
+
+    def _given(self, head: dict[str, Any]) -> dict[str, Any]:
+        """Return what the head need not be told in the config."""
+        width = self.neck.out_channels
+        kept = width == self.backbone.out_channels and not any(True for _ in self.neck.parameters())
+        spaces = tuple(getattr(self.backbone, "spaces", ())) if kept else ()
+        return {"in_channels": width} | ({"spaces": spaces or (width,)} if takes_spaces(head) else {})
 
     @classmethod
     def fitted(cls, model_cfg: dict[str, Any], num_samples: int) -> tuple[dict[str, Any], str | None]:
@@ -188,6 +197,13 @@ class ClusterModel(BaseModel):
             parts = self.features(torch.cat(flat)).split([len(x) for x in flat])
             z |= {key: part.unflatten(0, images[key].shape[:2]) for key, part in zip(keys, parts, strict=True)}
         return z
+
+
+def takes_spaces(head: Any) -> bool:
+    """Return whether the config of a head is of one that is told the widths of the spaces that z consists of."""
+    kind = head.get("type") if isinstance(head, Mapping) else None
+    kind = HEADS.get(kind) if isinstance(kind, str) else kind
+    return kind is not None and "spaces" in parameters(kind)
 
 
 def unwrap(model: Any) -> ClusterModel:
