@@ -1,8 +1,9 @@
-"""Arrays in, arrays out: k-means, neighbours, local consistency, preprocessing; FAISS inside, no state, no modules.
+"""Arrays in, arrays out: k-means, neighbours, consensus, preprocessing; FAISS inside, no state, no modules.
 
 What takes ``comm`` works on the rows of all ranks, each of which gives its own.
 """
 
+from odc.clustering.consensus import agreement, consensus
 from odc.clustering.consistency import local_consistency, log_odds, reliable_samples
 from odc.clustering.kmeans import KMeansResult, MissingFaissError, imbalance, kmeans, kmeans_over_ranks, size_entropy
 from odc.clustering.knn import knn_search
@@ -13,6 +14,8 @@ __all__ = [
     "KMeansResult",
     "MissingFaissError",
     "TwoLevelResult",
+    "agreement",
+    "consensus",
     "fit_whitening",
     "imbalance",
     "kmeans",
