@@ -182,14 +182,21 @@ def _download(source: str, scheme: str) -> dict[str, Any]:
         raise InputError(
             f"checkpoint '{source}': only local files, http(s):// and torchvision:// are read; download it first"
         )
-    if get_rank() > 0:  # rank 0 downloads, the others find the file in the cache
-        barrier()
-    with _reading(source):
+    with first_rank_first(), _reading(source):
         loaded = torch.hub.load_state_dict_from_url(source, map_location="cpu", progress=False, weights_only=True)
-        checkpoint = _checked(loaded, source)
-    if get_rank() == 0:
+        return _checked(loaded, source)
+
+
+@contextmanager
+def first_rank_first() -> Iterator[None]:
+    """Let rank 0 do it alone, downloading say, and the others afterwards: they find the file in the cache."""
+    if get_rank() > 0:
         barrier()
-    return checkpoint
+    try:
+        yield
+    finally:
+        if get_rank() == 0:
+            barrier()
 
 
 # mmengine's own would unpickle unsafely in its initialisers.

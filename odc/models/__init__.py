@@ -1,7 +1,8 @@
 """Backbones, necks, and the model that joins them to a clustering head."""
 
-from odc.models.backbones import ConvNet, ResNet, TimmBackbone, TorchvisionBackbone
+from odc.models.backbones import ConvNet, ResNet
 from odc.models.cluster_model import ClusterModel
+from odc.models.libraries import TimmBackbone, TorchvisionBackbone
 from odc.models.moco import MoCo
 from odc.models.necks import AvgPool, ODCNeck
 

@@ -16,8 +16,8 @@ from odc.checkpoints import load_plain
 from odc.errors import InputError, nearest
 from odc.heads.base import ClusterHead
 from odc.memory.labels import LabelStore
-from odc.models.convert import load_backbone
 from odc.models.ema import MovingAverage
+from odc.models.loading import load_backbone
 from odc.options import parameters
 from odc.registry import BACKBONES, HEADS, MODELS, NECKS, build
 from odc.structures import Batch, Comm, Losses

@@ -2,7 +2,7 @@
 
 A checkpoint of any layout in :data:`LAYOUTS` is brought to one set of names (:func:`take_backbone`): those of
 torchvision for ResNets and VGGs, those of timm for vision transformers, without any wrapper's prefix. From these it
-goes into a backbone of this package (:func:`load_backbone`) or into a file for another one (:func:`convert`).
+goes into a backbone of this package (:mod:`odc.models.loading`) or into a file for another one (:func:`convert`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from odc.checkpoints import LoadReport, load_plain, load_state, write_tensors
+from odc.checkpoints import load_plain, write_tensors
 from odc.errors import InputError, nearest
 from odc.files import writable
 
@@ -34,14 +34,14 @@ _DEPTHS = {
 }
 _DEEPEST = 3  # keys above a dictionary of tensors
 _VGG_CONVOLUTIONS = {8: 11, 10: 13, 13: 16, 16: 19}
-# Names that are not the common ones, in the order of the rules: patterns and what they become.
+# Names that are not the common ones: patterns, what they become, and a pattern of the names beside which they do.
 _RENAMED = (
-    (r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample."),  # SPICE's ResNet for CIFAR
-    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # DINOv2's training: blocks in chunks
-    (r"^(blocks\.\d+\.mlp)\.w12\.", r"\1.fc1."),  # DINOv2's largest: gated
-    (r"^(blocks\.\d+\.mlp)\.w3\.", r"\1.fc2."),
-    (r"^pre_logits\.fc1", "classifier.0"),  # timm's VGGs
-    (r"^pre_logits\.fc2", "classifier.3"),
+    (r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", ""),  # SPICE's ResNet for CIFAR
+    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", r"patch_embed\.proj\.weight$"),  # DINOv2's training: blocks in chunks
+    (r"^(blocks\.\d+\.mlp)\.w12\.", r"\1.fc1.", ""),  # DINOv2's largest: gated
+    (r"^(blocks\.\d+\.mlp)\.w3\.", r"\1.fc2.", r"blocks\.(\d+\.)+mlp\.w12\."),
+    (r"^pre_logits\.fc1", "classifier.0", r"features\.0\.weight$"),  # timm's VGGs
+    (r"^pre_logits\.fc2", "classifier.3", r"features\.0\.weight$"),
 )
 
 
@@ -111,7 +111,7 @@ def listed(left: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({count})" if count else name for name, count in left.items()) or "nothing"
 
 
-def _states(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+def states_of(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
     """Return the dictionaries of tensors in a checkpoint, by their keys joined by ``/``; wrappers left out of names."""
     states: dict[str, dict[str, Tensor]] = {}
 
@@ -130,11 +130,16 @@ def _states(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
 
 def _places(layout: Layout, states: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
     """Return the keys of the states that may be of a layout, best first; averages come after what they are of."""
+    return sorted(in_order(layout, states), key=lambda key: not layout.fits(states[key]))
+
+
+def in_order(layout: Layout, states: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
+    """Return the keys under which a layout's tensors may lie, best first."""
     places = [key for key in layout.holds if key in states]
     if "" in layout.holds:
         others = [key for key in states if key not in places]
-        places += sorted(others, key=lambda key: bool(re.search("ema|average|momentum|student", key)))
-    return sorted(places, key=lambda key: not layout.fits(states[key]))
+        places += sorted(others, key=lambda key: bool(re.search("ema|average|momentum|student|train_model", key)))
+    return places
 
 
 def _recognise(checkpoint: Mapping[str, Any], states: Mapping[str, Mapping[str, Tensor]], source: str) -> str:
@@ -165,7 +170,7 @@ def take_backbone(
     """
     if layout is not None and layout not in LAYOUTS:
         raise InputError(f"no layout '{layout}'{nearest(layout, LAYOUTS)}")
-    states = _states(checkpoint)
+    states = states_of(checkpoint)
     name = layout or _recognise(checkpoint, states, source)
     rules = LAYOUTS[name]
     for key in _places(rules, states):
@@ -202,12 +207,19 @@ def take_backbone(
 
 
 def _common_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors by torchvision's names, those of transformers by timm's."""
+    """Return the tensors by torchvision's names, those of transformers by timm's.
+
+    Raises:
+        InputError: two tensors would have one name.
+    """
+    rules = [(old, new) for old, new, beside in _RENAMED if any(re.match(beside, name) for name in tensors)]
     out: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         new = name
-        for pattern, common in _RENAMED:
+        for pattern, common in rules:
             new = re.sub(pattern, common, new)
+        if new in out:
+            raise InputError(f"two tensors would both be called '{new}', '{name}' and another: it is no such network")
         # The linear layers of timm's VGGs are convolutions.
         out[new] = tensor.flatten(1) if name.startswith("pre_logits.fc") and tensor.ndim == 4 else tensor
     if {"register_tokens", "cls_token", "pos_embed"} <= out.keys():
@@ -215,9 +227,14 @@ def _common_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         out["reg_token"] = out.pop("register_tokens")
         out["cls_token"] = out["cls_token"] + out["pos_embed"][:, :1]
         out["pos_embed"] = out["pos_embed"][:, 1:]
-    for name in [name for name in out if name.endswith(".running_mean")]:
-        out.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+    count_batches(out)
     return out
+
+
+def count_batches(tensors: dict[str, Tensor]) -> None:
+    """Add batch norm's counters where they are not: files older than torch 0.4.1 lack them."""
+    for name in [name for name in tensors if name.endswith(".running_mean")]:
+        tensors.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
 
 
 def _resnet(tensors: Mapping[str, Tensor]) -> tuple[int | None, int, int, int] | None:
@@ -274,7 +291,7 @@ def suggest(tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _timm_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def timm_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors by timm's names, which differ from torchvision's for the linear layers of VGGs."""
     out = {}
     for name, tensor in tensors.items():
@@ -312,7 +329,7 @@ def rename(state: BackboneState, to: str = "odc", source: str = "the checkpoint"
         ours = resnet or any(name.startswith("layers.") for name in tensors)
         named = {f"backbone.{'' if ours else 'model.'}{name}": tensor for name, tensor in tensors.items()}
     elif vgg and to == "timm":
-        named = _timm_names(tensors)
+        named = timm_names(tensors)
     elif resnet or vgg or fits or state.layout == to:
         named = dict(tensors)
     else:
@@ -348,34 +365,3 @@ def convert(src: str | Path, dst: str | Path, *, layout: str | None = None, to: 
     backbone = suggest(state.tensors)
     use = f"; use it with model.pretrained='{dst}'" + (f", model.backbone={backbone}" if backbone else "")
     return f"{src}: {state}\n{dst}: {len(tensors)} tensors by the names of {to}{use if to == 'odc' else ''}"
-
-
-def load_backbone(backbone: nn.Module, checkpoint: Mapping[str, Any], source: str = "the checkpoint") -> str:
-    """Load a checkpoint, as :func:`take_backbone` takes it, into a backbone: all of it, or nothing and an error.
-
-    The names may be with or without ``model.``, as ``TorchvisionBackbone`` and ``TimmBackbone`` have it. Layers of a
-    classifier that the backbone does not have are left. Returns what was loaded and what was left, in one line.
-
-    Raises:
-        InputError: the layout is unknown, or names or shapes differ; the message has both shapes.
-    """
-    state = take_backbone(checkpoint, source=source)
-    wanted = backbone.state_dict()
-    plain = (state.tensors, _timm_names(state.tensors))
-    forms = [*plain, *({f"model.{name}": t for name, t in form.items()} for form in plain)]
-    given = max(forms, key=lambda form: len(form.keys() & wanted.keys()))
-    classifier = r"(model\.)?(fc|classifier|heads?|pre_logits)\."
-    extra = [name for name in given if name not in wanted and re.match(classifier, name)]
-    given = {name: tensor for name, tensor in given.items() if name not in extra}
-    left = Counter(state.left)
-    left.update(name.rpartition(".")[0] for name in extra)
-
-    report = LoadReport(given, wanted)
-    if not report.complete:
-        advice = suggest(state.tensors)
-        raise InputError(
-            f"{source} holds {network_of(state.tensors)} (layout {state.layout}), which does not fit the model's "
-            f"{type(backbone).__name__}: {report}; " + (f"set model.backbone={advice}" if advice else "use one like it")
-        )
-    load_state(backbone, given, source=source)
-    return f"{len(given)} tensors loaded of layout {state.layout}, {network_of(state.tensors)}; left: {listed(left)}"

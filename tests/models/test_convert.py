@@ -23,12 +23,12 @@ from odc.models.convert import (
     LAYOUTS,
     convert,
     listed,
-    load_backbone,
     network_of,
     rename,
     suggest,
     take_backbone,
 )
+from odc.models.loading import load_backbone
 
 timm = pytest.importorskip("timm")
 State = dict[str, Tensor]
@@ -446,7 +446,7 @@ def test_vgg_between_torchvision_and_timm() -> None:
     assert all(torch.equal(back.pop(name), t) for name, t in without(theirs.state_dict(), "classifier.6").items())
     assert not back
     told = load_backbone(TorchvisionBackbone("vgg11"), state)
-    assert told.endswith("left: model.classifier.0 (2), model.classifier.3 (2)")
+    assert told.endswith("left: classifier.0 (2), classifier.3 (2)")
 
 
 def test_our_wrappers_and_small_nets(tmp_path: Path) -> None:
