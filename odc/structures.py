@@ -34,7 +34,7 @@ class Stream:
     """One part of a training batch.
 
     Raises:
-        InputError: for less than one row a step, or other ``rows``.
+        InputError: for less than one row a step, other ``rows``, or ``distinct`` with what repeats rows.
     """
 
     name: str  # key of the stream's batch in ClusterHead.loss
@@ -43,6 +43,7 @@ class Stream:
     views: tuple[str, ...] = ("train",)  # names of the data set's views; every row is seen through each
     balance: tuple[int, ...] = ()  # target columns to draw uniformly over, outermost first; (): over the rows
     replace: bool = False  # draw rows with replacement; balance repeats rows where it must, whatever this says
+    distinct: bool = False  # no row twice in a step, which has fewer than `size` where there are fewer in all
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -51,6 +52,10 @@ class Stream:
             )
         if self.rows not in ("all", "labelled"):
             raise InputError(f"stream '{self.name}' has rows='{self.rows}'; known: all, labelled")
+        if self.distinct and (self.balance or self.replace):
+            raise InputError(
+                f"stream '{self.name}' cannot have distinct rows with balance or replace, which repeat some"
+            )
 
 
 @dataclass(frozen=True)

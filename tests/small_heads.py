@@ -195,6 +195,16 @@ HEAD_CONFIGS: dict[str, dict[str, Any]] = {
         type="SpiceSelfHead", num_clusters=3, num_heads=2, hidden_channels=8, batch_size=20, chunk=20, repeats=2
     ),
     "spice-semi": dict(type="SpiceSemiHead", num_clusters=3, labelled_size=4, batch_size=16, steps=4, threshold=0.36),
+    "turtle": dict(
+        type="TurtleHead",
+        num_clusters=3,
+        batch_size=60,
+        steps=3,
+        inner_steps=2,
+        inner_lr=0.05,
+        warm_start=True,
+        whiten=6,
+    ),
     "classifier": dict(type="ClassifierHead", num_classes=3, batch_size=8),
     "pairs": dict(type="NeighbourPairs"),
     "teacher": dict(type="MeanTeacher"),

@@ -17,15 +17,16 @@ def draw_rows(stream: Stream, target: Tensor, steps: int | None, generator: torc
     the slots are shared equally over the non-empty classes of the first of those columns, each class's over its
     non-empty classes of the next, and each last group's over its rows: two shares of one parent differ by 1 at most,
     and who gets the odd ones is random. Rows that are unlabelled in a column of ``balance`` take no part.
+    With ``distinct`` no batch spans two permutations: what is left of one, less than a batch, is not used.
 
     Args:
-        stream: its ``size``, ``rows``, ``balance`` and ``replace`` are what counts.
+        stream: its ``size``, ``rows``, ``balance``, ``replace`` and ``distinct`` are what counts.
         target: (M, T) int64, -1 unlabelled.
         steps: batches; ``None``: as many as see every row that takes part, ``ceil(rows / size)``.
         generator: CPU generator; the result is a function of it and the other arguments alone.
 
-    Returns (steps, size) int64 rows of ``target``; raises InputError where none takes part, ValueError where there is
-    no such column.
+    Returns (steps, size) int64 rows of ``target``, with ``distinct`` and fewer rows than that as many a step as there
+    are; raises InputError where none takes part, ValueError where there is no such column.
     """
     if target.ndim != 2 or not all(0 <= column < target.shape[1] for column in stream.balance):
         raise ValueError(f"stream '{stream.name}' balances columns {stream.balance} of target {tuple(target.shape)}")
@@ -37,6 +38,11 @@ def draw_rows(stream: Stream, target: Tensor, steps: int | None, generator: torc
     if steps is None:
         steps = -(-len(rows) // stream.size)
     total = steps * stream.size
+    if stream.distinct:
+        size = min(stream.size, len(rows))
+        whole = len(rows) // size * size
+        keys = torch.rand(-(-steps * size // whole), len(rows), dtype=torch.float64, generator=generator)
+        return rows[keys.argsort(dim=1)[:, :whole]].view(-1, size)[:steps]
     if stream.balance:
         order = _balanced(target[rows][:, list(stream.balance)], total, generator)
     elif stream.replace:

@@ -337,7 +337,7 @@ class ClusterTrainLoop(BaseLoop):
             raise diverged(self.runner, f"'{weight}' of the model is not finite after {self._here()}")
 
     def _my_rows(self, stream: Stream, step: int) -> Tensor:
-        return self.order[stream.name][step].chunk(self.comm.world)[self.comm.rank]
+        return self.order[stream.name][step].tensor_split(self.comm.world)[self.comm.rank]
 
     def _requests(self, plan: Plan, model: ClusterModel, steps: int) -> Iterator[list[ViewRequest]]:
         """Requests of the steps from the present one on; samples and variants of a row do not change in a pass."""
@@ -345,8 +345,8 @@ class ClusterTrainLoop(BaseLoop):
         for step in range(self.step, steps):
             requests = []
             for s, stream in enumerate(plan.streams):
-                rows = self._my_rows(stream, step).numpy()
-                position = np.arange(len(rows)) + self.comm.rank * len(rows)
+                rows, size = self._my_rows(stream, step).numpy(), self.order[stream.name].shape[1]
+                position = np.array_split(np.arange(size), self.comm.world)[self.comm.rank]
                 for v, view in enumerate(stream.views):
                     key = mix(self.seed, self._epoch, self.chunk, self.repeat, step, s, v)
                     keys = mix_array(key, position)
@@ -364,7 +364,8 @@ class ClusterTrainLoop(BaseLoop):
         store = model.labels
         if cache is None:
             self.features.fixed = None  # this step may change the features
-            self.images_seen += store.index.shape[1] * sum(stream.size * len(stream.views) for stream in plan.streams)
+            views = sum(len(stream.views) * self.order[stream.name].shape[1] for stream in plan.streams)
+            self.images_seen += store.index.shape[1] * views
         rows = {}
         for stream in plan.streams:
             row = self._my_rows(stream, self.step).to(store.target.device, non_blocking=True)

@@ -8,6 +8,7 @@ from odc.heads.moco import MoCoHead
 from odc.heads.odc import ODCHead
 from odc.heads.spice import SpiceSelfHead
 from odc.heads.spice_semi import SpiceSemiHead
+from odc.heads.turtle import TurtleHead
 
 __all__ = [
     "ClassifierHead",
@@ -19,5 +20,6 @@ __all__ = [
     "ODCHead",
     "SpiceSelfHead",
     "SpiceSemiHead",
+    "TurtleHead",
     "weighted_mean",
 ]
