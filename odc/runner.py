@@ -25,7 +25,7 @@ from odc import logs
 from odc.checkpoints import TAKE_PART, find_resume, load_plain, load_state, model_state, to_plain
 from odc.engine.comm import ONE_BUCKET, average_in_order, init_gloo
 from odc.engine.finite import diverged, non_finite
-from odc.engine.precision import PRECISIONS, lacks_bfloat16_anywhere, settle_precision
+from odc.engine.precision import PRECISIONS, lacks_bfloat16_anywhere, repeat_on_gpu, settle_precision
 from odc.engine.resume import HUB, META, change_options, check_state, options_of
 from odc.errors import DamagedError, InputError, one_line
 from odc.files import write_text
@@ -55,7 +55,10 @@ class Runner(mmengine.runner.Runner):
     # -- building
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
-        """Set up processes and ranks; on a machine without a GPU the ranks speak gloo, whatever the config says."""
+        """Set up processes and ranks; on a machine without a GPU the ranks speak gloo, whatever the config says.
+
+        On a GPU a run repeats to the last bit.
+        """
         if self.distributed:
             # Against a fresh process's own default (all cores, on every rank); mmengine does the same and warns.
             for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -64,6 +67,8 @@ class Runner(mmengine.runner.Runner):
                 end_with_parent()
             if get_device() == "cpu" and not is_distributed():
                 init_gloo(self.launcher, env_cfg.get("dist_cfg", {}).get("timeout"))
+        if get_device() == "cuda":
+            repeat_on_gpu()
         super().setup_env(env_cfg)
         # mmengine shares logger and message hub between runners of one name, and names them by the second.
         self._timestamps[self._timestamp] += 1

@@ -1,4 +1,4 @@
-"""What a training computes in: bfloat16 only where processor or GPU computes it themselves."""
+"""What a training computes in: bfloat16 only where processor or GPU computes it themselves, and the same bits again."""
 
 from __future__ import annotations
 
@@ -75,3 +75,15 @@ def lacks_bfloat16_anywhere() -> str | None:
     reason = lacks_bfloat16()
     reasons = all_gather_object(reason) if is_distributed() else [reason]  # ranks of different kinds must agree
     return next((r for r in reasons if r is not None), None)
+
+
+def repeat_on_gpu() -> None:
+    """Let the GPU compute the same bits each time: the fastest kernels of torch, cuDNN and cuBLAS add in any order.
+
+    An operation that has no other kernel is an error of torch's, which names it.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.backends.cudnn.benchmark = False  # which kernel is the fastest may differ between two runs
+    torch.use_deterministic_algorithms(True)
+    # Nothing here reads what it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
