@@ -23,7 +23,7 @@ from torch import nn
 import odc.engine.checkpointing  # noqa: F401  # its hooks take the place of mmengine's
 from odc import logs
 from odc.checkpoints import TAKE_PART, find_resume, load_plain, load_state, model_state, to_plain
-from odc.engine.comm import ONE_BUCKET, average_in_order, init_gloo
+from odc.engine.comm import ONE_BUCKET, average_in_order, init_gloo, launched
 from odc.engine.finite import diverged, non_finite
 from odc.engine.precision import PRECISIONS, lacks_bfloat16_anywhere, repeat_on_gpu, settle_precision
 from odc.engine.resume import HUB, META, change_options, check_state, options_of
@@ -65,8 +65,10 @@ class Runner(mmengine.runner.Runner):
                 os.environ.setdefault(variable, "1")
             if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's ranks; Slurm and MPI see to theirs
                 end_with_parent()
-            if get_device() == "cpu" and not is_distributed():
-                init_gloo(self.launcher, env_cfg.get("dist_cfg", {}).get("timeout"))
+            if not is_distributed():
+                launched(self.launcher, torch.cuda.device_count())
+                if get_device() == "cpu":
+                    init_gloo(self.launcher, env_cfg.get("dist_cfg", {}).get("timeout"))
         if get_device() == "cuda":
             repeat_on_gpu()
         super().setup_env(env_cfg)

@@ -31,7 +31,7 @@ def trained(write: Write, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]
 def slow_features(path: str, checkpoint: str, drop_neck: bool) -> torch.Tensor:
     """Return the features of the images one by one, from the checkpoint's own tensors."""
     runner = build_runner(prepare_config(path, work_dir="slow"))
-    model = runner.model
+    model = runner.model.cpu()
     model.load_state_dict(load_plain(checkpoint)["state_dict"])
     model.eval()
     rows = []

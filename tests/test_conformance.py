@@ -30,7 +30,7 @@ def train(name: str, work_dir: Path, **options: Any) -> dict[str, Any]:
 def differences(a: Any, b: Any, path: str = "") -> list[str]:
     """Return the places where two nested structures are not bitwise the same."""
     if isinstance(a, torch.Tensor):
-        return [] if a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b) else [path]
+        return [] if a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu()) else [path]
     if isinstance(a, dict):
         if a.keys() != b.keys():
             return [f"{path}: {sorted(map(str, a))} / {sorted(map(str, b))}"]

@@ -20,8 +20,9 @@ Results = dict[tuple[int, int], dict[str, Any]]
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("ranks")
-    # Forked: four interpreters that import everything would take most of the time. The ranks run on one thread.
-    context = multiprocessing.get_context("fork")
+    # Forked: four interpreters that import everything would take most of the time. What CUDA has
+    # looked at cannot be forked. The ranks run on one thread.
+    context: Any = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
     processes = [context.Process(target=main, args=(folder, rank)) for rank in range(4)]
     with warnings.catch_warnings():
         # Python >= 3.12 warns of any fork beside other threads

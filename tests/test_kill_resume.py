@@ -24,7 +24,7 @@ EPOCHS = 6
 def environment() -> dict[str, str]:
     search = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     threads = str(torch.get_num_threads())  # those of this process: another number rounds otherwise
-    more = {"PYTHONPATH": search, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ""}
+    more = {"PYTHONPATH": search, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     return {**os.environ, **more}
 
 

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from toy_runner import Toy, build, evaluation, log_of, one_line, save, truncate, weights
 
 from odc.checkpoints import load_plain, write_tensors
+from odc.engine.comm import launched
 from odc.errors import InputError
 
 
@@ -189,12 +190,12 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     monkeypatch.setenv("WORLD_SIZE", "1")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # mmengine warns where they are not set
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     yield monkeypatch
     if torch_dist.is_initialized():
         torch_dist.destroy_process_group()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 @pytest.mark.parametrize("launcher", ["pytorch", "slurm"])
 @pytest.mark.parametrize(
     "cfg", [{}, {"find_unused_parameters": True}, {"model_wrapper_cfg": {"find_unused_parameters": True}}]
@@ -225,3 +226,11 @@ def test_a_launcher_without_its_variables_is_one_line(tmp_path: Path, one_rank: 
     with pytest.raises(InputError, match="'RANK'") as error:
         build(tmp_path, launcher="pytorch")
     one_line(error)
+
+
+def test_more_processes_than_gpus_are_refused(one_rank: pytest.MonkeyPatch) -> None:
+    one_rank.setenv("LOCAL_RANK", "2")
+    assert launched("pytorch", gpus=3) == ["0", "1", "2"]
+    assert launched("pytorch", gpus=0) == ["0", "1", "2"], "without any, processes share the processor"
+    with pytest.raises(InputError, match="process 3 on this machine has no GPU of its own, there are 2: start at most"):
+        launched("pytorch", gpus=2)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+import torch
+
 from odc.comparison.cell import LOG, run_cell
 from odc.comparison.plan import Cell
 
@@ -93,8 +95,11 @@ class Processes(Executor):
 
     def __init__(self, jobs: int) -> None:
         super().__init__(jobs)
-        self.context = multiprocessing.get_context("forkserver")  # imports once; never forks a process with threads
-        self.context.set_forkserver_preload(["odc.comparison.cell"])
+        if torch.cuda.is_available():  # a process that has looked for GPUs, as imports do, cannot be forked
+            self.context: Any = multiprocessing.get_context("spawn")
+        else:
+            self.context = multiprocessing.get_context("forkserver")  # imports once; never forks one with threads
+            self.context.set_forkserver_preload(["odc.comparison.cell"])
 
     def start(self, cell: Cell) -> Running:
         """Begin a cell."""

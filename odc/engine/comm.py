@@ -242,17 +242,31 @@ def is_first_rank(launcher: str) -> bool:
     return launcher not in _RANK_VARIABLES or os.environ.get(_RANK_VARIABLES[launcher][0], "0") == "0"
 
 
-def init_gloo(launcher: str, timeout: float | None) -> None:
-    """Start gloo from the launcher's environment variables; mmengine's own start-up requires a GPU."""
-    variables = _RANK_VARIABLES[launcher]
+def launched(launcher: str, gpus: int) -> list[str]:
+    """Return rank, number of ranks and rank on this machine, as the launcher's environment variables have them.
+
+    Raises:
+        InputError: one is not set, or this machine has ``gpus``, but fewer of them than ranks.
+    """
     try:
-        values = [os.environ[name] for name in variables]
+        values = [os.environ[name] for name in _RANK_VARIABLES[launcher]]
     except KeyError as error:
         starter = {"slurm": "tools/slurm_train.sh", "mpi": "mpirun"}.get(launcher, "tools/dist_train.sh")
         raise InputError(
             f"--launcher {launcher} needs the environment variable {error}, which {starter} sets: start with it"
         ) from None
-    os.environ.update(zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), values, strict=True))
+    local = int(values[-1])
+    if 0 < gpus <= local:
+        raise InputError(
+            f"process {local + 1} on this machine has no GPU of its own, there are {gpus}: start at most {gpus} "
+            "processes, or set CUDA_VISIBLE_DEVICES= to train without GPUs"
+        )
+    return values
+
+
+def init_gloo(launcher: str, timeout: float | None) -> None:
+    """Start gloo from the launcher's environment variables; mmengine's own start-up requires a GPU."""
+    os.environ.update(zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), launched(launcher, 0), strict=True))
     os.environ.setdefault("MASTER_PORT", "29500")
     if "MASTER_ADDR" not in os.environ and launcher == "slurm":
         hosts = subprocess.run(

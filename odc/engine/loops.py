@@ -31,7 +31,7 @@ from odc.engine.comm import arrive, average_statistics, check_agreement, check_g
 from odc.engine.data import ClusterData
 from odc.engine.extract import FeatureCache, Features
 from odc.engine.finite import Readings, broken_images, diverged, non_finite
-from odc.engine.optim import Schedule
+from odc.engine.optim import Schedule, forget
 from odc.engine.plans import check_plan, chunks
 from odc.engine.resume import POSITION, read_position
 from odc.errors import InputError
@@ -186,6 +186,7 @@ class ClusterTrainLoop(BaseLoop):
             )
         for name in POSITION:
             setattr(self, name, state[name])
+        self.index_before, self.labels_before = (x.to(self.device) for x in (self.index_before, self.labels_before))
         for name, parameter in model.named_parameters():
             gradient = state["gradients"].get(name)
             parameter.grad = None if gradient is None else gradient.to(parameter)
@@ -288,7 +289,7 @@ class ClusterTrainLoop(BaseLoop):
             module: Any = model.head.get_submodule(name)
             module.reset(generator)
             for parameter in module.parameters():
-                optimizer.state.pop(parameter, None)
+                forget(optimizer, parameter)
                 parameter.grad = None
         if self.comm.world > 1:
             for tensor in (*model.head.parameters(), *model.head.buffers()):

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from mmengine.optim import OptimWrapper
 from torch import nn
 
@@ -50,6 +51,14 @@ class ByName:
         optimizer = build(OPTIMIZERS, {**self.optimizer, "params": params})
         wrapper = {"type": "OptimWrapper", **self.wrapper}
         return build(OPTIM_WRAPPERS, {**wrapper, "optimizer": optimizer})
+
+
+def forget(optimizer: Any, parameter: nn.Parameter) -> None:
+    """Let an optimiser know no more of ``parameter`` than at its first step."""
+    known = optimizer.state.pop(parameter, None)
+    if known and isinstance(optimizer, torch.optim.Adagrad):  # before torch 2.15 only its constructor makes a state
+        options = {name: optimizer.defaults[name] for name in ("initial_accumulator_value", "fused")}
+        optimizer.state[parameter] = torch.optim.Adagrad([parameter], **options).state[parameter]
 
 
 class Schedule:

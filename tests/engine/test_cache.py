@@ -69,7 +69,7 @@ def test_each_image_is_augmented_once_for_every_labelling(tmp_path: Path, monkey
     assert torch.allclose(loop.features.fixed, table.features, atol=1e-6)
     chunk = torch.tensor([4, 7, 31])
     part = loop.features.extract(model, chunk, "weak")
-    assert torch.equal(part.index, chunk)
+    assert torch.equal(part.index.cpu(), chunk)
     assert torch.equal(part.features, loop.features.fixed[chunk])
     assert part.logits.shape == (3, 2, 3)
     assert not torch.allclose(part.logits, model.head.logits(part.features), atol=1e-3), "not through the weak view"
@@ -131,7 +131,7 @@ def test_a_step_gets_the_features_of_its_images(tmp_path: Path) -> None:
                 turns = int(variant[row]) if view == "strong" else 0
                 image = finish(loop.data.dataset.image(i).rot90(turns, (1, 2))[None], torch.tensor([0]))
                 with torch.no_grad():
-                    assert torch.allclose(got, model.features(image)[0], atol=1e-5)
+                    assert torch.allclose(got, model.features(image.to(got.device))[0], atol=1e-5)
 
 
 def test_the_optimiser_holds_the_head_alone_and_the_rest_stays(tmp_path: Path) -> None:

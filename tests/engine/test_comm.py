@@ -39,7 +39,9 @@ def a_rank(rank: int, store: Path, pipe: Connection) -> None:
 def run_on_two_ranks(target: Any, store: Path) -> Iterator[tuple[int, Any]]:
     """Yield what the two ranks send until each of them has sent "done"."""
     receive, send = multiprocessing.Pipe(duplex=False)
-    context = multiprocessing.get_context("fork")
+    context: Any = multiprocessing.get_context(
+        "spawn" if torch.cuda.is_available() else "fork"
+    )  # CUDA cannot be forked
     processes = [context.Process(target=target, args=(rank, store, send)) for rank in range(2)]
     with warnings.catch_warnings():
         # Python >= 3.12 warns of any fork beside other threads

@@ -51,13 +51,21 @@ class Before(Hook):
 @pytest.mark.parametrize(("kind", "words"), [("loss", "the loss is nan"), ("gradient", "the loss is finite but its")])
 def test_nothing_takes_it(kind: str, words: str, tmp_path: Path) -> None:
     runner, before = poisoned(tmp_path, kind=kind), Before()
-    runner.register_hook(before)
+    for hook in (ReadAtOnce(), before):
+        runner.register_hook(hook)
     with pytest.raises(InputError, match=f"{words}.* at epoch 2, step 2: lower the learning rate, now 0.05") as error:
         runner.train()
     assert str(error.value).endswith(f"the last checkpoint, '{tmp_path / 'epoch_1.pth'}', was saved before that")
     for name, tensor in runner.model.state_dict().items():
         if "running" not in name and "num_batches" not in name:  # of batch norm, which a forward moves
             assert torch.equal(tensor, before.state[name]), name
+
+
+class ReadAtOnce(Hook):
+    """Lets the loop read as on a processor: at every step."""
+
+    def before_train(self, runner: Any) -> None:
+        runner.train_loop.reads_late = False
 
 
 class ReadLate(Hook):

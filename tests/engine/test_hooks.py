@@ -66,6 +66,9 @@ def test_a_slow_first_step_does_not_count(tmp_path: Path, monkeypatch: pytest.Mo
     class Slow(Hook):
         priority = "HIGHEST"
 
+        def before_train(self, runner: Any) -> None:
+            runner.train_loop.reads_late = False  # as on a processor
+
         def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
             clock.now += 9 if runner.iter == 3 else 0
 

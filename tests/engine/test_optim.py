@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from odc.apis import build_runner
 from odc.config.checking import check_parts
-from odc.engine.optim import ByName
+from odc.engine.optim import ByName, forget
 from odc.errors import InputError
 from odc.heads import ClusterHead
 from odc.registry import HEADS, OPTIM_WRAPPERS
@@ -117,7 +117,7 @@ class TwoLosses(ClusterHead):
 
     def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         z = batches["train"].z["train"][:, 0]
-        wanted = torch.randint(3, (len(z),), generator=generator)
+        wanted = torch.randint(3, (len(z),), generator=generator).to(z.device)
         return Losses(
             {
                 "classifier_loss": F.cross_entropy(self.classifier(z), wanted),
@@ -158,3 +158,22 @@ def test_options_of_other_constructors_are_no_prefixes(tmp_path: Path) -> None:
     cfg.optim_wrapper.update(constructor="ByName", paramwise_cfg=dict(norm_decay_mult=0))
     with pytest.raises(InputError, match="start of parameters' names, 'norm_decay_mult' is configured by a dict, not"):
         check_parts(cfg)
+
+
+@pytest.mark.parametrize("kind", ["Adagrad", "Adam", "SGD"])
+def test_a_forgotten_parameter_begins_anew(kind: str) -> None:
+    options: dict[str, Any] = {"SGD": dict(momentum=0.9), "Adagrad": dict(initial_accumulator_value=0.5)}.get(kind, {})
+    one, other = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = getattr(torch.optim, kind)([{"params": [other]}, {"params": [one], "lr": 0.1}], lr=0.3, **options)
+
+    def step() -> None:
+        for parameter in (one, other):
+            parameter.grad = torch.tensor([1.0, -2.0, 0.5])
+        optimizer.step()
+
+    step()
+    first = one.detach().clone()
+    forget(optimizer, one)
+    one.data.fill_(1)
+    step()
+    assert torch.equal(one, first)

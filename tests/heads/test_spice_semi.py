@@ -117,7 +117,7 @@ def test_it_is_evaluated_by_its_averages_and_trains_on_what_it_was_given(tmp_pat
     assert 0 < runner.train_loop.epoch_means()["confident"] <= 1
     averaged = loop.evaluation.scores
     with model.averaged():
-        average = model.head.predict(loop.evaluation.features)
+        average = model.head.predict(loop.evaluation.features.to(runner.train_loop.device)).cpu()
     assert torch.allclose(averaged, average, atol=1e-6)
     model.average.steps.zero_()  # as if there were none
     assert not torch.allclose(loop.evaluate().scores, averaged, atol=1e-4)
