@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 
 from odc.config import override, parse_config
 from odc.config.checking import check_compile, check_config, check_monitored, check_parts, check_seed
+from odc.config.views import NOTE, fill_views
 from odc.data.datasets import ImageDataset
 from odc.data.embeddings import Embeddings, check_ending
 from odc.data.feature_files import read_space
@@ -61,7 +62,8 @@ def prepare_config(
         launcher: ``"none"``, ``"pytorch"``, ``"slurm"`` or ``"mpi"``.
 
     Raises:
-        InputError: for a config that does not exist or has unknown keys, and a seed out of range.
+        InputError: for a config that does not exist or has unknown keys, a seed out of range, and views that should be
+            as the weights want them where nobody knows how that is.
     """
     cfg = override(config if isinstance(config, Config) else parse_config(config), cfg_options)
     check_config(cfg)
@@ -83,6 +85,7 @@ def prepare_config(
         cfg.data.dataset.strict = True
     cfg.launcher = launcher
     _fill_spaces(cfg)
+    fill_views(cfg)
     return cfg
 
 
@@ -118,6 +121,8 @@ def build_runner(cfg: Config) -> Runner:
         _check_spaces(unwrap(runner.model), source.dataset)
     runner.use_data(data, data if val else None)
     print_log(data.train.dataset.describe(), "current")
+    if NOTE in cfg:
+        print_log(cfg[NOTE], "current")
     if data.eval is not data.train:
         print_log(f"evaluated on {data.eval.dataset.describe()}", "current")
     if runner.rank == 0:

@@ -208,6 +208,17 @@ class Runner(mmengine.runner.Runner):
 
     # -- loading
 
+    def _init_model_weights(self) -> None:
+        """Initialise the model, unless a checkpoint is about to replace all of it: weights are not read for nothing.
+
+        So a resumed run needs neither the files that the first one started from nor a network.
+        """
+        whole = self._load_from is not None and (self.resumes or not self.cfg.get("load_partial", False))
+        found = [whole or (self.resumes and is_main_process() and next(find_resume(self.work_dir), None) is not None)]
+        broadcast_object_list(found)
+        if not found[0]:
+            super()._init_model_weights()
+
     def load_checkpoint(self, filename: str) -> dict[str, Any]:
         """Load the model's state from ``filename`` and return the whole checkpoint.
 

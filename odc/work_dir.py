@@ -56,6 +56,7 @@ def of_another_run(cfg: Config) -> list[str]:
     starts = {
         "load_from": cfg.get("load_from"),
         "model.pretrained": cfg.model.get("pretrained"),
+        "model.backbone.weights": cfg.model.backbone.get("weights"),
         "train_cfg.label_file": cfg.train_cfg.get("label_file"),
     }
     for name, file in starts.items():

@@ -21,6 +21,7 @@ PRIVATE = {
     "mmengine.runner.Runner._resume": "the option of the constructor",
     "mmengine.runner.Runner._load_from": "the option of the constructor",
     "mmengine.runner.Runner._randomness_cfg": "a resumed run keeps its seed",
+    "mmengine.runner.Runner._init_model_weights": "a resumed run does not read the weights that it started from",
     "mmengine.runner.Runner._maybe_compile": "it compiles train_step, which no loop here calls",
     "mmengine.runner.EpochBasedTrainLoop._epoch": "the position to resume at",
     "mmengine.runner.EpochBasedTrainLoop._iter": "the position to resume at",

@@ -245,7 +245,8 @@ class PreflightHook(Hook):
             line += f"; for evaluation only: k-means NMI {values['kmeans_nmi']:.3f}, kNN {values['knn']:.3f}"
         runner.logger.info(line)
         remedy = (
-            "pre-train the backbone (configs/moco) and set model.pretrained to its checkpoint; where it is set, check "
+            "pre-train the backbone (configs/moco) and set model.pretrained to its checkpoint, or take public weights "
+            "(model.backbone.pretrained=True of a TimmBackbone or TorchvisionBackbone); where they are set, check "
             "that the log says the backbone was loaded"
         )
         if values["spread"] < SAME:

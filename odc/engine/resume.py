@@ -29,7 +29,10 @@ _FREE = re.compile(
     r"(data\.(num_workers|extract_batch_size)|train_cfg\.(max_epochs|val_interval|log_interval|schedule))(\..+)?"
     r"|data\.(eval_)?dataset\.((.+\.)?(strict|verify)|files|pictures\..+)"
 )
-_ONLY_AT_THE_START = ("model.pretrained", "train_cfg.label_file")
+_ONLY_AT_THE_START = (
+    *("model.pretrained", "model.backbone.pretrained", "model.backbone.weights"),
+    "train_cfg.label_file",
+)
 
 
 class SameRunHook(Hook):

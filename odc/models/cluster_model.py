@@ -37,8 +37,8 @@ class ClusterModel(BaseModel):
         neck: config of a neck; ``in_channels`` is filled in from the backbone.
         pretrained: checkpoint that :meth:`init_weights`, called before training, loads the backbone from: a path, or
             an ``http(s)://`` or ``torchvision://`` address, of any layout in :data:`odc.models.convert.LAYOUTS`.
-        frozen: parts whose parameters do not train, of ``"backbone"`` and ``"neck"``. Where it is both, the loop
-            computes features once instead of at every step.
+        frozen: parts whose parameters do not train, of ``"backbone"`` and ``"neck"``; ``True`` is both, ``False``
+            neither. Where it is both, the loop computes features once instead of at every step.
         norm_eval: keep the frozen parts in evaluation mode: no dropout, and batch norm's statistics stay. ``False``
             lets these drift with the batches, as SPICE's public code does.
         ema: decay of an exponential moving average of the trained parameters and of batch norm's statistics, which
@@ -58,11 +58,13 @@ class ClusterModel(BaseModel):
         head: dict[str, Any],
         neck: dict[str, Any] | None = None,
         pretrained: str | None = None,
-        frozen: Sequence[str] = (),
+        frozen: Sequence[str] | bool = (),
         norm_eval: bool = True,
         ema: float | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(frozen, bool):
+            frozen = _FREEZABLE if frozen else ()
         for part in frozen:
             if part not in _FREEZABLE:
                 raise InputError(f"model.frozen cannot name '{part}'{nearest(part, _FREEZABLE)}")

@@ -63,6 +63,7 @@ class Layout:
 
 _TIMM = r"(pre_logits\.fc1|conv_stem|stem\.0)\.weight$"  # of networks that are no transformers
 _TORCHVISION = r"(features\.0|features\.0\.0|features\.conv0|conv_proj)\.weight$"  # that are no ResNets
+OWN = "own"  # names of whatever network it is, all of them: which are a classifier's, that network has to say
 # The first that fits is the one; docs/checkpoints.md says whose they are.
 LAYOUTS: dict[str, Layout] = {
     "dino": Layout((r"backbone\.",), ("teacher", "student"), ("backbone.",), r"(head|fc)\."),
@@ -84,6 +85,7 @@ LAYOUTS: dict[str, Layout] = {
         (rf"conv1\.weight$|{_TORCHVISION}", rf"layer1\.0\.conv1\.weight$|{_TORCHVISION}"),
         heads=r"(fc|heads|classifier)\.(head\.)?(weight|bias)$",
     ),
+    OWN: Layout(()),
 }
 
 
@@ -130,6 +132,8 @@ def states_of(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
 
 def _places(layout: Layout, states: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
     """Return the keys of the states that may be of a layout, best first; averages come after what they are of."""
+    if not layout.shown_by:
+        return sorted(in_order(layout, states), key=lambda key: -len(states[key]))
     return sorted(in_order(layout, states), key=lambda key: not layout.fits(states[key]))
 
 
@@ -149,9 +153,7 @@ def _recognise(checkpoint: Mapping[str, Any], states: Mapping[str, Mapping[str, 
     for name, layout in LAYOUTS.items():
         if any(layout.fits(states[key]) for key in _places(layout, states)):
             return name
-    first = [name for key in ("state_dict", "model", "", *states) if key in states for name in states[key]][:3]
-    seen = f"its names begin {', '.join(first)}, ..." if first else f"it holds no tensors, but {', '.join(checkpoint)}"
-    raise InputError(f"{source} has no known layout: {seen}; known: {', '.join(LAYOUTS)}, chosen by --layout")
+    raise InputError(f"{source} holds no backbone: it holds no tensors, but {', '.join(checkpoint)}")
 
 
 def take_backbone(
@@ -165,8 +167,7 @@ def take_backbone(
         source: what to call the checkpoint in messages.
 
     Raises:
-        InputError: there is no such layout, or none is shown by the names (the message has the first of them), or the
-            checkpoint holds no backbone of it.
+        InputError: there is no such layout, or the checkpoint holds no backbone of it.
     """
     if layout is not None and layout not in LAYOUTS:
         raise InputError(f"no layout '{layout}'{nearest(layout, LAYOUTS)}")
@@ -189,7 +190,7 @@ def take_backbone(
     left: Counter[str] = Counter()
     for full, tensor in states[key].items():
         inner = full.removeprefix(prefix)
-        if full.startswith(prefix) and not re.match(rules.heads, inner) and inner != "mask_token":
+        if full.startswith(prefix) and not re.match(rules.heads, inner) and (inner != "mask_token" or name == OWN):
             mine[inner] = tensor
         else:
             left[prefix + inner.split(".")[0] if full.startswith(prefix) else full.split(".")[0]] += 1
@@ -330,7 +331,7 @@ def rename(state: BackboneState, to: str = "odc", source: str = "the checkpoint"
         named = {f"backbone.{'' if ours else 'model.'}{name}": tensor for name, tensor in tensors.items()}
     elif vgg and to == "timm":
         named = timm_names(tensors)
-    elif resnet or vgg or fits or state.layout == to:
+    elif resnet or vgg or fits or state.layout in (to, OWN):
         named = dict(tensors)
     else:
         raise InputError(f"{source} is {network_of(tensors)}: {to} has no such names; write it with --to odc")
@@ -347,7 +348,7 @@ def convert(src: str | Path, dst: str | Path, *, layout: str | None = None, to: 
         to: ``"odc"``, for ``model.pretrained`` of a config, ``"torchvision"`` or ``"timm"``.
 
     Raises:
-        InputError: ``src`` cannot be read safely or is of no known layout, ``to`` has no names for its network, or
+        InputError: ``src`` cannot be read safely or holds no tensors, ``to`` has no names for its network, or
             ``dst`` has another ending, is ``src``, or cannot be written.
     """
     path = Path(dst)

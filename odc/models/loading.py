@@ -70,7 +70,9 @@ def load_backbone(backbone: nn.Module, checkpoint: Mapping[str, Any], source: st
             + (f"set model.backbone={advice}" if advice else "use one like it")
         )
     load_state(backbone, form.given, source=source)
-    return f"{len(form.given)} tensors loaded {form.told}, {network_of(form.plain)}; left: {listed(form.left)}"
+    # A network of a library has been called by its name.
+    network = "" if hasattr(backbone, "from_published") else f", {network_of(form.plain)}"
+    return f"{len(form.given)} tensors loaded {form.told}{network}; left: {listed(form.left)}"
 
 
 def _of_a_layout(
