@@ -10,6 +10,7 @@ Each of them is one *space*, read by what it is:
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,16 @@ FEATURES, INDEX = "features.npy", "index.json"  # of a folder of a feature store
 _ENDINGS = (".npz", ".parquet", ".npy")
 _OPTIONS = {"file": "str", "paths": "str | None"}
 _MOST_NAMES = 2**31  # bytes
-_INDEX = fields({"fingerprint": text, "paths": listing(text), "meta": mapping(text), "shape": listing(whole())})
+_ROWS = 16_384  # looked at at once
+_INDEX = fields(
+    {
+        "fingerprint": text,
+        "meta": mapping(text),
+        "paths": listing(text),
+        "sha256": text,  # of the vectors, see digest_of
+        "shape": listing(whole()),
+    }
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +52,7 @@ class Space:
     rows: npt.NDArray[Any]  # (N, D) float16 or float32, perhaps mapped from the file; not to be changed
     fingerprint: str | None = None  # of the images that the file is of, where it says so
     meta: Mapping[str, str] = field(default_factory=dict)  # where the features are from
+    sha256: str | None = None  # what digest_of says of the rows, where they are as they were written
 
 
 def read_space(entry: str | Mapping[str, Any]) -> Space:
@@ -93,7 +104,15 @@ def read_folder(path: Path) -> Space:
             f"'{path}' is damaged: {FEATURES} has the shape {rows.shape}, but {INDEX} has {len(index['paths']):,} "
             f"names and the shape {tuple(index['shape'])}: extract them anew"
         )
-    return Space(str(path), index["paths"], rows, index["fingerprint"], index["meta"])
+    return Space(str(path), index["paths"], rows, index["fingerprint"], index["meta"], index["sha256"])
+
+
+def digest_of(rows: npt.NDArray[Any]) -> str:
+    """Return the SHA-256 of vectors (N, D), as hexadecimal digits, with their shape and dtype."""
+    digest = hashlib.sha256(f"{rows.dtype} {rows.shape}".encode())
+    for start in range(0, len(rows), _ROWS):
+        digest.update(np.ascontiguousarray(rows[start : start + _ROWS]).data)
+    return digest.hexdigest()
 
 
 def _read_text(path: Path) -> str:

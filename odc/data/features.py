@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from odc.data.datasets import ImageDataset, build_dataset
-from odc.data.feature_files import Space, read_space
-from odc.errors import InputError
+from odc.data.feature_files import Space, digest_of, read_space
+from odc.errors import DamagedError, InputError
 from odc.registry import DATASETS
 
-_ROWS = 16_384  # looked at, hashed or converted at once
+_ROWS = 16_384  # looked at or converted at once
 
 
 @DATASETS.register_module()
@@ -59,7 +59,10 @@ class Features(ImageDataset):
         self.spaces = tuple(part.shape[1] for part in self._parts)
         digest = hashlib.sha256()
         for space, part in zip(spaces, self._parts, strict=True):
-            _digest(space, part, self.paths, digest)
+            _check_finite(space, part, self.paths)
+            digest.update((found := digest_of(part)).encode())
+            if part is space.rows and space.sha256 not in (None, found):
+                raise DamagedError(f"'{space.file}' is damaged: its vectors are not those written: extract them anew")
         self._vectors = digest.hexdigest()[:16]
         told = " + ".join(f"{space.file} ({width:,})" for space, width in zip(spaces, self.spaces, strict=True))
         self.origin = f"as vectors from {told}"
@@ -140,14 +143,10 @@ def _ordered(space: Space, paths: list[str]) -> npt.NDArray[Any]:
     return ordered
 
 
-def _digest(space: Space, part: npt.NDArray[Any], paths: list[str], digest: Any) -> None:
-    """Add vectors to a hash; refuse those that are not finite."""
-    digest.update(f"{part.dtype} {part.shape}".encode())
+def _check_finite(space: Space, part: npt.NDArray[Any], paths: list[str]) -> None:
     bad, first = 0, ""
     for start in range(0, len(part), _ROWS):
-        rows = np.ascontiguousarray(part[start : start + _ROWS])
-        digest.update(rows.data)
-        wrong = np.flatnonzero(~np.isfinite(rows).all(1))
+        wrong = np.flatnonzero(~np.isfinite(part[start : start + _ROWS]).all(1))
         first = first or (paths[start + int(wrong[0])] if len(wrong) else "")
         bad += len(wrong)
     if bad:

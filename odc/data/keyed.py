@@ -337,6 +337,7 @@ _FORMS: dict[type, Form] = {
     v2.RandomRotation: _random_rotation,
 }
 _WITHOUT_CHANCE = (v2.CenterCrop, v2.Resize)
+_FIXED = (*_WITHOUT_CHANCE, v2.Grayscale, v2.Identity, v2.Normalize, v2.Pad, v2.ToDtype, v2.ToImage)
 _SAMPLING = (v2.ElasticTransform, v2.RandAugment, v2.RandomAffine, v2.RandomRotation)
 
 
@@ -349,6 +350,11 @@ def keyed_form(transform: Any) -> Op:
     if isinstance(transform, VariantTransform):
         return functools.partial(_by_variant, transform)
     return functools.partial(_FORMS[type(transform)], transform)
+
+
+def without_chance(transform: Any) -> bool:
+    """Return whether a transform is known to do the same to an image whenever it is asked."""
+    return isinstance(transform, PixelTransform | VariantTransform) or type(transform) in _FIXED
 
 
 def obstacle(transform: Any) -> str | None:

@@ -7,15 +7,16 @@ generator, seeded by the image's key.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odc.data.keyed import keyed_form, obstacle
+from odc.data.keyed import keyed_form, obstacle, without_chance
 from odc.data.keys import Draws
-from odc.data.transforms import build_transform
+from odc.data.transforms import VariantTransform, build_transform
 from odc.errors import InputError
 
 # How much goes through the transforms at once on the CPU: what is between two of them stays in its cache.
@@ -27,18 +28,26 @@ class Pipeline:
     """One view of images, of transforms for :func:`~odc.data.transforms.build_transform`, whose errors are raised.
 
     ``obstacle`` is the first transform without a form for batches, with the option in the way, or ``None``;
-    ``of_pixels`` the first one of torchvision or of this package, which are all for images.
+    ``of_pixels`` the first one of torchvision or of this package, which are all for images; ``random`` the first one
+    that draws, or may; ``varies``: whether the row's variant changes something. ``description`` tells views apart that
+    are written in a config, and is ``None`` of functions.
     """
 
     def __init__(self, transforms: Sequence[Mapping[str, Any] | Callable[..., Tensor]]) -> None:
         self.obstacle: str | None = None
         self.of_pixels: str | None = None
+        self.random: str | None = None
+        self.varies = False
+        self.description = _described(transforms)
         self._steps: list[tuple[str, Callable[[Tensor, Draws, Tensor], Tensor | list[Tensor]]]] = []
         for transform in map(build_transform, transforms):
             missing = obstacle(transform)
             self.obstacle = self.obstacle or missing
             if type(transform).__module__.startswith(("torchvision.", "odc.")):
                 self.of_pixels = self.of_pixels or type(transform).__name__
+            if not without_chance(transform):
+                self.random = self.random or getattr(transform, "__name__", type(transform).__name__)
+            self.varies |= isinstance(transform, VariantTransform)
             self._steps.append((type(transform).__name__, _one_by_one(transform) if missing else keyed_form(transform)))
 
     @torch.no_grad()
@@ -99,6 +108,13 @@ class Pipeline:
                     changed[i] = view
             images = changed
         return _together(images)
+
+
+def _described(transforms: Sequence[Mapping[str, Any] | Callable[..., Tensor]]) -> str | None:
+    try:
+        return json.dumps(list(transforms), sort_keys=True)
+    except TypeError:
+        return None
 
 
 def _chunks(images: Tensor | Iterable[Tensor]) -> Iterator[Tensor | list[Tensor]]:

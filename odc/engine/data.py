@@ -28,7 +28,7 @@ class Source:
         device: torch.device | str | None = None,
         batched: bool | None = None,
     ) -> None:
-        self.dataset = dataset
+        self.dataset, self.views = dataset, views
         if dataset.spaces:
             _check_vector_views(views)
         self.loader = make_loader(ViewDataset(dataset, views), num_workers, device, batched)
@@ -47,6 +47,8 @@ class ClusterData:
         batched: keep the images in memory and augment them in batches on the model's device. ``None``: where they all
             have one shape of at most 64 pixels a side, 4 GiB in all, and the transforms allow it; ``False``: load them
             as they are needed. The views are the same either way, up to rounding.
+        feature_store: folder where a frozen backbone's features are kept, for this run when it resumes and for others
+            with the same weights, views and images (:mod:`odc.engine.feature_store`); ``None``: in memory alone.
 
     Raises:
         InputError: for an unknown option, a missing view, or images that cannot be read.
@@ -60,6 +62,7 @@ class ClusterData:
         extract_batch_size: int = 256,
         eval_dataset: Mapping[str, Any] | None = None,
         batched: bool | None = None,
+        feature_store: str | None = None,
     ) -> None:
         if EXTRACT_VIEW not in views:
             raise InputError(f"data.views must have a view '{EXTRACT_VIEW}'; it has {sorted(views)}")
@@ -69,7 +72,7 @@ class ClusterData:
         if extract_batch_size < 1:
             raise InputError(f"data.extract_batch_size must be at least 1, not {extract_batch_size}")
         self.views = {name: Pipeline(transforms) for name, transforms in views.items()}
-        self.extract_batch_size = extract_batch_size
+        self.extract_batch_size, self.feature_store = extract_batch_size, feature_store
         device = get_device()  # where the runner will put the model
         self.train = Source(build_dataset(dataset), self.views, num_workers, device, batched)
         self.eval = self.train

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from odc.clustering import kmeans, knn_search, l2_normalize, size_entropy
 from odc.engine.extract import extract
+from odc.engine.frozen import features_are_fixed
 from odc.errors import InputError
 from odc.evaluation.evaluator import label_statistics, tells_apart
 from odc.evaluation.metrics import Ids, knn_accuracy, nmi
@@ -226,8 +227,11 @@ class PreflightHook(Hook):
             )
             return
         index = torch.linspace(0, N - 1, min(N, self.max_samples)).round().long()
-        with runner.autocast():
-            table = extract(model, loop.data.train, loop.comm, batch_size=loop.data.extract_batch_size, index=index)
+        if features_are_fixed(model):
+            table = loop.features.extract(model, index, None)  # which keeps them
+        else:
+            with runner.autocast():
+                table = extract(model, loop.data.train, loop.comm, batch_size=loop.data.extract_batch_size, index=index)
         features = loop.comm.gather(table.features).cpu()
         if loop.comm.rank == 0:
             targets = loop.data.dataset.targets

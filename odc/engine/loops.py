@@ -29,10 +29,10 @@ from odc.data.views import ViewRequest
 from odc.engine.checkpointing import CheckpointHook
 from odc.engine.comm import arrive, average_statistics, check_agreement, check_gradients, get_comm
 from odc.engine.data import ClusterData
-from odc.engine.extract import FeatureCache, Features
 from odc.engine.finite import Readings, broken_images, diverged, non_finite
+from odc.engine.frozen import FeatureCache, Features, features_are_fixed
 from odc.engine.optim import Schedule, forget
-from odc.engine.plans import check_plan, chunks
+from odc.engine.plans import check_plan, chunks, last_labelling
 from odc.engine.resume import POSITION, read_position
 from odc.errors import InputError
 from odc.evaluation.results import read_results
@@ -49,8 +49,8 @@ class ClusterTrainLoop(BaseLoop):
     function of the seed and the position: resuming is bitwise, at any step. SIGTERM and the first Ctrl-C save a
     checkpoint and stop.
 
-    Where a plan refreshes labels and nothing in backbone and neck can change an image's features, those of the training
-    views are computed once a refresh, and no image is loaded in between: see :class:`Features`.
+    Where nothing in backbone and neck can change an image's features, they are computed once, of a view of chance once
+    a refresh, and no image is loaded in between: see :class:`Features`.
 
     Args:
         runner: the runner.
@@ -112,7 +112,7 @@ class ClusterTrainLoop(BaseLoop):
         self.begun = False  # this epoch has begun: labels_before holds what it started from
         self.refreshed = False  # this chunk's labels are written
         self.order: dict[str, Tensor] = {}  # rows of every step of this pass, by stream
-        self.encoded = False  # the views of this chunk are in images_seen: a resumed run encodes them once more
+        self.counted: list[str] = []  # caches that are in images_seen: a resumed run encodes them once more
         self.evaluated = False  # nothing has been trained since the last evaluation
         self.index_before = self.labels_before = torch.zeros(0, 1, dtype=torch.int64)
         self.progress = 0.0  # share of the training that is done
@@ -122,9 +122,7 @@ class ClusterTrainLoop(BaseLoop):
         self.device = next(runner.model.parameters()).device
         self.reads_late = self.device.type == "cuda"  # losses, and whether they are finite
         self._signals = Signals()
-        self.features = Features(
-            runner, self.data, self.comm, lambda purpose: derive_seed(self.seed, purpose, self._epoch, self.chunk)
-        )
+        self.features = Features(runner, self.data, self.comm, lambda *purpose: derive_seed(self.seed, *purpose))
         self.stop_training = False  # set by mmengine's EarlyStoppingHook, after an evaluation
 
     # -- what mmengine and the hooks read ------------------------------------------------------------------------
@@ -262,14 +260,18 @@ class ClusterTrainLoop(BaseLoop):
             if plan.refresh is not None and not self.refreshed:
                 self._refresh(plan.refresh, parts[self.chunk])
             self.refreshed = True
-            cache = self.features.cache(model, plan)
-            if cache is not None and not self.encoded:
-                self.images_seen += sum(len(z) for z in cache.z.values())
-                self.encoded = True
+            N = len(self.data.dataset)
+            cache = self.features.cache(model, plan, last_labelling(model, N, self.seed, self._epoch, self.chunk))
+            if cache is not None:
+                self.images_seen += sum(n for name, n in cache.encoded.items() if name not in self.counted)
+                # of views of chance only the present ones come again
+                self.counted = sorted({*cache.encoded, *(name for name in self.counted if "@" not in name)})
+            elif not features_are_fixed(model):
+                self.features.forget()
             while self.repeat < plan.repeats:
                 self._pass(plan, len(parts), cache)
                 self.repeat, self.step, self.order = self.repeat + 1, 0, {}
-            self.chunk, self.repeat, self.refreshed, self.encoded = self.chunk + 1, 0, False, False
+            self.chunk, self.repeat, self.refreshed = self.chunk + 1, 0, False
         if plan.select:
             with torch.no_grad():
                 model.head.select(self.features.extract(model, None, None), self.comm)
@@ -282,7 +284,7 @@ class ClusterTrainLoop(BaseLoop):
     def _refresh(self, refresh: Refresh, index: Tensor | None) -> None:
         model = unwrap(self.runner.model)
         generator = make_generator(self.seed, "refresh", self._epoch, self.chunk)
-        table = self.features.extract(model, index, refresh.logits)
+        table = self.features.extract(model, index, refresh.logits, (self._epoch, self.chunk))
         labels = model.head.refresh(table, generator, self.comm)
         optimizer = self.runner.optim_wrapper.optimizer
         for name in refresh.reset:
@@ -364,7 +366,6 @@ class ClusterTrainLoop(BaseLoop):
         runner, model = self.runner, unwrap(self.runner.model)
         store = model.labels
         if cache is None:
-            self.features.fixed = None  # this step may change the features
             views = sum(len(stream.views) * self.order[stream.name].shape[1] for stream in plan.streams)
             self.images_seen += store.index.shape[1] * views
         rows = {}

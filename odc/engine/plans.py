@@ -56,3 +56,15 @@ def chunks(plan: Plan, num_images: int, seed: int, epoch: int) -> list[Tensor | 
     order = torch.randperm(num_images, generator=make_generator(seed, "chunks", epoch))
     ends = tuple(range(chunk, num_images - chunk + 1, chunk))  # of all but the last
     return [part.sort().values for part in order.tensor_split(ends)]
+
+
+def last_labelling(model: ClusterModel, num_images: int, seed: int, epoch: int, chunk: int) -> tuple[int, int] | None:
+    """Return epoch and chunk of the refresh that this chunk of an epoch trains on, or ``None`` where there was none.
+
+    Plans are pure functions of the epoch, so nothing has to be remembered.
+    """
+    for earlier in range(epoch, -1, -1):
+        plan = model.head.plan(earlier)
+        if plan.refresh is not None:
+            return earlier, chunk if earlier == epoch else len(chunks(plan, num_images, seed, earlier)) - 1
+    return None

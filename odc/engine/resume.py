@@ -26,7 +26,7 @@ from odc.reading import Kind, anything, fields, flag, listing, mapping, optional
 # they are checked, that may change, since the fingerprint tells which they are; of vectors, files and pictures, too.
 _SETTINGS = re.compile(r"(model|data|train_cfg|optim_wrapper\.(optimizer\.type|accumulative_counts))(\..+)?")
 _FREE = re.compile(
-    r"(data\.(num_workers|extract_batch_size)|train_cfg\.(max_epochs|val_interval|log_interval|schedule))(\..+)?"
+    r"(data\.(num_workers|extract_batch_size|feature_store)|train_cfg\.(max_epochs|val_interval|log_interval|schedule))(\..+)?"
     r"|data\.(eval_)?dataset\.((.+\.)?(strict|verify)|files|pictures\..+)"
 )
 _ONLY_AT_THE_START = (
@@ -151,9 +151,10 @@ def _gradient(value: Any) -> Tensor:
 # What a checkpoint has of where the loop stands inside an epoch: the loop's attributes, by name, and their kinds.
 POSITION: dict[str, Kind] = {
     **dict.fromkeys(("chunk", "repeat", "step", "images_seen", "seed"), whole()),
-    **dict.fromkeys(("begun", "refreshed", "encoded", "evaluated"), flag),
+    **dict.fromkeys(("begun", "refreshed", "evaluated"), flag),
     **dict.fromkeys(("index_before", "labels_before"), _table),
     "order": mapping(_table),
+    "counted": listing(text),
 }
 _LOOP = fields({**POSITION, "gradients": mapping(_gradient), **dict.fromkeys(("threads", "ranks"), whole(1))})
 

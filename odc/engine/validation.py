@@ -10,7 +10,6 @@ from mmengine.runner.base_loop import BaseLoop
 
 from odc.engine.comm import get_comm
 from odc.engine.data import ClusterData
-from odc.engine.extract import extract
 from odc.evaluation.evaluator import Evaluation
 from odc.models.cluster_model import unwrap
 from odc.registry import LOOPS, METRICS, build
@@ -45,7 +44,7 @@ class ClusterValLoop(BaseLoop):
     def evaluate(self) -> Evaluation:
         """Return features and cluster scores of every image of the evaluation set."""
         model, comm, source = unwrap(self.runner.model), get_comm(), self.data.eval
-        table = extract(model, source, comm, batch_size=self.data.extract_batch_size, logits=model.head.predict)
+        table = self.runner.train_loop.features.evaluation(model, source)
         assert table.logits is not None
         mine = torch.zeros(len(source.dataset), device=table.features.device)
         mine[list(source.dataset.lost)] = 1

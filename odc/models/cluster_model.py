@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -71,6 +72,8 @@ class ClusterModel(BaseModel):
         if ema is not None and not 0.0 <= ema < 1.0:
             raise InputError(f"model.ema must be a decay in [0, 1), not {ema}")
         self.pretrained = pretrained
+        # What maps images to z, but for the weights and where they are from
+        self.description = json.dumps([_without_weights(backbone), neck or {}], sort_keys=True, default=_name)
         # Convolutions are faster so, by a third on a CPU; networks without any take no notice.
         self.backbone = build(BACKBONES, backbone).to(memory_format=torch.channels_last)
         width = getattr(self.backbone, "out_channels", None)
@@ -199,6 +202,14 @@ class ClusterModel(BaseModel):
             parts = self.features(torch.cat(flat)).split([len(x) for x in flat])
             z |= {key: part.unflatten(0, images[key].shape[:2]) for key, part in zip(keys, parts, strict=True)}
         return z
+
+
+def _without_weights(backbone: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in backbone.items() if name not in ("weights", "pretrained")}
+
+
+def _name(value: Any) -> str:
+    return str(getattr(value, "__qualname__", value))
 
 
 def takes_spaces(head: Any) -> bool:

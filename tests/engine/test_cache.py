@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_heads import config
+from small_heads import NeighbourPairs, config
 from torch import Tensor
 
 from odc.apis import build_runner
 from odc.data.views import BatchedLoader, ViewRequest
-from odc.engine.extract import FeatureCache, extract, features_are_fixed
+from odc.engine.extract import extract
+from odc.engine.frozen import FeatureCache, features_are_fixed
 from odc.engine.loops import ClusterTrainLoop
+from odc.registry import HEADS
 from odc.structures import Batch, LocalComm, Plan, PseudoLabels, Refresh, Stream
 
 FROZEN: dict[str, Any] = {"model.frozen": ["backbone", "neck"]}
@@ -62,15 +65,16 @@ def test_each_image_is_augmented_once_for_every_labelling(tmp_path: Path, monkey
     assert len(keys) == sum(strong.values()), "each epoch augments anew"
     # The heads' weak views are needed to label the chunks, not to select.
     assert sum(request.view == "weak" for request in seen.requests) == 2 * 48
-    # Without augmentation they are encoded once for the whole run (and some by what looks at the features before it).
-    assert sum(request.view == "extract" for request in seen.requests) <= 2 * 48
+    # Without augmentation they are encoded once for the whole run, and for what looks at the features before it.
+    assert sum(request.view == "extract" for request in seen.requests) == 48
     loop, model = runner.train_loop, runner.model
     table = extract(model, loop.data.train, LocalComm(), batch_size=48)
-    assert torch.allclose(loop.features.fixed, table.features, atol=1e-6)
+    fixed = loop.features.extract(model, None, None).features
+    assert torch.equal(fixed, table.features)
     chunk = torch.tensor([4, 7, 31])
     part = loop.features.extract(model, chunk, "weak")
     assert torch.equal(part.index.cpu(), chunk)
-    assert torch.equal(part.features, loop.features.fixed[chunk])
+    assert torch.equal(part.features, fixed[chunk])
     assert part.logits.shape == (3, 2, 3)
     assert not torch.allclose(part.logits, model.head.logits(part.features), atol=1e-3), "not through the weak view"
     plain = loop.features.extract(model, chunk, "extract")
@@ -96,6 +100,57 @@ def test_otherwise_every_step_loads_images(
     assert min(seen.images) > 0
 
 
+class Once(NeighbourPairs):
+    """Labels are made before the first epoch alone."""
+
+    def plan(self, epoch: int) -> Plan:
+        plan = super().plan(epoch)
+        return plan if epoch == 0 else replace(plan, refresh=None)
+
+
+HEADS.register_module(module=Once, force=True)
+ONCE = {**FROZEN, "model.head.type": "Once", "train_cfg.max_epochs": 4, "train_cfg.schedule.type": "Constant"}
+
+
+def test_labels_that_stay_need_no_image_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(monkeypatch)
+    finish = config("pairs", "w").data.views.extract
+    runner = train("pairs", tmp_path, **ONCE, **{"data.views.train": finish})
+    assert sum(seen.images) == 0
+    assert Counter(request.view for request in seen.requests) == {"extract": 48}, "the two views are one"
+    assert (runner.epoch, runner.train_loop.images_seen) == (4, 48)
+
+
+def test_views_of_chance_stay_until_the_next_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(monkeypatch)
+    runner = train("pairs", tmp_path / "whole", **ONCE)
+    images = len(runner.model.labels.index.unique())
+    assert sum(seen.images) == 0
+    assert Counter(request.view for request in seen.requests) == {"extract": 48, "train": images}
+    assert runner.train_loop.images_seen == images
+    # a run that goes on in an epoch without labels of its own encodes the same views, and counts them once
+    train("pairs", tmp_path / "part", **{**ONCE, "train_cfg.max_epochs": 2})
+    resumed = train("pairs", tmp_path / "part", **ONCE, resume=True)
+    assert resumed.train_loop.images_seen == images
+    for name, tensor in runner.model.state_dict().items():
+        if not torch.equal(tensor, resumed.model.state_dict()[name]):
+            raise AssertionError(name)
+
+
+def test_evaluations_take_the_features_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(monkeypatch)
+    other = {"data.eval_dataset": dict(type="Blobs", n=30), "train_cfg.val_interval": 1}
+    runner = build_runner(config("dc", str(tmp_path), **FROZEN, **other))
+    runner.train()
+    assert Counter(request.view for request in seen.requests) == {"extract": 48 + 30, "train": 2 * 48}
+    model = runner.model
+    table = extract(model, runner.train_loop.data.eval, LocalComm(), batch_size=256, logits=model.head.predict)
+    found = runner.val_loop.evaluate()
+    assert torch.equal(found.features, table.features)
+    assert table.logits is not None
+    assert torch.equal(found.scores, table.logits)
+
+
 def test_the_loop_looks_for_itself(tmp_path: Path) -> None:
     model = build_runner(config("spice-self", str(tmp_path))).model.train()
     assert features_are_fixed(model)
@@ -117,9 +172,10 @@ def test_a_step_gets_the_features_of_its_images(tmp_path: Path) -> None:
     index, variant = torch.tensor([[3, 5], [5, 3], [3, 3], [7, 5]]), torch.tensor([0, 1, 3, 0])
     model.labels.replace(PseudoLabels(index, torch.zeros(4, 1).long(), (1,), variant))
     streams = (Stream("s", 2, views=("weak", "strong")), Stream("t", 1, views=("strong",)))
-    cache = loop.features.cache(model, Plan(streams, refresh=Refresh()))
+    cache = loop.features.cache(model, Plan(streams, refresh=Refresh()), (0, 0))
     assert cache is not None
-    assert cache.z["strong"].shape[0] == 6, "3 and 5 plain, turned once, 3 turned thrice, and 7"
+    assert cache.encoded == {"extract/0": 48, "strong/0": 48, "strong/1": 48, "strong/3": 48}
+    assert cache.z["strong"].shape == (3 * 48, 8)
     chosen = {"s": torch.tensor([3, 1]), "t": torch.tensor([2])}
     out = cache.lookup(streams, {name: Batch(row, index, variant, index, {}) for name, row in chosen.items()})
     assert set(out) == {("s", "weak"), ("s", "strong"), ("t", "strong")}
