@@ -148,11 +148,18 @@ def _fill_spaces(cfg: Config) -> None:
     if isinstance(backbone, Mapping) and backbone.get("type") == "Vectors" and not backbone.get("spaces"):
         if not isinstance(data, Mapping) or data.get("type") != "Features":
             raise InputError("the backbone Vectors needs data.dataset=dict(type='Features', files=[...])")
-        cfg.model.backbone.spaces = [read_space(entry).rows.shape[1] for entry in data.get("files") or ()]
+        if not data.get("files"):
+            raise InputError("Features needs at least one file: data.dataset.files=[FILE]")
+        cfg.model.backbone.spaces = [read_space(entry).rows.shape[1] for entry in data["files"]]
 
 
 def _check_spaces(model: ClusterModel, dataset: ImageDataset) -> None:
     """Check that a model for vectors, and no other, gets vectors, of the width that it is for."""
+    if dataset.spaces and model.head.needs_images is not None:
+        raise InputError(
+            f"{type(model.head).__name__} needs images, since {model.head.needs_images}, but data.dataset has vectors "
+            f"{dataset.origin}: train it on the pictures, with a backbone for them"
+        )
     ours = model.backbone.spaces if isinstance(model.backbone, Vectors) else ()
     if ours != dataset.spaces:
         given = f"vectors of {' + '.join(map(str, dataset.spaces))} numbers" if dataset.spaces else "images"

@@ -122,7 +122,7 @@ class Embeddings:
         )
 
     def _write_parquet(self, file: IO[bytes]) -> None:
-        pa, parquet = _pyarrow()
+        pa, parquet = require_pyarrow()
         D = self.features.shape[1]
         values = pa.array(self.features.numpy().reshape(-1))
         try:
@@ -138,7 +138,7 @@ class Embeddings:
 
     @classmethod
     def _read_parquet(cls, path: Path) -> Embeddings:
-        _, parquet = _pyarrow()
+        _, parquet = require_pyarrow()
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             D = _check_parquet(file)
             table = file.read()
@@ -164,7 +164,7 @@ def check_ending(path: str | Path) -> str:
     if suffix not in (".npz", ".parquet"):
         raise InputError(f"'{path}' ends in neither .npz nor .parquet: the ending says which of the two it is")
     if suffix == ".parquet":
-        _pyarrow()
+        require_pyarrow()
     return suffix
 
 
@@ -185,7 +185,8 @@ def _check_parquet(file: Any) -> int:
     return D
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def require_pyarrow() -> tuple[Any, Any]:
+    """Return the modules pyarrow and pyarrow.parquet; raises InputError where pyarrow is not installed."""
     try:
         import pyarrow
         import pyarrow.parquet

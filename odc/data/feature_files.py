@@ -4,6 +4,8 @@ Each of them is one *space*, read by what it is:
 
 - ``.npz`` or ``.parquet`` of ``odc extract`` (:class:`odc.data.Embeddings`);
 - a folder of a feature store: ``features.npy``, which stays on the disk, and ``index.json``;
+- a folder that Hugging Face's ``datasets`` has saved: its only column of vectors, or ``column``, under the names in the
+  column ``names``, and of several splits the ``split`` (:mod:`odc.data.arrow_folders`);
 - ``.npy`` with a list of names: ``NAME.txt`` (a line each) or ``NAME.csv`` (the column ``path``) beside it, or what
   ``paths`` names.
 """
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from odc.data.arrow_folders import is_saved_dataset, read_saved_dataset
 from odc.data.embeddings import Embeddings
 from odc.data.table import read_names, read_table
 from odc.errors import InputError, nearest
@@ -29,7 +32,9 @@ from odc.registry import check_kind
 
 FEATURES, INDEX = "features.npy", "index.json"  # of a folder of a feature store
 _ENDINGS = (".npz", ".parquet", ".npy")
-_OPTIONS = {"file": "str", "paths": "str | None"}
+_OPTIONS = {"file": ("str", ""), "paths": ("str | None", ".npy")} | dict.fromkeys(
+    ("column", "names", "split"), ("str | None", "a saved data set")
+)
 _MOST_NAMES = 2**31  # bytes
 _ROWS = 16_384  # looked at at once
 _INDEX = fields(
@@ -64,7 +69,7 @@ def read_space(entry: str | Mapping[str, Any]) -> Space:
     for name, value in options.items():
         if name not in _OPTIONS:
             raise InputError(f"a file of features has no option '{name}'{nearest(name, _OPTIONS)}")
-        check_kind(value, _OPTIONS[name], f"'{name}' of a file of features")
+        check_kind(value, _OPTIONS[name][0], f"'{name}' of a file of features")
     if "file" not in options:
         raise InputError(f"a file of features needs the option 'file'; it has {sorted(options)}")
     file = options["file"]
@@ -72,10 +77,16 @@ def read_space(entry: str | Mapping[str, Any]) -> Space:
     if not path.exists():
         raise InputError(f"features '{file}' do not exist (looked at {path.absolute()}): odc extract writes them")
     kind = "" if path.is_dir() else path.suffix
-    if kind != ".npy" and options.get("paths") is not None:
-        raise InputError(f"'{file}' has the names of its images itself: leave paths='{options['paths']}' out")
+    if path.is_dir() and is_saved_dataset(path):
+        kind = "a saved data set"
+    for name, value in options.items():
+        if value is not None and _OPTIONS[name][1] not in ("", kind):
+            raise InputError(f"'{file}' takes no option '{name}', which is for {_OPTIONS[name][1]}: leave it out")
     if kind == ".npy":
         space = _array(path, options.get("paths"))
+    elif kind == "a saved data set":
+        paths, rows, column = read_saved_dataset(path, *(options.get(name) for name in ("column", "names", "split")))
+        space = Space(str(file), paths, rows, meta={"column": column})
     elif path.is_dir():
         space = read_folder(path)
     elif kind in _ENDINGS:

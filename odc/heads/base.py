@@ -26,6 +26,8 @@ class ClusterHead(nn.Module, ABC):
     # Numbers of classes (T of them) of the labels that `refresh` makes: a checkpoint with labels of others is damaged.
     # None: any.
     label_classes: tuple[int, ...] | None = None
+    # What the method does with images that vectors in their place cannot do, to follow "needs images, since"; or None.
+    needs_images: str | None = None
     # What makes the clusters equally large, and the option that relaxes it, as the end of "..., but this method ...";
     # the log says so where a trained head's clusters are not. None: nothing does.
     equal_sizes: str | None = None

@@ -90,6 +90,8 @@ class MoCoHead(ClusterHead):
         InputError: at the first step, when the queue is not smaller than the data set.
     """
 
+    needs_images = "it learns from two augmentations of each"
+
     def __init__(
         self,
         in_channels: int,

@@ -54,6 +54,8 @@ class SpiceSemiHead(ClusterHead):
         InputError: for values out of range; at the first step, when the labels have more classes than K.
     """
 
+    needs_images = "it compares a weak and a strong augmentation of each"
+
     def __init__(
         self,
         in_channels: int,

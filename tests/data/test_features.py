@@ -83,7 +83,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     refused("needs at least one file", [])
     refused("'no.npz' do not exist", ["no.npz"])
     refused("has no option 'fil'; did you mean 'file'?", [dict(fil=a)])
-    refused("leave paths='x.txt' out", [dict(file=a, paths="x.txt")])
+    refused("takes no option 'paths', which is for .npy", [dict(file=a, paths="x.txt")])
     (tmp_path / "a.txt").write_text("x")
     refused("it ends in none of .npz, .parquet, .npy", [str(tmp_path / "a.txt")])
     refused("holds no features: it has no index.json", [str(tmp_path)])
