@@ -205,6 +205,12 @@ HEAD_CONFIGS: dict[str, dict[str, Any]] = {
         warm_start=True,
         whiten=6,
     ),
+    "scan": dict(
+        type="SCANHead", num_clusters=3, num_heads=2, neighbours=4, batch_size=16, mean_momentum=0.5, normalize="unit"
+    ),
+    "selflabel": dict(
+        type="SelfLabelHead", num_clusters=3, neighbours=4, batch_size=16, threshold=0.36, balance="start"
+    ),
     "classifier": dict(type="ClassifierHead", num_classes=3, batch_size=8),
     "pairs": dict(type="NeighbourPairs"),
     "teacher": dict(type="MeanTeacher"),
@@ -246,7 +252,7 @@ def config(name: str, work_dir: str, **options: Any) -> Config:
         cfg.model.update(type="MoCo", momentum=0.9, split_bn=2)
         cfg.data.views.update(query=shaky, key=shaky)
         cfg.val_evaluator = [dict(type="KMeansMetric", num_clusters=3), dict(type="KNNMetric", k=3)]
-    if name.startswith("spice"):
+    if name.startswith(("spice", "selflabel")):
         cfg.data.views.update(weak=shaky, strong=shaky)
     if name == "spice-self":
         cfg.model.frozen = ["backbone", "neck"]

@@ -4,5 +4,6 @@ comparison = dict(
         'dc': '../deepcluster/deepcluster_features_1xb256-30e.py',
         'odc': '../odc/odc_features_1xb256-30e.py',
         'deepercluster': '../deepercluster/deepercluster_features_1xb256-30e.py',
+        'scan': '../scan/scan_features_1xb512-30e.py',
         'spice-self': '../spice/spice-self_features_1xb128-30e.py',
     })

@@ -8,6 +8,7 @@ from odc.clustering.consistency import local_consistency, log_odds, reliable_sam
 from odc.clustering.kmeans import KMeansResult, MissingFaissError, imbalance, kmeans, kmeans_over_ranks, size_entropy
 from odc.clustering.knn import knn_search
 from odc.clustering.preprocess import fit_whitening, l2_normalize, l2_normalize_
+from odc.clustering.sinkhorn import sinkhorn
 from odc.clustering.two_level import TwoLevelResult, share_clusters, two_level_kmeans
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "log_odds",
     "reliable_samples",
     "share_clusters",
+    "sinkhorn",
     "size_entropy",
     "two_level_kmeans",
 ]

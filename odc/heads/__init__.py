@@ -6,6 +6,8 @@ from odc.heads.deepcluster import DeepClusterHead
 from odc.heads.deepercluster import DeeperClusterHead
 from odc.heads.moco import MoCoHead
 from odc.heads.odc import ODCHead
+from odc.heads.scan import SCANHead
+from odc.heads.selflabel import SelfLabelHead
 from odc.heads.spice import SpiceSelfHead
 from odc.heads.spice_semi import SpiceSemiHead
 from odc.heads.turtle import TurtleHead
@@ -18,6 +20,8 @@ __all__ = [
     "LinearClassifier",
     "MoCoHead",
     "ODCHead",
+    "SCANHead",
+    "SelfLabelHead",
     "SpiceSelfHead",
     "SpiceSemiHead",
     "TurtleHead",

@@ -7,7 +7,7 @@ M images, and for each of H heads on its own:
 1. z of the images, L2-normalised, are their embeddings; their weakly augmented views give the probabilities of the K
    clusters. The most confident samples of a cluster, a part of its share M/K, are averaged to its prototype; the M/K
    samples nearest to that get its label. So the clusters are equally large, and a sample can get several labels or
-   none.
+   none. Option ``unequal`` lets the clusters differ in size.
 2. The heads are trained on strongly augmented views of the labelled samples by the cross-entropy of softmax(p), where p
    already is a softmax. That is meant: no loss falls below ln(e + K - 1) - 1, so no sample is ever fitted with full
    confidence.
@@ -49,27 +49,37 @@ def double_softmax_floor(num_clusters: int) -> float:
     return math.log(math.e + num_clusters - 1) - 1.0
 
 
-def label_around_prototypes(embedding: Tensor, confidence: Tensor, center_ratio: float) -> Tensor:
+def label_around_prototypes(
+    embedding: Tensor, confidence: Tensor, center_ratio: float, unequal: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Choose the samples of every cluster: the nearest to the mean of its most confident ones.
 
     Args:
         embedding: (N, D) float32, rows of unit length.
         confidence: (N, K) floating, of the clusters: only its order matters.
-        center_ratio: share of a cluster's n = ⌊N/K⌋ samples that its prototype is the mean of, at least one.
+        center_ratio: share of a cluster's n_c samples that its prototype is the mean of, at least one.
+        unequal: α. A cluster's n_c is in proportion to m_c^α, m_c of the samples being most confident of it: ⌊N/K⌋ for
+            0, and about m_c for 1; at least one.
 
     Returns:
-        (n, K) int64 positions in ``embedding``, nearest (by cosine) first; of equals the first come first.
+        Positions (n, K) int64 in ``embedding``, n the largest n_c, nearest (by cosine) first; of equals the first come
+        first. And (n, K) bool, which of them are among the n_c of their cluster.
 
     Raises:
         InputError: K > N.
     """
     N, K = confidence.shape
-    n = N // K
-    if n < 1:
+    if N < K:
         raise InputError(f"{K} clusters cannot share {N} samples: lower model.head.num_clusters to at most {N}")
-    sure = confidence.sort(dim=0, descending=True, stable=True).indices[: max(1, int(center_ratio * n))]  # (k, K)
-    prototype, _ = l2_normalize(embedding[sure].mean(0))
-    return (embedding @ prototype.T).sort(dim=0, descending=True, stable=True).indices[:n]
+    weights = torch.bincount(confidence.argmax(1), minlength=K).clamp(min=1).double() ** unequal
+    sizes = (weights / weights.sum() * N * (1 + 1e-12)).long().clamp(min=1)  # (K,); no share is rounded below N/K
+    place = torch.arange(int(sizes.max()), device=sizes.device)[:, None]
+    sure = (center_ratio * sizes).long().clamp(min=1)
+    most = place[: int(sure.max())]
+    first = confidence.sort(dim=0, descending=True, stable=True).indices[: len(most)]  # (k, K)
+    prototype, _ = l2_normalize((embedding[first] * (most < sure)[:, :, None]).sum(0))
+    nearest = (embedding @ prototype.T).sort(dim=0, descending=True, stable=True).indices[: len(place)]
+    return nearest, place < sizes
 
 
 def mean_pairwise_nmi(labels: Tensor, num_clusters: int) -> float:
@@ -125,6 +135,8 @@ class SpiceSelfHead(ClusterHead):
         center_ratio: share of a cluster's samples that make its prototype, in (0, 1].
         overlap: what becomes of a sample that several clusters of a head choose: ``"keep"`` all its labels, or the
             ``"first"``, of the cluster in whose order of nearness it comes first (clusters then differ in size).
+        unequal: α, in [0, 1]: how much the labelled samples of a cluster follow its size as the head predicts it, where
+            classes differ in size; 0: equal numbers, as in the paper.
 
     Raises:
         InputError: for an option out of its range; at a refresh of fewer than K images.
@@ -141,8 +153,11 @@ class SpiceSelfHead(ClusterHead):
         repeats: int = 8,
         center_ratio: float = 0.5,
         overlap: str = "keep",
+        unequal: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0.0 <= unequal <= 1.0:
+            raise InputError(f"SpiceSelfHead's unequal must be in [0, 1], not {unequal}")
         if overlap not in ("keep", "first"):
             raise InputError(f"SpiceSelfHead's overlap must be 'keep' or 'first', not '{overlap}'")
         if not 0.0 < center_ratio <= 1.0:
@@ -162,6 +177,9 @@ class SpiceSelfHead(ClusterHead):
         self.repeats = repeats
         self.center_ratio = center_ratio
         self.overlap = overlap
+        self.unequal = unequal
+        if unequal < 1.0:
+            self.equal_sizes = f"labels equally many in each by unequal={unequal:g} (raise model.head.unequal, up to 1)"
         self.mlps = ParallelMLPs(num_heads, in_channels, hidden_channels, num_clusters)
         self.best_loss = nn.Buffer(torch.tensor(torch.inf))
         for name, parameter in self.mlps.named_parameters():
@@ -198,9 +216,9 @@ class SpiceSelfHead(ClusterHead):
     def _rows(self, embedding: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return positions (M,) and clusters (M,) that one head gives, from its logits (N, K)."""
         # Not the probabilities: most of a trained head's are exactly 1, and the first samples would be the surest.
-        chosen = label_around_prototypes(embedding, log_odds(logits), self.center_ratio)
-        position = chosen.flatten()
-        cluster = torch.arange(self.num_clusters, device=position.device).expand_as(chosen).flatten()
+        chosen, among = label_around_prototypes(embedding, log_odds(logits), self.center_ratio, self.unequal)
+        position = chosen[among]
+        cluster = torch.arange(self.num_clusters, device=position.device).expand_as(chosen)[among]
         if self.overlap == "first":
             order = position.argsort(stable=True)
             again = position[order].diff(prepend=position.new_tensor([-1])) == 0

@@ -102,9 +102,12 @@ class Left:
 @STAGES.register_module()
 @dataclass(frozen=True)
 class Train(Stage):
-    """A training by a config. Leaves its checkpoint and its backbone; may start from a backbone, and from labels."""
+    """A training by a config. Leaves its checkpoint and its backbone; may start from these, and from labels.
 
-    takes: ClassVar[Mapping[str, bool]] = {"backbone": False, "labels": False}
+    From a checkpoint it takes everything, the head included, which must have the same state.
+    """
+
+    takes: ClassVar[Mapping[str, bool]] = {"backbone": False, "labels": False, "checkpoint": False}
     leaves: ClassVar[tuple[str, ...]] = ("checkpoint", "backbone")
 
     by_hand: tuple[str, ...] = ()  # keys of the config that somebody has set for this run
@@ -175,6 +178,8 @@ class Train(Stage):
             config.model.pretrained = backbone
         if "labels" in given:
             config.train_cfg.label_file = given["labels"]
+        if "checkpoint" in given and next(find_resume(folder), None) is None:
+            config.resume, config.load_from = False, given["checkpoint"]
         return config
 
 

@@ -97,7 +97,8 @@ def slow_labels(embedding: Tensor, confidence: Tensor, center_ratio: float) -> l
 @pytest.mark.parametrize(("N", "K", "ratio"), [(23, 4, 0.7), (30, 3, 0.3), (16, 5, 1.0), (5, 5, 0.5)])
 def test_labels_by_an_oracle(N: int, K: int, ratio: float) -> None:
     embedding, confidence = unit(N, 6), torch.randn(N, K, generator=rng(1)).softmax(1)
-    chosen = label_around_prototypes(embedding, confidence, ratio)
+    chosen, among = label_around_prototypes(embedding, confidence, ratio)
+    assert bool(among.all())
     assert chosen.shape == (N // K, K)
     assert chosen.T.tolist() == slow_labels(embedding, confidence, ratio)
 
@@ -107,14 +108,14 @@ def test_labels_by_hand() -> None:
     angle = torch.tensor([0.0, 10.0, 25.0, 155.0, 170.0, 180.0]).deg2rad()
     embedding = torch.stack([angle.cos(), angle.sin()], dim=1)
     confidence = torch.tensor([0.6, 0.9, 0.5, 0.4, 0.2, 0.1])
-    chosen = label_around_prototypes(embedding, torch.stack([confidence, 1 - confidence], dim=1), 0.5)
+    chosen, _ = label_around_prototypes(embedding, torch.stack([confidence, 1 - confidence], dim=1), 0.5)
     # Around 10°: itself, 0°, 25°. Around 180°: itself, 170°, 155°.
     assert chosen.T.tolist() == [[1, 0, 2], [5, 4, 3]]
 
 
 def test_of_equals_the_first_come_first() -> None:
     embedding = torch.tensor([[1.0, 0.0]]).repeat(8, 1)  # duplicates, and no head prefers any
-    chosen = label_around_prototypes(embedding, torch.full((8, 2), 0.5), 0.5)
+    chosen, _ = label_around_prototypes(embedding, torch.full((8, 2), 0.5), 0.5)
     assert chosen.T.tolist() == [[0, 1, 2, 3]] * 2
 
 
@@ -126,9 +127,20 @@ def test_clusters_are_equally_large(N: int, K: int, ratio: float, seed: int) -> 
         with pytest.raises(InputError, match=rf"{K} clusters cannot share {N} samples: lower model.head.num_clusters"):
             label_around_prototypes(unit(N, 3, seed), confidence, ratio)
         return
-    chosen = label_around_prototypes(unit(N, 3, seed), confidence, ratio)
+    chosen, among = label_around_prototypes(unit(N, 3, seed), confidence, ratio)
+    assert bool(among.all())
     assert chosen.shape == (N // K, K)
     assert all(len(set(column)) == N // K for column in chosen.T.tolist())
+
+
+@pytest.mark.parametrize(("unequal", "sizes"), [(0.0, [4, 4, 4]), (0.5, [6, 3, 2]), (1.0, [9, 2, 1])])
+def test_clusters_may_follow_what_is_predicted(unequal: float, sizes: list[int]) -> None:
+    """Of 12 samples 9, 2 and 1 are predicted; by the roots they have 6.65, 3.13 and 2.22."""
+    confidence = 0.1 + 0.8 * torch.nn.functional.one_hot(torch.tensor([0] * 9 + [1] * 2 + [2]), 3)
+    chosen, among = label_around_prototypes(unit(12, 6), confidence, 0.5, unequal)
+    assert among.sum(0).tolist() == sizes
+    assert chosen.shape == (max(sizes), 3)
+    assert all(len(set(column.tolist())) == max(sizes) for column in chosen.T)
 
 
 # -- the head ------------------------------------------------------------------------------------------------------
