@@ -507,6 +507,17 @@ def test_the_document_says_how_to_repeat_it() -> None:
     )
 
 
+def test_accuracy_by_many_to_one_has_a_column_where_it_was_measured() -> None:
+    plain = [record("odc", s, acc=0.5, nmi=0.4) for s in (0, 1)]
+    assert table(plain).startswith("| method | ACC           | NMI ")
+    assert "ACC n:1" not in table(plain)
+    over = [record("odc", s, acc=0.5, acc_many_to_one=0.75, nmi=0.4) for s in (0, 1)]
+    heading, _, row, *_ = table(over).splitlines()
+    assert [cell.strip() for cell in heading.split("|")[1:5]] == ["method", "ACC", "ACC n:1", "NMI"]
+    assert [cell.strip()[:5] for cell in row.split("|")[1:5]] == ["odc", "0.500", "0.750", "0.400"]
+    assert "ACC n:1 lets each cluster stand for its most frequent class" in table(over)
+
+
 def test_beside_one_seed_stands_that_it_decides_nothing() -> None:
     one, two = record("odc", 0, acc=0.5), record("odc", 1, acc=0.6)
     for rows in ([one], [one, two, record("dc", 0, acc=0.5)]):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from scipy import stats
 
-from odc.comparison.results import QUALITY, Record
+from odc.comparison.results import MANY_TO_ONE, QUALITY, Record
 
 EVENNESS = {"entropy": "entropy", "empty": "empty clusters"}  # without ground truth: how the clusters are filled
 RANKED = ("acc", "nmi", "ari")  # kNN is of the features, not of the clusters
@@ -88,6 +88,12 @@ def by_method(records: Sequence[Record]) -> list[Row]:
     return list(found.values())
 
 
+_OVER_CLUSTERING = (
+    "ACC maps clusters to classes one to one, so with more clusters than classes some are always wrong; ACC n:1 lets "
+    "each cluster stand for its most frequent class, and rises with the number of clusters alone."
+)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The records of a comparison in order: methods are rows, stages that they share come before them."""
@@ -115,7 +121,15 @@ class Comparison:
     @property
     def quality(self) -> dict[str, str]:
         """Names of the columns that say how good the clusters are, or without ground truth how they are filled."""
-        return QUALITY if self.labelled else EVENNESS
+        if not self.labelled:
+            return EVENNESS
+        return {"acc": QUALITY["acc"], **MANY_TO_ONE, **QUALITY} if self.over_clustering else QUALITY
+
+    @property
+    def over_clustering(self) -> str:
+        """What to say of the two accuracies where K is not the number of classes, else nothing."""
+        measured = any(r.number(name) is not None for r in self.ended for name in MANY_TO_ONE)
+        return _OVER_CLUSTERING if measured else ""
 
     def ranked(self) -> list[Row]:
         """Return the methods, best first by ACC or, without ground truth, by evenness; those that all failed last."""

@@ -49,6 +49,7 @@ from odc.structures import UNLABELLED
 RESULTS, ABOUT = "results.jsonl", "comparison.json"  # in the folder of a comparison
 OUTCOME, CURVES = "outcome.npz", "curves.json"  # in that of a cell
 QUALITY = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "knn": "kNN"}  # what every row is measured by
+MANY_TO_ONE = {"acc_many_to_one": "ACC n:1"}  # besides, where K is not the number of classes
 _AGAIN = "run this cell again"
 
 Place = tuple[str, int]  # method and seed
@@ -176,7 +177,7 @@ class Record:
 
 
 _RECORD_KINDS = _kinds(Record)
-_SHARES = dict.fromkeys((*QUALITY, "entropy", "purity"), optional(real(-1.001, 1.001)))
+_SHARES = dict.fromkeys((*QUALITY, *MANY_TO_ONE, "entropy", "purity"), optional(real(-1.001, 1.001)))
 _AMOUNTS = ("seconds", "pretrain_seconds", "images_seen", "peak_rss_mb", "epochs", "clusters", "empty", "noise")
 _RECORD = fields(
     {name: kind for name, kind in _RECORD_KINDS.items() if name not in ("error", "log", "before")},

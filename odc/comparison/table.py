@@ -16,6 +16,7 @@ def table(records: Sequence[Record]) -> str:
     found = Comparison.of(records)
     heading = ["method", *found.quality.values(), "seconds", "peak MB", "images seen", "seeds"]
     lines = [markdown_table([heading, *(_cells(row, list(found.quality)) for row in found.rows)])]
+    lines += [found.over_clustering] if found.over_clustering else []
     if note := one_seed(found.rows):
         lines.append(note)
     lines += [

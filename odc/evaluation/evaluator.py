@@ -83,6 +83,7 @@ def _known(evaluation: Evaluation, metric: object, most: int) -> tuple[Tensor, T
 class ClusterMetrics:
     """``acc`` (Hungarian, rectangular), ``nmi``, ``nmi_geometric``, ``ari``; ``entropy`` and ``empty`` of the clusters.
 
+    Where K is not the number of classes besides ``acc_many_to_one``, which as it may be missing cannot be monitored.
     Without ground truth of two classes only the last two, for a head without clusters none.
     """
 

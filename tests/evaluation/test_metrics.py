@@ -19,6 +19,7 @@ from odc.evaluation.metrics import (
     evaluate_clustering,
     knn_accuracy,
     majorities,
+    many_to_one_accuracy,
     nmi,
 )
 from odc.structures import make_generator
@@ -61,6 +62,31 @@ def test_accuracy_is_the_best_of_all_maps(pairs: list[tuple[int, int]]) -> None:
     assert acc == pytest.approx(np.mean([mapping.get(p) == t for p, t in pairs]))
 
 
+def test_many_to_one_by_hand() -> None:
+    split = torch.tensor([0, 1, 2, 3])  # class 0 in two clusters, class 1 in two
+    target = torch.tensor([0, 0, 1, 1])
+    assert clustering_accuracy(split, target)[0] == 0.5
+    assert many_to_one_accuracy(split, target) == 1.0
+    mixed = torch.tensor([7, 7, 7, 4, 4, 9])
+    assert many_to_one_accuracy(mixed, torch.tensor([2, 2, 5, 2, 5, -1])) == 3 / 5
+    assert "acc_many_to_one" not in evaluate_clustering(torch.tensor([0, 0, 1, 1]), target, 2)
+    assert evaluate_clustering(split, target, 4)["acc_many_to_one"] == 1.0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12), st.integers(0, 3))
+def test_many_to_one_is_the_best_of_all_maps_and_rises_where_a_cluster_is_split(
+    pairs: list[tuple[int, int]], cluster: int
+) -> None:
+    pred, target = (np.array(column) for column in zip(*pairs, strict=True))
+    best = max(np.mean(np.array(m)[pred] == target) for m in itertools.product(range(4), repeat=4))
+    found = many_to_one_accuracy(pred, target)
+    assert found == pytest.approx(best)
+    assert found >= clustering_accuracy(pred, target)[0]
+    halves = np.where((pred == cluster) & (np.arange(len(pred)) % 2 == 0), 9, pred)
+    assert many_to_one_accuracy(halves, target) >= found - 1e-12
+
+
 def test_nmi_and_ari_by_hand() -> None:
     pred, target = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 0])
     assert nmi(pred, target) == 0
@@ -82,6 +108,7 @@ def test_unknown_targets_are_left_out() -> None:
         "nmi": nmi(PRED, TARGET),
         "nmi_geometric": nmi(PRED, TARGET, "geometric"),
         "ari": ari(PRED, TARGET),
+        "acc_many_to_one": 5 / 6,
         "entropy": pytest.approx((math.log(9 / 4) * 4 + math.log(9 / 2) * 4 + math.log(9)) / 9 / math.log(5)),
         "empty": 1.0,
     }
