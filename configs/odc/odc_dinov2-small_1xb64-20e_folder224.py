@@ -1,6 +1,6 @@
 # ODC on DINOv2's features of photographs in a folder; give the number of clusters with
 # --cfg-options model.head.num_clusters=K. The network stays as its weights are, so all images pass it once.
-# To train it too, at a hundredth of the head's learning rate: --cfg-options model.frozen=False
+# To train it too, at a hundredth of the head's learning rate: --cfg-options model.frozen=False.
 _base_ = ['../_base_/default_runtime.py', '../_base_/datasets/folder-weights.py']
 
 model = dict(
@@ -14,5 +14,5 @@ model = dict(
 train_cfg = dict(max_epochs=20, val_interval=10)
 optim_wrapper = dict(
     constructor='ByName',
-    optimizer=dict(type='SGD', lr=0.03, momentum=0.9, weight_decay=1e-5),
-    paramwise_cfg={'backbone': dict(lr=0.0003), 'head.classifier': dict(momentum=0.0)})
+    optimizer=dict(type='SGD', lr=0.0003, momentum=0.9, weight_decay=1e-5),
+    paramwise_cfg={'head.classifier': dict(lr=0.03, momentum=0.0)})

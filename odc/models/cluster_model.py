@@ -133,6 +133,8 @@ class ClusterModel(BaseModel):
         Raises:
             InputError: the checkpoint cannot be read safely, or does not fit the backbone exactly.
         """
+        # What replaces all of the backbone's weights need not wait for others to be read, or fetched.
+        self.backbone.is_init = self.pretrained is not None
         super().init_weights()
         if self.pretrained is not None:
             source = f"checkpoint '{self.pretrained}'"

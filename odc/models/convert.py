@@ -61,7 +61,7 @@ class Layout:
         return all(any(re.match(pattern, name) for name in names) for pattern in self.shown_by)
 
 
-_TIMM = r"(pre_logits\.fc1|conv_stem|stem\.0)\.weight$"  # of networks that are no transformers
+_TIMM = r"(pre_logits\.fc1|conv_stem|stem\.0|features\.conv0)\.weight$"  # of networks that are no transformers
 _TORCHVISION = r"(features\.0|features\.0\.0|features\.conv0|conv_proj)\.weight$"  # that are no ResNets
 OWN = "own"  # names of whatever network it is, all of them: which are a classifier's, that network has to say
 # The first that fits is the one; docs/checkpoints.md says whose they are.

@@ -21,7 +21,7 @@ from odc.errors import InputError, nearest
 from odc.models.backbones import check_images, init_convolutions
 from odc.models.fetching import hub_file, torchvision_file
 from odc.models.loading import load_backbone
-from odc.models.pretrained import timm_library, timm_weights, torchvision_weights
+from odc.models.pretrained import timm_library, timm_weights, torchvision_weights, trained_how
 from odc.registry import BACKBONES
 
 # Pixels a side to try on a network until it takes them: the small ones are fast, the odd ones some networks' only size.
@@ -80,7 +80,9 @@ class Library(nn.Module):
             told = load_backbone(self, load_plain(file), f"'{self.weights}'")
             print_log(f"{self.library}'s {self.name} from {self.weights}: {told}", "current")
         elif self.pretrained:
-            print_log(f"{self.library}'s {self.name} with its own weights, {self._load_own()}", "current")
+            trained = trained_how(self.library, self.name)
+            how = f", trained {trained}" if trained else ""
+            print_log(f"{self.library}'s {self.name} with its own weights{how}: {self._load_own()}", "current")
 
     def _load_own(self) -> str:
         """Load the library's weights; return where they come from."""

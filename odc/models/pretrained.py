@@ -156,6 +156,21 @@ def _close(name: str, known: Any) -> str:
     return told if "did you mean" in told or len(known) < 20 else ""
 
 
+def trained_how(library: str, name: str) -> str | None:
+    """Return how a library's weights were trained, in words behind "trained": whether with labels is what matters.
+
+    Where :data:`KNOWN` has them not, a classifier that is part of them says it. ``None``: nothing does.
+    """
+    known = [w for w in KNOWN.values() if w.library == library and name in (w.name, w.name.partition(".")[0])]
+    if known:
+        return known[0].trained
+    if library == "torchvision":
+        return _IMAGENET
+    classes = timm_weights(name).get("num_classes", 0)
+    # CLIP's projections are no classifiers; ImageNet, its larger kin and JFT's have these numbers.
+    return f"with labels of {classes:,} classes" if classes == 1000 or classes > 10_000 else None
+
+
 # ------------------------------------------------------------------------------------------------------ preprocessing
 
 
@@ -201,13 +216,15 @@ def describe(backbone: Mapping[str, Any], size: int | None = None) -> Preprocess
     Raises:
         InputError: for a backbone of another type, an unknown name, or images that are not square.
     """
-    kind, name = backbone.get("type"), str(backbone.get("name"))
+    kind, name = backbone.get("type"), backbone.get("name")
+    if kind in _LIBRARIES.values() and not isinstance(name, str):
+        raise InputError(f"backbone '{kind}' needs the option 'name'")
     if kind not in _LIBRARIES.values():
         raise InputError(
             f"AsPretrained is for {' and '.join(_LIBRARIES.values())}, whose libraries say what weights want; for "
             f"'{kind}' write Resize, CenterCrop, ToFloat and Normalize into data.views"
         )
-    told = _timm_wants(name) if kind == "TimmBackbone" else _torchvision_wants(name)
+    told = _timm_wants(str(name)) if kind == "TimmBackbone" else _torchvision_wants(str(name))
     wanted = size or backbone.get("image_size")
     if wanted is not None:
         shorter = told.resize if isinstance(told.resize, int) else told.resize[0]

@@ -336,6 +336,15 @@ def test_a_run_needs_its_weights_once(tmp_path: Path) -> None:
         apis.train(_training(tmp_path))
 
 
+def test_a_pretrained_backbone_needs_no_other_weights(tmp_path: Path) -> None:
+    whole = random_(timm.create_model(SMALL)).state_dict()
+    backbone = dict(type="TimmBackbone", name=SMALL, weights=str(tmp_path / "gone.pth"))
+    given = str(_saved(whole, tmp_path / "a.pth"))
+    model = ClusterModel(backbone, dict(type="DeepClusterHead", num_clusters=3), pretrained=given)
+    model.init_weights()
+    assert torch.equal(model.backbone.model.conv_stem.weight, whole["conv_stem.weight"])
+
+
 def test_frozen_is_one_flag_away() -> None:
     def trained(**options: Any) -> bool:
         model = ClusterModel(dict(type="ConvNet"), dict(type="DeepClusterHead", num_clusters=3), **options)

@@ -9,7 +9,7 @@ import pytest
 import torchvision
 
 from odc.errors import InputError
-from odc.models.pretrained import KNOWN, Preprocessing, backbone_of, describe
+from odc.models.pretrained import KNOWN, Preprocessing, backbone_of, describe, trained_how
 from odc.registry import BACKBONES, resolve
 
 timm = pytest.importorskip("timm")
@@ -87,6 +87,14 @@ def test_torchvision_says_what_its_weights_want() -> None:
     preset = torchvision.models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1.transforms()
     wanted = describe(dict(type="TorchvisionBackbone", name="vit_b_16.IMAGENET1K_SWAG_E2E_V1"))
     assert (wanted.size, wanted.resize, wanted.interpolation) == (preset.crop_size[0], preset.resize_size[0], "bicubic")
+
+
+def test_how_weights_were_trained() -> None:
+    assert trained_how("timm", "vit_small_patch14_dinov2") == "without labels, on LVD-142M"
+    assert trained_how("timm", "resnet18.a1_in1k") == "with labels of 1,000 classes"
+    assert trained_how("timm", "vit_base_patch16_224.augreg_in21k") == "with labels of 21,843 classes"
+    assert trained_how("timm", "vit_base_patch16_clip_224.laion2b") is None
+    assert trained_how("torchvision", "vit_b_16") == "with the labels of ImageNet"
 
 
 def test_a_size_of_ones_own() -> None:
