@@ -6,4 +6,5 @@ comparison = dict(
         'deepercluster': '../deepercluster/deepercluster_features_1xb256-30e.py',
         'scan': '../scan/scan_features_1xb512-30e.py',
         'spice-self': '../spice/spice-self_features_1xb128-30e.py',
+        'turtle': '../turtle/turtle_features_1xb2048-10e.py',
     })

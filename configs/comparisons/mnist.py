@@ -8,5 +8,6 @@ comparison = dict(
         'dc-moco': '../deepcluster/deepcluster_convnet_1xb256-10e_mnist-moco.py',
         'odc-moco': '../odc/odc_convnet_1xb256-10e_mnist-moco.py',
         'scan': '../scan/scan_convnet_1xb512-10e_mnist.py',
+        'turtle-moco': '../turtle/turtle_convnet_1xb10000-10e_mnist.py',
         'spice': '../pipelines/spice_mnist.py',
     })

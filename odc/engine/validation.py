@@ -54,4 +54,5 @@ class ClusterValLoop(BaseLoop):
             scores=comm.gather(table.logits).cpu(),
             targets=None if targets is None else np.where(lost.numpy(), UNLABELLED, targets),
             lost=lost,
+            spaces=source.dataset.spaces if sum(source.dataset.spaces) == table.features.shape[1] else (),
         )

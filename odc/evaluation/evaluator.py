@@ -20,7 +20,7 @@ from odc.clustering import kmeans, l2_normalize, size_entropy
 from odc.data.datasets import Targets
 from odc.errors import InputError
 from odc.evaluation.metrics import Ids, evaluate_clustering, knn_accuracy, nmi
-from odc.evaluation.probes import HELD_OUT, linear_probe, stratified_split
+from odc.evaluation.probes import HELD_OUT, generalisation_score, linear_probe, stratified_split
 from odc.registry import METRICS
 from odc.structures import Labels, make_generator
 
@@ -35,6 +35,7 @@ class Evaluation:
     # (N,) bool: another image stood in for this one, so features and scores are not its own; its target is unknown.
     # None: for none of them.
     lost: Tensor | None = None
+    spaces: tuple[int, ...] = ()  # widths of the spaces that the features consist of; empty: one
 
     @property
     def clusters(self) -> Tensor:
@@ -155,6 +156,56 @@ class KNNMetric:
         """Return ``{"knn": accuracy}``, or nothing without ground truth."""
         known = _known(evaluation, self, self.max_samples)
         return {} if known is None else {"knn": knn_accuracy(*known, min(self.k, len(known[1]) - 1))}
+
+
+@METRICS.register_module()
+class GeneralisationScore:
+    """``generalisation``: how well a linear classifier predicts the clusters of images that it has not seen.
+
+    It needs no ground truth, so it may choose among settings, as TURTLE does: see
+    :func:`odc.evaluation.probes.generalisation_score`. Compare it only among runs that found equally many clusters
+    (``empty`` of :class:`ClusterMetrics`).
+
+    Args:
+        folds: of the cross-validation.
+        max_samples: use evenly spaced samples where there are more.
+        seed: shares the samples over the folds.
+    """
+
+    names: ClassVar = ("generalisation",)
+    unlabelled: ClassVar = ("generalisation",)
+
+    def __init__(self, folds: int = 10, max_samples: int = 5_000, seed: int = 0) -> None:
+        if folds < 2 or max_samples < folds:
+            raise InputError(f"GeneralisationScore needs 2 <= folds <= max_samples, not {folds} and {max_samples}")
+        self.folds = folds
+        self.max_samples = max_samples
+        self.seed = seed
+
+    def __call__(self, evaluation: Evaluation) -> dict[str, float]:
+        """Return ``{"generalisation": score}``, or nothing for less than two clusters."""
+        rows = torch.arange(len(evaluation.scores))
+        if evaluation.lost is not None:
+            rows = rows[~evaluation.lost]
+        if len(rows) > self.max_samples:
+            rows = rows[torch.linspace(0, len(rows) - 1, self.max_samples).round().long()]
+        if not evaluation.scores.shape[1] or len(rows) < self.folds or len(evaluation.clusters[rows].unique()) < 2:
+            return {}
+        if empty := len(evaluation.without_images):
+            found = evaluation.scores.shape[1] - empty
+            print_log(
+                f"{found} of {found + empty} clusters have images: their generalisation score must not be compared "
+                "with that of a run that found more or fewer",
+                "current",
+            )
+        score = generalisation_score(
+            evaluation.features[rows],
+            evaluation.clusters[rows],
+            generator=make_generator(self.seed, "GeneralisationScore"),
+            spaces=evaluation.spaces,
+            folds=self.folds,
+        )
+        return {"generalisation": score}
 
 
 @METRICS.register_module()

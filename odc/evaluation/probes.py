@@ -143,6 +143,46 @@ def low_shot_probe(
     return LowShotResult(statistics.mean(accuracies), statistics.stdev(accuracies), labels, draws)
 
 
+def generalisation_score(
+    features: Tensor, clusters: Tensor, *, generator: torch.Generator, spaces: Sequence[int] = (), folds: int = 10
+) -> float:
+    """Return how well logistic regression predicts the clusters of samples that it has not seen: no true label enters.
+
+    The score by which TURTLE (Gadetsky et al. 2024, arXiv:2406.07236) chooses its settings: cross-validated accuracy
+    of logistic regression (C = 1) on the features as they are, the mean over their spaces. Clusters are shared evenly
+    over the folds; a sample whose cluster has no other one is always wrong.
+
+    Of clusterings with different numbers of clusters that are not empty, the one with fewer is the easier task: never
+    compare their scores.
+
+    Args:
+        features: (N, D) floating, finite.
+        clusters: (N,) int64, at least two different ones.
+        generator: shuffles the samples of a cluster.
+        spaces: widths of the spaces that the features consist of; empty: one.
+        folds: at least 2, at most N.
+    """
+    order = torch.randperm(len(clusters), generator=generator)
+    order = order[clusters[order].argsort(stable=True)]
+    fold = torch.empty_like(order)
+    fold[order] = torch.arange(len(order)) % folds
+    y, of = clusters.numpy(), fold.numpy()
+    right, parts = 0, features.float().split(list(spaces) or [features.shape[1]], 1)
+    for x in (part.numpy() for part in parts):
+        for held in range(folds):
+            train, test = of != held, of == held
+            kept = np.unique(y[train])
+            if len(kept) < 2:
+                right += int((y[test] == kept[0]).sum())
+                continue
+            with warnings.catch_warnings():  # a fold that has not converged is as good a judge
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                right += int(
+                    (LogisticRegression(max_iter=_MAX_ITER).fit(x[train], y[train]).predict(x[test]) == y[test]).sum()
+                )
+    return right / (len(y) * len(parts))
+
+
 def stratified_split(targets: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return sample ids to train on and to hold out, in ascending order: ``share`` of every class is held out.
 
