@@ -117,6 +117,8 @@ def read(text: str, annotation: Any) -> Any:
     kinds = set(alternatives(annotation))
     if "None" in kinds and text == "None":
         return None
+    if "bool" in kinds and text.lower() in ("true", "false"):  # though it may be a list of texts as well
+        return text.lower() == "true"
     texts = any(_TEXTS.match(kind) for kind in kinds)
     plain = bool(kinds & _TEXT) and all(kind in _TEXT | {"None"} or _TEXTS.match(kind) for kind in kinds)
     if plain and not (texts and text[:1] in _CLOSING):

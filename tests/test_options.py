@@ -67,6 +67,13 @@ def test_a_text_or_a_list_of_them() -> None:
     assert read("3", "int | str") == 3
 
 
+def test_a_flag_or_a_list_of_texts() -> None:
+    assert read("False", "Sequence[str] | bool") is False
+    assert read("true", "Sequence[str] | bool") is True
+    assert read("[]", "Sequence[str] | bool") == []
+    assert read("backbone", "Sequence[str] | bool") == ["backbone"]
+
+
 def test_arguments_of_a_function() -> None:
     def function(name: str, number: float, other: Any = None) -> None: ...
 
