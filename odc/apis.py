@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from mmengine import Config
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -16,10 +19,11 @@ from odc.config.checking import check_compile, check_config, check_monitored, ch
 from odc.config.views import NOTE, fill_views
 from odc.data.datasets import ImageDataset
 from odc.data.embeddings import Embeddings, check_ending
-from odc.data.feature_files import read_space
+from odc.data.feature_files import read_folder, read_space
 from odc.engine.comm import get_comm, is_first_rank
 from odc.engine.data import EXTRACT_VIEW, ClusterData, Source
 from odc.engine.extract import extract
+from odc.engine.feature_store import stored_features
 from odc.engine.resume import SameRunHook
 from odc.engine.validation import ClusterValLoop
 from odc.errors import InputError
@@ -82,7 +86,7 @@ def prepare_config(
     if amp:
         cfg.precision = "bfloat16"
     if strict:
-        cfg.data.dataset.strict = True
+        (cfg.data.dataset.get("pictures") or cfg.data.dataset).strict = True
     cfg.launcher = launcher
     _fill_spaces(cfg)
     fill_views(cfg)
@@ -233,7 +237,8 @@ def extract_features(
     Args:
         cfg: a prepared config.
         checkpoint: of the model that the config describes.
-        out: file to write them to, ``.npz`` or ``.parquet``.
+        out: file to write them to, ``.npz`` or ``.parquet``. Until it is there, what is done lies in a folder of its
+            name with ``.part`` behind it, and the same command goes on from that.
         split: ``"train"`` for ``data.dataset``, or ``"eval"`` for ``data.eval_dataset``.
         drop_neck: the backbone's output, averaged over the image, instead of the neck's. It is the same where the neck
             only averages; ODC and others drop a neck with layers of its own downstream.
@@ -249,11 +254,13 @@ def extract_features(
         raise InputError("the config has no data.eval_dataset to extract: set it, or leave out --split eval")
     runner, data = load_runner(cfg, checkpoint)
     try:
-        embeddings = embed(runner, data, data.eval if split == "eval" else data.train, drop_neck)
+        part = None if out is None else Path(f"{out}.part")
+        embeddings = embed(runner, data, data.eval if split == "eval" else data.train, drop_neck, part)
     finally:
         data.close()
     if out is not None and runner.rank == 0:
         embeddings.save(out)
+        shutil.rmtree(f"{out}.part", ignore_errors=True)
         N, D = embeddings.features.shape
         print_log(f"features of {N:,} images, {D} each: {out}", "current")
     return embeddings
@@ -267,14 +274,23 @@ def load_runner(cfg: Config, checkpoint: str) -> tuple[Runner, ClusterData]:
     return runner, runner.train_loop.data
 
 
-def embed(runner: Runner, data: ClusterData, source: Source, drop_neck: bool) -> Embeddings:
-    """Return the features of one data set, gathered from all ranks."""
-    model, comm = unwrap(runner.model), get_comm()
-    neck = model.neck
+def embed(runner: Runner, data: ClusterData, source: Source, drop_neck: bool, part: Path | None = None) -> Embeddings:
+    """Return the features of one data set, of all ranks; what is done meanwhile lies in the folder ``part``.
+
+    Without one, or with a view that no folder can be of, an extraction that is cut off begins anew.
+    """
+    model, comm, batch_size = unwrap(runner.model), get_comm(), data.extract_batch_size
+    neck, view = model.neck, source.views[EXTRACT_VIEW]
     try:
         if drop_neck:
             model.neck = AvgPool(model.backbone.out_channels)
-        table = extract(model, source, comm, batch_size=data.extract_batch_size)
+        if part is None or view.random is not None or view.description is None:
+            table = extract(model, source, comm, batch_size=batch_size)
+            index, features = comm.gather(table.index).cpu(), comm.gather(table.features).cpu()
+        else:
+            space = read_folder(stored_features(model, source, part, comm, batch_size=batch_size))
+            index, features = torch.arange(len(space.paths)), torch.from_numpy(np.array(space.rows))
+            comm.sum(torch.zeros(1, device=next(model.parameters()).device))  # all have read it
         after = type(model.neck).__name__
     finally:
         model.neck = neck
@@ -285,7 +301,6 @@ def embed(runner: Runner, data: ClusterData, source: Source, drop_neck: bool) ->
         "after": f"{type(model.backbone).__name__} and {after}",
     }
     dataset = source.dataset
-    index, features = comm.gather(table.index).cpu(), comm.gather(table.features).cpu()
     return Embeddings(index, tuple(dataset.paths), features, dataset.fingerprint, meta)
 
 

@@ -13,6 +13,7 @@ from odc.apis import build_runner, extract_features, prepare_config
 from odc.checkpoints import load_plain
 from odc.cli import main
 from odc.data import Embeddings
+from odc.engine import feature_store
 
 __all__ = ["write"]  # a fixture
 
@@ -75,6 +76,26 @@ def test_features_are_those_of_the_moving_average(drop_neck: bool, write: Write)
     load_partial = prepare_config(path, cfg_options={"model.ema": None, "load_partial": True})
     plain = extract_features(load_partial, "run/epoch_1.pth", drop_neck=drop_neck).features
     assert not torch.allclose(features, plain, atol=1e-3)
+
+
+def test_an_extraction_goes_on(trained: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, checkpoint = trained
+    cfg, real = prepare_config(path), Embeddings.save
+    whole = extract_features(cfg, checkpoint, "whole.npz").features
+
+    def dies(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Embeddings, "save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(cfg, checkpoint, "part.npz")
+    assert Path("part.npz.part").is_dir()
+    monkeypatch.setattr(Embeddings, "save", real)
+    monkeypatch.setattr(feature_store, "encode", dies)
+    assert torch.equal(extract_features(cfg, checkpoint, "part.npz").features, whole)
+    assert Path("part.npz").read_bytes() == Path("whole.npz").read_bytes()
+    assert not Path("part.npz.part").exists()
+    assert not Path("whole.npz.part").exists()
 
 
 def test_extract_the_images_to_evaluate_on(trained: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:

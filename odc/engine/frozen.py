@@ -34,11 +34,14 @@ class FeatureCache:
         """Return the features of a step, ``{(stream, view): (B, P, D) float32}``."""
         found = {}
         for stream in streams:
-            row = rows[stream.name].row
+            row, same = rows[stream.name].row, dict[tuple[int, int], Tensor]()
             for view in stream.views:
-                slot = self.slot[view].index_select(0, row)
-                # several times as fast on a CPU as indexing by a matrix
-                found[stream.name, view] = self.z[view].index_select(0, slot.flatten()).unflatten(0, slot.shape)
+                where = id(self.z[view]), id(self.slot[view])  # views that are alike are looked up once
+                if where not in same:
+                    slot = self.slot[view].index_select(0, row)
+                    # several times as fast on a CPU as indexing by a matrix
+                    same[where] = self.z[view].index_select(0, slot.flatten()).unflatten(0, slot.shape)
+                found[stream.name, view] = same[where]
         return found
 
 
@@ -165,13 +168,15 @@ class Features:
                 continue
             variants = variant.unique().tolist() if self.data.views[view].varies else [0]
             z[view] = self._table_of_variants(model, view, variants)
-            place = torch.searchsorted(torch.tensor(variants, device=variant.device), variant) if variants[1:] else 0
-            slot[view] = index + (place[:, None] * N if isinstance(place, Tensor) else 0)
+            slot[view] = index
+            if len(variants) > 1:
+                place = torch.searchsorted(torch.tensor(variants, device=variant.device), variant)
+                slot[view] = place[:, None] * N + index
             encoded |= {f"{self._alike(view)}/{v}": N for v in variants}
         if drawn and labelled is not None:
-            features, place = self._augmented(model, drawn, labelled)
+            features, of_rows = self._augmented(model, drawn, labelled)
             z |= features
-            slot |= dict.fromkeys(drawn, place)
+            slot |= dict.fromkeys(drawn, of_rows)
             encoded |= {f"{view}@{labelled[0]}.{labelled[1]}": len(features[view]) for view in drawn}
         return FeatureCache(slot, z, encoded)
 

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from small_heads import config
+from test_comm import run_on_two_ranks
 
 from odc import files
 from odc.apis import build_runner
@@ -21,6 +23,7 @@ from odc.data import Features
 from odc.data.feature_files import read_folder
 from odc.data.views import BatchedLoader
 from odc.engine import feature_store
+from odc.engine.comm import get_comm
 from odc.engine.extract import extract
 from odc.engine.feature_store import SHARDS, feature_key, stored_features, write_features
 from odc.errors import InputError
@@ -160,6 +163,36 @@ def test_what_is_refused(tmp_path: Path) -> None:
         model.backbone.layers[0].weight[0] = torch.nan
     with pytest.raises(InputError, match="features of 48 of 48 images are not finite"):
         write_features(model, source, tmp_path / "b", COMM, batch_size=16)
+
+
+def _share(rank: int, store: Path, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    feature_store.SHARD = 10
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    group = get_comm()
+    model, source = built(store.parent / str(rank))
+    path = write_features(model, source, store.parent / "shared", group, batch_size=4)
+    found = [len(read_folder(path).paths), model.training]
+    if rank == 1:  # one alone fails, and both end
+        with torch.no_grad():
+            model.backbone.layers[0].weight[0] = torch.nan
+    try:
+        write_features(model, source, store.parent / "bad", group, batch_size=4)
+    except InputError as error:
+        found.append(str(error))
+    pipe.send((rank, found))
+    pipe.send((rank, "done"))
+    dist.destroy_process_group()
+
+
+def test_two_ranks_share_the_work(tmp_path: Path, small: None) -> None:
+    ranks = dict(run_on_two_ranks(_share, tmp_path / "store"))
+    assert ranks[0][:2] == ranks[1][:2] == [48, True]
+    assert ranks[0][2] == "another process could not extract its features"
+    assert "of 48 images are not finite" in ranks[1][2]
+    alone = write_features(*built(tmp_path), tmp_path / "alone", COMM, batch_size=4)
+    for name in ("features.npy", "index.json"):
+        assert (tmp_path / "shared" / name).read_bytes() == (alone / name).read_bytes()
 
 
 def _hold(path: Path, held: Any) -> None:
