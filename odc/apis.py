@@ -226,7 +226,7 @@ def evaluate(cfg: Config, checkpoint: str, out: str | Path | None = None) -> dic
 
 def extract_features(
     cfg: Config,
-    checkpoint: str,
+    checkpoint: str | None,
     out: str | Path | None = None,
     *,
     split: str = "train",
@@ -236,7 +236,8 @@ def extract_features(
 
     Args:
         cfg: a prepared config.
-        checkpoint: of the model that the config describes.
+        checkpoint: of the model that the config describes; ``None``: the model as it starts, with the weights that its
+            backbone names.
         out: file to write them to, ``.npz`` or ``.parquet``. Until it is there, what is done lies in a folder of its
             name with ``.part`` behind it, and the same command goes on from that.
         split: ``"train"`` for ``data.dataset``, or ``"eval"`` for ``data.eval_dataset``.
@@ -266,10 +267,15 @@ def extract_features(
     return embeddings
 
 
-def load_runner(cfg: Config, checkpoint: str) -> tuple[Runner, ClusterData]:
-    """Return a runner whose model is loaded, and its data; nothing that it does is for the visualizers."""
+def load_runner(cfg: Config, checkpoint: str | None) -> tuple[Runner, ClusterData]:
+    """Return a runner whose model is loaded, or without a checkpoint initialised, and its data.
+
+    Nothing that it does is for the visualizers.
+    """
     cfg.load_from, cfg.resume, cfg.visualizer = checkpoint, False, None
     runner = build_runner(cfg)
+    if checkpoint is None:
+        unwrap(runner.model).init_weights()
     runner.load_or_resume()
     return runner, runner.train_loop.data
 
@@ -294,9 +300,9 @@ def embed(runner: Runner, data: ClusterData, source: Source, drop_neck: bool, pa
         after = type(model.neck).__name__
     finally:
         model.neck = neck
+    of = {"config": str(runner.cfg.filename), "checkpoint": str(runner.cfg.load_from)}
     meta = {
-        "config": str(runner.cfg.filename),
-        "checkpoint": str(runner.cfg.load_from),
+        **({"source": str(runner.cfg["_source"])} if "_source" in runner.cfg else of),
         "view": EXTRACT_VIEW,
         "after": f"{type(model.backbone).__name__} and {after}",
     }

@@ -100,7 +100,27 @@ def _test(args: _Arguments) -> None:
 def _extract(args: _Arguments) -> None:
     from odc.apis import extract_features
 
-    extract_features(_prepare(args), **args)
+    source, dataset, size = (args.pop(name) for name in ("features", "dataset", "size"))
+    if source is None and (args["config"] is None or args["checkpoint"] is None):
+        raise InputError("odc extract needs a config and a checkpoint, or --features and --dataset")
+    if source is None:
+        for name, value in (("--dataset", dataset), ("--size", size)):
+            if value is not None:
+                raise InputError(f"{name} {value} is for --features: the config has the data set and its views")
+        extract_features(_prepare(args), **args)
+        return
+    from odc.comparison.samples import pictures_of
+    from odc.sources import extract_source
+
+    if args["config"] is not None:
+        raise InputError(f"--features {source} needs no config, and {args['config']} is one: leave one of them out")
+    for name in ("cfg_options", "drop_neck"):
+        if args[name]:
+            raise InputError(f"--{name.replace('_', '-')} changes a config: --features {source} has none, leave it out")
+    if args["split"] != "train":
+        raise InputError(f"--split {args['split']}: give the other part to --dataset, it has its own features")
+    rest = {name: args[name] for name in ("work_dir", "strict", "launcher")}
+    extract_source(source, pictures_of(dataset or "digits").data.dataset.to_dict(), args["out"], size, **rest)
 
 
 def _probe(args: _Arguments) -> None:
@@ -137,7 +157,9 @@ def _compare(args: _Arguments) -> int:
         asked = {key: parse(value) for key, value in (args.pop("executor_options") or {}).items()}
         if args["jobs"] is None:
             args["jobs"] = 100 if args["executor"] == "slurm" else default_jobs()
-        threads = asked.get("cpus_per_task") or default_threads(max(1, args["jobs"]))
+        threads = asked.get("cpus_per_task") or default_threads(
+            max(1, args["jobs"]), vectors=args["features"] is not None
+        )
         records = compare(Request(**args, threads=threads, executor_options=asked), sys.stdout)
     _show(f"\n{table(records)}\n\n{out / 'report.html'}")
     return int(any(r.error is not None for r in records))
@@ -225,9 +247,27 @@ _TRAIN = (
     _LOG,
 )
 _TEST = (*_CHECKPOINT, _arg("--out", "write clusters.csv, clusters.png and metrics.json there", metavar="DIR"))
+_DATASET = _arg(
+    "--dataset",
+    "name in configs/comparisons, path of such a config, or a folder of pictures (default: digits)",
+)
+_FEATURES = _arg(
+    "--features",
+    "features that are not learnt here: a short name (dinov2-small), timm:NAME or torchvision:NAME, with @FILE for "
+    "weights in a file, a file of features, or a checkpoint; A+B are two spaces",
+    metavar="SOURCE",
+)
+_SIZE = _arg(
+    "--size", "pixels a side at which the network of --features sees pictures (default: as its weights want)", type=int
+)
 _EXTRACT = (
-    *_CHECKPOINT,
-    _arg("--out", "file to write, .npz or .parquet", metavar="FILE", required=True),
+    _arg("config", "path of the config, or its name in the package, unless --features is given", nargs="?"),
+    *_RUN[1:],
+    _arg("checkpoint", "path of the checkpoint, unless --features is given", nargs="?"),
+    _FEATURES,
+    _DATASET,
+    _SIZE,
+    _arg("--out", "file to write, .npz or .parquet; with --features a folder, too", metavar="FILE", required=True),
     _arg(
         "--split", "images of data.dataset (default) or data.eval_dataset", choices=["train", "eval"], default="train"
     ),
@@ -256,15 +296,14 @@ _COMPARE = (
         "names in the data set's comparison config (dc, odc, deepercluster, spice), paths of configs, or "
         "<estimator>-<features>: kmeans, gmm, spectral, agglomerative, hdbscan or the dotted path of a class with "
         "fit_predict, on pixels, backbone or moco. odc-moco starts from a shared pre-training, spice-self is a recipe "
-        "up to that stage",
+        "up to that stage. With --features: dc, odc, deepercluster, spice-self, scan, temi, turtle, paths of configs, "
+        "<estimator> or <estimator>-raw. consensus combines all rows of a seed, METHOD-consensus the seeds of one",
         nargs="+",
         metavar="METHOD",
     ),
-    _arg(
-        "--dataset",
-        "name in configs/comparisons, path of such a config, or a folder of pictures (default: digits)",
-        default="digits",
-    ),
+    _DATASET,
+    _FEATURES,
+    _SIZE,
     _arg(
         "--evaluate-on",
         "split of the data set (train, test, train+test) or folder of pictures (default: the configs', or what is "

@@ -39,11 +39,25 @@ MAY_IMPORT: dict[str, set[str]] = {
     "work_dir": {"errors", "files", "logs"},
     "apis": METHODS | {"config", "data", "evaluation", "models", "engine", "runner", "work_dir"},
     "probe": METHODS | {"data", "evaluation", "engine", "apis"},
+    "sources": METHODS | {"checkpoints", "logs", "data", "models", "engine", "apis"},
     "recipes": METHODS
-    | {"checkpoints", "config", "options", "data", "evaluation", "models", "engine", "apis", "work_dir"},
+    | {"checkpoints", "config", "options", "data", "evaluation", "models", "engine", "apis", "work_dir", "sources"},
     "comparison": METHODS
-    | {"checkpoints", "config", "data", "evaluation", "models", "engine", "apis", "recipes", "processes", "work_dir"},
-    "cli": {"errors", "files", "options", "config", "models", "apis", "probe", "recipes", "evaluation", "comparison"},
+    | {
+        "checkpoints",
+        "config",
+        "data",
+        "evaluation",
+        "models",
+        "engine",
+        "apis",
+        "recipes",
+        "processes",
+        "work_dir",
+        "sources",
+    },
+    "cli": {"errors", "files"}
+    | {"options", "config", "models", "apis", "probe", "recipes", "evaluation", "comparison", "sources"},
     "__init__": set(),
 }
 

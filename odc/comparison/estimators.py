@@ -2,7 +2,8 @@
 
 The name of such a row is ``<estimator>-<features>``: the estimator is one of :data:`ESTIMATORS` or the dotted path of a
 class, ``sklearn.cluster.Birch`` say; the features are one of :data:`FEATURES`, or of a backbone by the name of its
-pre-training.
+pre-training. On features from elsewhere it is ``<estimator>``, on vectors of unit length (in each space, where there
+are several), or ``<estimator>-raw``, on the vectors as they are.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from mmengine import Config
 from mmengine.hooks import Hook
 from mmengine.runner import set_random_seed
+from torch import Tensor
 
 from odc.apis import prepare_config
 from odc.clustering import kmeans, l2_normalize
@@ -31,13 +33,15 @@ from odc.engine.data import ClusterData
 from odc.engine.extract import extract
 from odc.errors import InputError, nearest
 from odc.evaluation.evaluator import ClusterMetrics, Evaluation, KNNMetric
+from odc.evaluation.gallery import CLUSTERS, write_assigned
 from odc.models import AvgPool, ClusterModel
-from odc.recipes.stage import Left, Stage
+from odc.recipes.stage import Left, Stage, place_spaces
 from odc.registry import MODELS, build
 from odc.structures import LocalComm, make_generator
 
 COMMON = ("data.dataset", "data.eval_dataset", "data.views.extract", "model.backbone")
 FEATURES = ("pixels", "backbone")  # the extraction view; the untrained network
+UNIT, RAW = "unit", "raw"  # of vectors that come from elsewhere
 
 
 class KMeans:
@@ -75,8 +79,8 @@ class Estimate(Stage):
     The backbone is untrained or pre-trained; data and network are those of ``config``.
     """
 
-    takes: ClassVar[Mapping[str, bool]] = {"backbone": False}
-    writes: ClassVar[tuple[str, ...]] = (OUTCOME,)
+    takes: ClassVar[Mapping[str, bool]] = {"backbone": False, "spaces": False}
+    writes: ClassVar[tuple[str, ...]] = (OUTCOME, CLUSTERS)
     # Keep a distance (float64) for every pair of images, so that many images would take all memory of the machine.
     of_pairs: ClassVar[tuple[str, ...]] = ("sklearn.cluster.AgglomerativeClustering",)
     of_images: ClassVar[tuple[str, ...]] = ("n_neighbors", "min_cluster_size")  # count images: there may be fewer
@@ -84,17 +88,25 @@ class Estimate(Stage):
 
     path: str  # dotted path of the class
     options: Mapping[str, Any]  # its arguments, but for the number of clusters and the seed
-    features: str  # one of FEATURES, or the name of a pre-training
+    features: str  # one of FEATURES, the name of a pre-training, UNIT or RAW
 
     @classmethod
-    def parse(cls, name: str, known: Sequence[str] = FEATURES) -> Estimate | None:
+    def parse(cls, name: str, known: Sequence[str] | None = FEATURES) -> Estimate | None:
         """Return the row of this name on one of the ``known`` features, or ``None`` if it has not the form of one.
+
+        Without ``known`` the features are vectors that come from elsewhere.
 
         Raises:
             InputError: the dotted path leads to no class with ``fit_predict``.
         """
-        head, _, features = name.rpartition("-")
-        if features not in known or not (head in ESTIMATORS or ("." in head and not head.endswith(".py"))):
+        if known is None:
+            head = name.removesuffix("-raw")
+            features = UNIT if head == name else RAW
+        else:
+            head, _, features = name.rpartition("-")
+        if features not in (known or (UNIT, RAW)) or not (
+            head in ESTIMATORS or ("." in head and not head.endswith(".py"))
+        ):
             return None
         stage = cls(name, *ESTIMATORS.get(head, (head, {})), features)
         stage.load()
@@ -159,7 +171,8 @@ class Estimate(Stage):
     def decides(self) -> Any:
         """Return what it uses of the config: whose it is does not matter."""
         shared = {**common(self.config), "clusters": num_clusters(self.config)}
-        return [self.path, self.features in FEATURES, shared, self.config.randomness]
+        features = self.features if self.features in (UNIT, RAW) else self.features in FEATURES
+        return [self.path, features, shared, self.config.randomness]
 
     def run(self, folder: Path, given: Mapping[str, Left], hooks: Sequence[Hook]) -> dict[str, Any]:
         """Cluster, and leave the outcome."""
@@ -167,6 +180,8 @@ class Estimate(Stage):
         backbone = str(given["backbone"].file("backbone")) if "backbone" in given else self.pretrained
         if backbone is not None:
             config.model.pretrained = backbone
+        if "spaces" in given:
+            place_spaces(config, given["spaces"].file("spaces"))
         set_random_seed(config.randomness.seed)
         data = ClusterData(**config.data)
         try:
@@ -178,18 +193,20 @@ class Estimate(Stage):
                 model.init_weights()
             model.to("cuda" if torch.cuda.is_available() else "cpu")
             table = extract(model, data.eval, LocalComm(), batch_size=data.extract_batch_size)
-            targets = data.eval.dataset.targets
         finally:
             data.close()
+        dataset = data.eval.dataset
         features = table.features.cpu()
-        x = features if self.features == "pixels" else l2_normalize(features)[0]
+        x = features if self.features in ("pixels", RAW) else _unit(features, dataset.spaces)
         K = num_clusters(config)
         clusters = torch.from_numpy(self.fit_predict(x.numpy(), K, config.randomness.seed))
         # Those in no cluster, HDBSCAN's noise, are a cluster of their own for the metrics.
         found = clusters.unique(return_inverse=True)[1]
         scores = torch.nn.functional.one_hot(found, max(int(found.max()) + 1, K)).float()
-        evaluation = Evaluation(features, scores, targets)
-        Outcome.from_clusters(x, clusters).save(folder)
+        evaluation = Evaluation(features, scores, dataset.targets)
+        outcome = Outcome.from_clusters(x, clusters)
+        outcome.save(folder)
+        write_assigned(dataset, clusters, outcome.nearness, torch.from_numpy(outcome.confidence), folder)
         noise = int((clusters < 0).sum())
         return {
             **ClusterMetrics()(evaluation),
@@ -200,6 +217,11 @@ class Estimate(Stage):
             "images_seen": 0.0,
             "images": len(x),
         }
+
+
+def _unit(features: Tensor, spaces: Sequence[int]) -> Tensor:
+    """Return features (N, D) of unit length, in each space if there are several."""
+    return torch.cat([l2_normalize(part)[0] for part in features.split(list(spaces or features.shape[1:]), dim=1)], 1)
 
 
 def common(config: Config) -> dict[str, Any]:

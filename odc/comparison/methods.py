@@ -31,8 +31,8 @@ class Methods:
         InputError: for a file that is no such config.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, vectors: bool = False) -> None:
+        self.path, self.vectors = path, vectors
         known = load_config(path).get("comparison")
         if not isinstance(known, Mapping) or not isinstance(known.get("methods"), Mapping) or not known["methods"]:
             raise InputError(
@@ -51,7 +51,8 @@ class Methods:
         Raises:
             InputError: for an unknown method, or two of one name.
         """
-        estimators = {method: Estimate.parse(method, (*FEATURES, *self._first)) for method in methods}
+        known = None if self.vectors else (*FEATURES, *self._first)
+        estimators = {method: Estimate.parse(method, known) for method in methods}
         found = {method: self._row(method) for method, estimator in estimators.items() if estimator is None}
         rows: dict[str, Recipe] = {}
         for row in found.values():
@@ -60,7 +61,7 @@ class Methods:
                     f"'{rows[row.name].source}' and '{row.source}' would both be the row '{row.name}': "
                     "give one of the files another name"
                 )
-        base = self._base([*rows.values()]) if len(found) < len(estimators) else None
+        base = self.base([*rows.values()]) if len(found) < len(estimators) else None
         for method, estimator in estimators.items():
             if estimator is not None:
                 recipe = Recipe(method, (replace(estimator, config=base),), "", single=True)
@@ -75,7 +76,7 @@ class Methods:
         absent = (every | self._first.keys()) - {stage.name for stage in stages}
         return {key: value for key, value in self._options.items() if key.partition(".")[0] not in absent}
 
-    def _base(self, rows: Sequence[Recipe]) -> Config:
+    def base(self, rows: Sequence[Recipe] = ()) -> Config:
         """Return the config that estimators take data and network from: that of the first training."""
         recipes = itertools.chain(rows, map(self._load, self._files.values()))
         first = next(recipes)
@@ -118,9 +119,10 @@ class Methods:
         raise InputError(f"unknown method '{method}'{nearest(method, self._names())}, or the path of a config")
 
     def _names(self) -> list[str]:
-        names = [f"{estimator}-{features}" for estimator in ESTIMATORS for features in (*FEATURES, *self._first)]
+        ends = ("", "-raw") if self.vectors else tuple(f"-{features}" for features in (*FEATURES, *self._first))
+        names = [f"{estimator}{end}" for estimator in ESTIMATORS for end in ends]
         for name in self._files:
             recipe = self._load(self._files[name], name)
-            ends = list(self._first) if recipe.single else [stage.name for stage in recipe.trained[:-1]]
-            names += [name, *(f"{name}-{end}" for end in ends)]
+            after = list(self._first) if recipe.single else [stage.name for stage in recipe.trained[:-1]]
+            names += [name, *(f"{name}-{end}" for end in after)]
         return names

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine import Config
 
-from odc.comparison.estimators import common
+from odc.comparison.consensus import END, ROW, Consensus, is_consensus
+from odc.comparison.estimators import common, num_clusters
 from odc.comparison.methods import Methods
 from odc.comparison.results import Place
-from odc.config import configs_folder, override
+from odc.comparison.samples import comparisons, dataset_of, evaluated, features_of, on_vectors
+from odc.config import override
 from odc.config.checking import check_seed
 from odc.engine.precision import settle_precision
 from odc.errors import InputError, nearest
+from odc.recipes.features import Features
 from odc.recipes.recipe import Recipe, addressed
 from odc.recipes.reliable import Reliable
 from odc.recipes.stage import Stage, Train
-from odc.registry import DATASETS, resolve
 
 MEASURES = ("ClusterMetrics", "KNNMetric")  # of every row, with their defaults
 
@@ -54,7 +56,12 @@ class Cell:
     @property
     def title(self) -> str:
         """What a person calls it."""
-        return f"{self.method} seed {self.seed}"
+        return f"{self.method} seed {self.seed}" if self.recipe.stages[-1].seeded else self.method
+
+    @property
+    def images(self) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
+        """Configs of the images that are clustered, and of those that are evaluated where these are others."""
+        return next(stage.images for stage in self.recipe.stages if stage.images is not None)
 
     @property
     def home(self) -> Path:
@@ -62,9 +69,14 @@ class Cell:
         return self.places[self.recipe.stages[-1].name]
 
     @property
+    def combines(self) -> bool:
+        """Whether it needs every cell before it, and runs anew where these are others than they were."""
+        return isinstance(self.recipe.stages[-1], Consensus)
+
+    @property
     def own(self) -> tuple[Stage, ...]:
         """Its stages without those that are cells of their own."""
-        apart = {*self.recipe.pretraining} - {self.recipe.stages[-1].name}
+        apart = {*self.recipe.shared} - {self.recipe.stages[-1].name}
         return tuple(stage for stage in self.recipe.stages if stage.name not in apart)
 
     @property
@@ -79,7 +91,11 @@ class Request:
 
     methods: Sequence[str]  # names or paths of configs; see plan
     out: Path  # folder of the comparison
-    dataset: str = "digits"  # name in configs/comparisons, path of such a config, or a folder of pictures
+    # Name in configs/comparisons, path of such a config, or a folder of pictures; None: the digits, or with features
+    # that are there already what is known of them.
+    dataset: str | None = None
+    features: str | None = None  # what all methods cluster instead of pictures: see odc.sources
+    size: int | None = None  # pixels a side at which the network of these features sees pictures
     # Split of the data set, or a folder of pictures, that all methods are evaluated on; by default what the configs
     # say, and where they say nothing the images that are clustered.
     evaluate_on: str | None = None
@@ -111,9 +127,14 @@ def plan(request: Request) -> list[Cell]:
             comparison.
     """
     _check(request)
-    path, options = _dataset(request)
-    methods = Methods(path)
-    rows = methods.rows(request.methods)
+    path, options = dataset_of(request.dataset or "digits")
+    features = features_of(request.features, request.size, request.dataset, request.evaluate_on, request.clusters)
+    methods = Methods(path) if features is None else Methods(comparisons() / "features.py", vectors=True)
+    alone = [method for method in request.methods if not is_consensus(method)]
+    rows = methods.rows(alone)
+    if features is not None:
+        rows = [row.on_spaces(features) for row in rows]
+        options = {}
     _check_use(request, rows)
     if request.pretrained is not None:
         rows = [row.with_backbone(request.pretrained) for row in rows]
@@ -121,7 +142,8 @@ def plan(request: Request) -> list[Cell]:
     cells = [_cell(request, by_stage, rows, row, seed) for row in rows for seed in request.seeds]
     check_fair(cells)
     elsewhere = request.executor == "slurm"
-    return [_keyed(cell, elsewhere) for cell in [*_pretraining(cells), *cells]]
+    keyed = [_keyed(cell, elsewhere) for cell in [*_pretraining(cells), *cells]]
+    return [*keyed, *_consensus(request, [cell for cell in keyed if not cell.before])]
 
 
 def _check(request: Request) -> None:
@@ -164,22 +186,6 @@ def _trainings(recipe: Recipe) -> list[Train]:
     return [stage for stage in recipe.trained if stage.name not in recipe.pretraining]
 
 
-def _dataset(request: Request) -> tuple[Path, dict[str, Any]]:
-    """Return the path of the comparison config, and the options that the data set adds to all configs."""
-    folder = configs_folder() / "comparisons"
-    names = sorted(path.stem for path in folder.glob("*.py"))
-    if request.dataset in names:
-        return folder / f"{request.dataset}.py", {}
-    if Path(request.dataset).is_dir():
-        return folder / "folder32.py", {"data.dataset.root": request.dataset}
-    if request.dataset.endswith(".py"):
-        return Path(request.dataset), {}
-    raise InputError(
-        f"unknown data set '{request.dataset}'{nearest(request.dataset, names)}, or a folder of pictures, or the path "
-        "of a comparison config"
-    )
-
-
 def _by_stage(
     request: Request, methods: Methods, rows: Sequence[Recipe], options: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
@@ -192,28 +198,19 @@ def _by_stage(
     found = addressed({**methods.options(stages), **options}, stages)
     given = addressed(request.options, stages)
     found = {name: {**found[name], **given[name]} for name in found}
-    if request.evaluate_on is not None:
+    features = next((stage for stage in stages if isinstance(stage, Features)), None)
+    if features is not None:
+        for stage in stages:
+            if stage.config is not None:
+                found[stage.name] = {**on_vectors(stage, features), **found[stage.name]}
+    elif request.evaluate_on is not None:
         first = next(stage for stage in stages if stage.config is not None)
         dataset = override(first.config, found[first.name]).data.dataset
-        other = _evaluated(dataset, request.evaluate_on)
+        other = evaluated(dataset, request.evaluate_on)
         for stage in stages:
             if stage.config is not None:
                 found[stage.name]["data.eval_dataset"] = other
     return found
-
-
-def _evaluated(dataset: Config, where: str) -> dict[str, Any] | None:
-    """Return what ``--evaluate-on`` means for a data set: another split of it, or a folder; ``None`` is itself."""
-    if "split" in inspect.signature(resolve(DATASETS, dataset)[0]).parameters:
-        other = {**dataset, "split": where}
-    elif Path(where).is_dir():
-        other = {"type": "ImageFolder", "root": where}
-    else:
-        raise InputError(
-            f"--evaluate-on {where}: there is no such folder, and {dataset.type} has no splits: give a folder of "
-            "pictures, or leave it out to evaluate on the images that are clustered"
-        )
-    return None if other == dataset else {**other, "_delete_": True}
 
 
 def _cell(request: Request, by_stage: Mapping[str, Any], rows: Sequence[Recipe], row: Recipe, seed: int) -> Cell:
@@ -235,7 +232,8 @@ def _cell(request: Request, by_stage: Mapping[str, Any], rows: Sequence[Recipe],
     group = row.whole or row.name
     folder = request.out / f"{group if together else row.name}-{seed}"
     places = {stage.name: folder if row.single else folder / stage.name for stage in row.stages}
-    places |= {name: request.out / f"{name}-{seed}" for name in row.pretraining}
+    before = [_shared(row[name], seed) for name in row.shared]
+    places |= {name: request.out / f"{name}-{s}" for name, s in before}
     others = [other for other in rows if together and (other.whole or other.name) == group and other.name != row.name]
     shared = [other.name for other in others if other.stages[-1].name in places]
     return Cell(
@@ -244,10 +242,15 @@ def _cell(request: Request, by_stage: Mapping[str, Any], rows: Sequence[Recipe],
         folder=folder,
         places=places,
         threads=request.threads,
-        after=tuple((name, seed) for name in (*row.pretraining, *shared)),
+        after=(*before, *((name, seed) for name in shared)),
         shown=seed == request.seeds[0],
         minutes=request.minutes / len(trainings) if request.minutes is not None and trainings else None,
     )
+
+
+def _shared(stage: Stage, seed: int) -> Place:
+    """Return the cell of a stage that rows share: what no seed changes is there once."""
+    return stage.name, seed if stage.seeded else 0
 
 
 def _measured(stage: Stage) -> Stage:
@@ -265,11 +268,14 @@ def _pretraining(cells: Sequence[Cell]) -> list[Cell]:
     """Return the cells of the pre-trainings that the rows' cells start from, once a seed."""
     found: dict[Place, Cell] = {}
     for cell in cells:
-        for name in cell.recipe.pretraining:
+        for name in cell.recipe.shared:
             stage = cell.recipe[name]
+            source = "" if stage.config is None else stage.config.filename
             new = replace(
                 cell,
-                recipe=replace(cell.recipe.until(name, name), source=stage.config.filename, single=True),
+                recipe=replace(cell.recipe.until(name, name), source=source, single=stage.seeded),
+                seed=_shared(stage, cell.seed)[1],
+                threads=cell.threads if stage.seeded else torch.get_num_threads(),
                 folder=cell.places[name],
                 after=tuple(place for place in cell.after if place[0] in stage.needs.values()),
                 before=(cell.method,),
@@ -302,10 +308,12 @@ def check_fair(cells: Iterable[Cell]) -> None:
             if stage.config is None:
                 continue
             terms = common(stage.config)
+            # On vectors an epoch costs little, and heads differ in how many steps they call one.
+            vectors = stage.config.data.dataset.type == "Features"
             if cell.recipe.single and isinstance(stage, Train) and stage.name not in cell.recipe.pretraining:
                 if "train" in stage.config.data.views:
                     terms["data.views.train"] = stage.config.data.views.train
-                if cell.minutes is None:
+                if cell.minutes is None and not vectors:
                     terms["train_cfg.max_epochs"] = stage.config.train_cfg.max_epochs
             name = stage.name if stage.name in cell.recipe.pretraining else cell.method
             for key, value in terms.items():
@@ -328,6 +336,58 @@ def _keyed(cell: Cell, elsewhere: bool) -> Cell:
         wanted = "bfloat16" if asked in ("bfloat16", "auto") else "float32"
         precision = wanted if elsewhere else settle_precision(asked)
         ran[stage.name] = [cell.threads, precision]
-    precision = " / ".join(dict.fromkeys(ran[stage.name][1] for stage in cell.own if stage.config is not None))
+    precision = " / ".join(dict.fromkeys(ran[stage.name][1] for stage in cell.own))
     keys = cell.recipe.keys(ran, cell.minutes)
     return replace(cell, precision=precision, key=keys[cell.recipe.stages[-1].name])
+
+
+def _consensus(request: Request, cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells that combine rows, whose ``cells`` these are: of all of a seed, or of all seeds of a method.
+
+    Raises:
+        InputError: there are not two rows to combine.
+    """
+    found: list[Cell] = []
+    for method in filter(is_consensus, request.methods):
+        one = method.removesuffix(END)
+        groups = [[cell for cell in cells if cell.seed == seed] for seed in request.seeds]
+        if method != ROW:
+            groups = [[cell for cell in cells if cell.method == one]]
+            if not groups[0]:
+                names = list(dict.fromkeys(cell.method for cell in cells))
+                raise InputError(
+                    f"'{method}' combines the runs of '{one}', which is none of the --methods{nearest(one, names)}"
+                )
+        for members in groups:
+            if len(members) < 2:
+                what = "at least two other rows" if method == ROW else "at least two seeds"
+                raise InputError(
+                    f"'{method}' needs {what} to combine: give more --{'methods' if method == ROW else 'seeds'}"
+                )
+            found.append(_combined(request, method, members))
+    return found
+
+
+def _combined(request: Request, method: str, members: Sequence[Cell]) -> Cell:
+    first = members[0]
+    clustered, other = first.images
+    stage = Consensus(
+        method,
+        dataset=clustered if other is None else other,
+        members={cell.title: cell.home for cell in members},
+        keys=tuple(cell.key for cell in members),
+        num_clusters=num_clusters(first.config),
+        seed=first.seed,
+        config=None,
+    )
+    folder = request.out / f"{method}-{first.seed}"
+    cell = Cell(
+        recipe=Recipe(method, (stage,), "", single=True),
+        seed=first.seed,
+        folder=folder,
+        places={method: folder},
+        threads=request.threads,
+        after=tuple(cell.place for cell in members),
+        shown=first.seed == request.seeds[0],
+    )
+    return _keyed(cell, elsewhere=False)

@@ -114,6 +114,11 @@ class Comparison:
         return [r for row in self.rows for r in row.ended]
 
     @property
+    def features(self) -> str:
+        """What all methods cluster, where it is not the pictures."""
+        return next((r.features for r in self.ended), "")
+
+    @property
     def labelled(self) -> bool:
         """Whether there is ground truth, as far as one can tell."""
         return not self.ended or any(r.number("acc") is not None for r in self.ended)
@@ -185,7 +190,7 @@ def one_seed(rows: Sequence[Row]) -> str:
 
     Its numbers are the smallest and the largest in ``benchmarks/results/digits.md``.
     """
-    if all(len(row.ended) != 1 for row in rows):
+    if all(len(row.ended) != 1 for row in rows if row.spread("members") is None):  # a consensus may be of several seeds
         return ""
     return (
         "One seed decides nothing: rows differ from seed to seed and from processor to processor (ACC on the digits "

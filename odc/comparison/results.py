@@ -95,6 +95,7 @@ class About:
     num_clusters: Count  # K
     threads: Count  # of each cell
     command: Text  # what repeats the whole comparison
+    features: Text  # what all methods cluster, where it is not the pictures; else empty
     images: Count  # how many are evaluated
     fingerprint: Fingerprint  # of the images that are evaluated
     clustered: Fingerprint  # of those that are trained on
@@ -124,7 +125,8 @@ class Record:
     method: Annotated[str, _method]  # name of its row, or of a stage that rows share
     seed: Annotated[int, whole()]  # of the cell
     # Metrics and costs by name: acc, nmi, ari, knn in [0, 1]; seconds, pretrain_seconds (of the training that it starts
-    # from), images_seen, peak_rss_mb, epochs.
+    # from), images_seen, peak_rss_mb, epochs; width of the features where the cell has extracted them, for all seeds;
+    # members that a consensus is of.
     values: Mapping[str, Any]
     dataset: Text  # this and the next three: as in About
     evaluated_on: Text
@@ -140,6 +142,7 @@ class Record:
     git_revision: Text
     command: Text
     date: Text
+    features: Text = ""  # as in About
     error: Annotated[str | None, text] = None  # why it failed
     log: Annotated[str | None, text] = None  # file with what it printed, where it failed
     before: Annotated[tuple[str, ...], listing(_method)] = ()  # of a shared stage, no row: the rows that start from it
@@ -152,7 +155,7 @@ class Record:
     @property
     def title(self) -> str:
         """What a person calls the cell."""
-        return f"{self.method} seed {self.seed}"
+        return f"{self.method} seed {self.seed}" if self.number("width") is None else self.method
 
     def number(self, name: str) -> float | None:
         """Return a value, or ``None`` where it was not measured."""
@@ -161,7 +164,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the entries of its line; values stand beside the other entries."""
-        told = {name: getattr(self, name) for name in _RECORD_KINDS if getattr(self, name) not in (None, ())}
+        told = {name: value for name in _RECORD_KINDS if (value := getattr(self, name)) not in (None, ())}
         return {"method": self.method, "seed": self.seed, **self.values, **told}
 
     @classmethod
@@ -180,7 +183,7 @@ _RECORD_KINDS = _kinds(Record)
 _SHARES = dict.fromkeys((*QUALITY, *MANY_TO_ONE, "entropy", "purity"), optional(real(-1.001, 1.001)))
 _AMOUNTS = ("seconds", "pretrain_seconds", "images_seen", "peak_rss_mb", "epochs", "clusters", "empty", "noise")
 _RECORD = fields(
-    {name: kind for name, kind in _RECORD_KINDS.items() if name not in ("error", "log", "before")},
+    {name: kind for name, kind in _RECORD_KINDS.items() if name not in ("features", "error", "log", "before")},
     scalar,  # metrics of one's own
     **{**_RECORD_KINDS, **_SHARES, **dict.fromkeys(_AMOUNTS, optional(real(0)))},
 )
@@ -245,6 +248,17 @@ class Outcome:
         mine = distance.gather(1, own)[:, 0]
         other = distance.scatter(1, own, torch.inf).min(1).values if len(ids) > 1 else mine
         return cls._of(features, cluster, -mine, other - mine)
+
+    @property
+    def nearness(self) -> Tensor:
+        """(N,) in [0, 1] of clusters that were judged by distances: d'/(d + d'), d to the own mean, d' to the next.
+
+        1 is at the mean and ½ between two; 0 for images in no cluster.
+        """
+        own = -torch.from_numpy(self.confidence)
+        other = own + torch.from_numpy(self.margin)
+        share = torch.where(own + other > 0, other / (own + other), 1.0)
+        return torch.where(torch.from_numpy(self.cluster) < 0, 0.0, share)
 
     @classmethod
     def _of(cls, *columns: Tensor) -> Outcome:

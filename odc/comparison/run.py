@@ -35,6 +35,7 @@ from odc.errors import DamagedError, InputError
 from odc.evaluation.gallery import write_skipped
 from odc.files import write_text
 from odc.reading import reading
+from odc.recipes.features import Features
 from odc.recipes.stage import FILES
 from odc.work_dir import working
 
@@ -65,7 +66,9 @@ def _compare(request: Request, stream: TextIO) -> list[Record]:
     ended = {place: record for place, record in found.items() if record.error is None}
     for cell in cells:
         record = ended.get(cell.place)
-        if record is not None and record.key != cell.key:
+        if record is not None and record.key != cell.key and cell.combines:
+            del ended[cell.place]  # of other rows than now
+        elif record is not None and record.key != cell.key:
             ran, runs = record.precision, cell.precision
             how = "with other settings or another version of its config"
             how = how if ran == runs else f"trained in {ran}, but here and now it would be in {runs}"
@@ -131,11 +134,12 @@ def describe(cells: Sequence[Cell], request: Request, earlier: About | None) -> 
         InputError: the images are not those of ``earlier`` calls on the folder, whose rows stay in its table.
     """
     cell = next(cell for cell in cells if not cell.before)
-    clustered, evaluated = cell.config.data.dataset, cell.config.data.get("eval_dataset")
+    clustered, evaluated = cell.images
     data = clustered if evaluated is None else evaluated
-    dataset = build_dataset(data.to_dict())
-    trained = dataset if data == clustered else build_dataset(clustered.to_dict())
+    dataset = build_dataset(data)
+    trained = dataset if data == clustered else build_dataset(clustered)
     write_skipped(dataset, request.out)
+    features = next((stage for stage in cell.recipe.stages if isinstance(stage, Features)), None)
     if earlier is not None:
         images = ((earlier.fingerprint, "compares on", dataset), (earlier.clustered, "clusters", trained))
         for was, what, now in images:
@@ -147,11 +151,12 @@ def describe(cells: Sequence[Cell], request: Request, earlier: About | None) -> 
     unnamed = "the data set" if evaluated is None else "another data set"
     rows = [*([] if earlier is None else earlier.methods), *(cell.method for cell in cells)]
     about = About(
-        dataset=request.dataset,
-        data=data.to_dict(),
+        dataset=request.dataset or request.features or "digits",
+        data=dict(data),
         evaluated_on=data.get("split", data.get("root", unnamed)),
         num_clusters=num_clusters(cell.config),
         threads=cell.threads,
+        features="" if features is None else features.title,
         command=command(),
         images=len(dataset),
         fingerprint=dataset.fingerprint,
@@ -193,9 +198,10 @@ def run_all(
         while waiting or running:
             while executor.room(running) and (cell := next_cell(waiting, ended)):
                 waiting.remove(cell)
-                failed = [place for place in cell.after if ended[place].before and ended[place].error is not None]
+                failed = [ended[place] for place in cell.after if ended[place].error is not None]
+                failed = [record for record in failed if record.before or cell.combines]
                 if failed:
-                    keep(cell, {"error": f"not run, since {failed[0][0]} seed {cell.seed} failed"})
+                    keep(cell, {"error": f"not run, since {failed[0].title} failed"})
                 else:
                     running.append(executor.start(cell))
             executor.wait(running)
@@ -213,8 +219,8 @@ def run_all(
 def missing(cell: Cell, record: Record, images: int) -> Path | None:
     """Return the file that a cell which has ended, on so many images, should have left, where it is not there whole."""
     if cell.before:
-        file = cell.home / FILES["backbone"]
-        return None if file.is_file() else file
+        files = (cell.home / FILES[what] for what in cell.recipe.stages[-1].gives)
+        return next((file for file in files if not file.is_file()), None)
     try:  # a method that finds no clusters has none to leave
         there = record.number("entropy") is None or Outcome.load(cell.home, images) is not None
     except InputError:
@@ -256,13 +262,19 @@ def complete(
         threads=cell.threads,
         key=cell.key,
         before=cell.before,
+        features=about.features,
         **facts,
     )
 
 
-def default_threads(jobs: int) -> int:
-    """Return the threads of each of ``jobs`` cells: OMP_NUM_THREADS, where it is set, else its share of the cores."""
-    return torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else max(1, (os.cpu_count() or 1) // jobs)
+def default_threads(jobs: int, vectors: bool = False) -> int:
+    """Return the threads of each of ``jobs`` cells: OMP_NUM_THREADS, where it is set, else its share of the cores.
+
+    On ``vectors`` it is one: heads are small, and their numbers then are the same for any number of jobs.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    return 1 if vectors else max(1, (os.cpu_count() or 1) // jobs)
 
 
 def default_jobs() -> int:

@@ -15,7 +15,8 @@ def table(records: Sequence[Record]) -> str:
     """Return the table in Markdown: mean ± sample standard deviation over the seeds, and what it was measured on."""
     found = Comparison.of(records)
     heading = ["method", *found.quality.values(), "seconds", "peak MB", "images seen", "seeds"]
-    lines = [markdown_table([heading, *(_cells(row, list(found.quality)) for row in found.rows)])]
+    lines = [escaped(f"Features: {found.features}.")] if found.features else []
+    lines += [markdown_table([heading, *(_cells(row, list(found.quality)) for row in found.rows)])]
     lines += [found.over_clustering] if found.over_clustering else []
     if note := one_seed(found.rows):
         lines.append(note)
@@ -24,13 +25,16 @@ def table(records: Sequence[Record]) -> str:
         "images seen: views that training put through the network."
         for r in found.ended[:1]
     ]
-    lines += [
-        f"Before {escaped(joined(r.before))}, once a seed and shared by them: stage {escaped(r.method)}, "
-        f"{r.number('epochs') or 0:.0f} epochs of {escaped(r.config)}, took {amount(stage.spread('seconds'))} s and "
-        f"{amount(stage.spread('peak_rss_mb'), 0)} MB."
-        for stage in found.stages
-        for r in stage.ended[:1]
-    ]
+    for stage in found.stages:
+        for r in stage.ended[:1]:
+            took = f"took {amount(stage.spread('seconds'))} s and {amount(stage.spread('peak_rss_mb'), 0)} MB"
+            if (width := r.number("width")) is not None:
+                lines.append(f"The features, {width:,.0f} numbers an image, {took}, once for all rows and seeds.")
+                continue
+            lines.append(
+                f"Before {escaped(joined(r.before))}, once a seed and shared by them: stage {escaped(r.method)}, "
+                f"{r.number('epochs') or 0:.0f} epochs of {escaped(r.config)}, {took}."
+            )
     lines += [escaped(f"{r.title} failed: {r.error}") for r in records if r.error is not None]
     return "\n\n".join(lines)
 

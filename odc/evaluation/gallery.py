@@ -27,12 +27,28 @@ _ROWS, _COLUMNS, _TILE, _GAP, _MARGIN = 30, 14, 64, 4, 150
 def write_clusters(dataset: ImageDataset, evaluation: Evaluation, folder: Path) -> list[Path]:
     """Write ``clusters.csv`` (path, cluster, confidence) and ``clusters.png`` whole, or not at all; return their paths.
 
-    Confidence is the softmax of the head's scores. The picture has a row for each cluster, largest first, with its
-    most confident images. Images that were lost are in neither. Of vectors without pictures there is the table alone,
-    and a picture that was there before goes.
+    Confidence is the softmax of the head's scores. Images that were lost are in neither.
     """
     confidence, cluster = evaluation.scores.softmax(1).max(1)
-    lost = torch.zeros(len(cluster), dtype=torch.bool) if evaluation.lost is None else evaluation.lost
+    sureness = log_odds(evaluation.scores).gather(1, cluster[:, None])[:, 0]  # many confidences are exactly 1
+    return write_assigned(dataset, cluster, confidence, sureness, folder, evaluation.lost)
+
+
+def write_assigned(
+    dataset: ImageDataset,
+    cluster: Tensor,
+    confidence: Tensor,
+    sureness: Tensor,
+    folder: Path,
+    lost: Tensor | None = None,
+) -> list[Path]:
+    """Write clusters (N,) int64, -1: in none, however they were found, as :func:`write_clusters` does.
+
+    ``confidence`` (N,) is written down; by ``sureness`` (N,) the images of a cluster are in order. The picture has a
+    row for each cluster, largest first, with its most confident images. Of vectors without pictures there is the table
+    alone, and a picture that was there before goes.
+    """
+    lost = torch.zeros(len(cluster), dtype=torch.bool) if lost is None else lost
     table, picture = folder / CLUSTERS, folder / PICTURE
     rows = zip(dataset.paths, cluster.tolist(), confidence.tolist(), lost.tolist(), strict=True)
     write_table(
@@ -42,7 +58,6 @@ def write_clusters(dataset: ImageDataset, evaluation: Evaluation, folder: Path) 
         picture.unlink(missing_ok=True)
         print_log(f"no {PICTURE}: data.dataset has vectors without pictures", "current")
         return [table]
-    sureness = log_odds(evaluation.scores).gather(1, cluster[:, None])[:, 0]  # many confidences are exactly 1
     drawn = draw_clusters(dataset.pictures, cluster, sureness.where(~lost, -torch.inf))
     with written_whole(picture) as raw:
         drawn.save(raw, format="png")

@@ -69,8 +69,7 @@ class Pipeline:
     ) -> None:
         self.folder, self.hooks, self.fitted = Path(folder), hooks, list[str]()
         self.places = {stage.name: self.folder / stage.name for stage in recipe.stages} | dict(places or {})
-        config = next(stage.config for stage in recipe.stages if stage.config is not None)
-        self.dataset = build_dataset(config.data.dataset)
+        self.dataset = build_dataset(next(stage.images for stage in recipe.stages if stage.images is not None)[0])
         stages = list[Stage]()
         for stage in recipe.stages:
             if isinstance(stage, Train):

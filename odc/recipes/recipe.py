@@ -77,6 +77,11 @@ class Recipe:
         return tuple(stage for stage in self.stages if isinstance(stage, Train))
 
     @property
+    def shared(self) -> tuple[str, ...]:
+        """Names of the stages that rows of a comparison share: pre-trainings, and features from elsewhere."""
+        return tuple(stage.name for stage in self.stages if {"backbone", "spaces"} & set(stage.gives))
+
+    @property
     def pretraining(self) -> tuple[str, ...]:
         """Names of the stages that others take their backbone from."""
         return tuple(stage.name for stage in self.stages if "backbone" in stage.gives)
@@ -107,6 +112,14 @@ class Recipe:
         (training,) = self.stages
         training = replace(training, name=title, needs={"backbone": first.name})
         return replace(self, name=title, stages=_taken([first, training]))
+
+    def on_spaces(self, features: Stage) -> Recipe:
+        """Return the recipe whose trainings, and what else can, take their samples from a stage that leaves spaces."""
+        stages = [
+            replace(stage, needs={**stage.needs, "spaces": features.name}) if "spaces" in stage.takes else stage
+            for stage in self.stages
+        ]
+        return replace(self, stages=_taken([features, *stages]))
 
     def with_backbone(self, file: str | Path) -> Recipe:
         """Return the recipe without its pre-training: from a backbone in a file.
@@ -179,7 +192,7 @@ class Recipe:
             before = {what: keys[of] for what, of in stage.needs.items()}
             if stage.digest is not None:
                 before["file"] = stage.digest
-            told = [type(stage).__name__, stage.decides(), before, ran[stage.name], *parts]
+            told = [type(stage).__name__, stage.decides(), before, ran[stage.name] if stage.seeded else None, *parts]
             text = json.dumps(told, sort_keys=True, default=str)
             keys[stage.name] = hashlib.sha256(text.encode()).hexdigest()[:16]
         return keys

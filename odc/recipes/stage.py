@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
@@ -17,12 +18,16 @@ from odc.config import at, find_config, override
 from odc.config.checking import check_parts
 from odc.errors import InputError
 from odc.evaluation.results import read_results
+from odc.files import write_text
 from odc.models.cluster_model import ClusterModel
 from odc.models.convert import convert
 from odc.options import read_arguments
+from odc.reading import fields as fields_of
+from odc.reading import listing, read_json, text, whole
 from odc.registry import MODELS, STAGES, check_arguments, resolve
 
-FILES = {"backbone": "backbone.pth", "features": "features.npz", "labels": "labels.npz"}  # what is left, as what
+# What is left, as what.
+FILES = {"backbone": "backbone.pth", "features": "features.npz", "labels": "labels.npz", "spaces": "spaces.json"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Stage(ABC):
     takes: ClassVar[Mapping[str, bool]] = {}  # what this kind may take, and whether it must
     leaves: ClassVar[tuple[str, ...]] = ()  # what others may take of it
     writes: ClassVar[tuple[str, ...]] = ()  # files that it leaves besides
+    seeded: ClassVar[bool] = True  # seed and threads change what it leaves
 
     name: str  # its folder, and the address of its options
     _: KW_ONLY
@@ -63,6 +69,14 @@ class Stage(ABC):
     def decides(self) -> Any:
         """Return what decides the result, beside the data and the stages before: JSON values."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _FIELDS}
+
+    @property
+    def images(self) -> tuple[Mapping[str, Any], Mapping[str, Any] | None] | None:
+        """Configs of the images that it clusters and, where these are others, of those evaluated; ``None``: unsaid."""
+        if self.config is None:
+            return None
+        other = self.config.data.get("eval_dataset")
+        return self.config.data.dataset.to_dict(), None if other is None else other.to_dict()
 
     @abstractmethod
     def run(self, folder: Path, given: Mapping[str, Left], hooks: Sequence[Hook]) -> dict[str, Any]:
@@ -99,6 +113,28 @@ class Left:
         return config
 
 
+_SPACES = fields_of({"train": listing(text), "eval": listing(text), "widths": listing(whole(1))})
+
+
+def write_spaces(folder: Path, train: Sequence[str], other: Sequence[str], widths: Sequence[int]) -> None:
+    """Write where the features of the data set, and of what is evaluated, lie: paths, or names inside ``folder``."""
+    told = {"train": list(train), "eval": list(other), "widths": list(widths)}
+    write_text(folder / FILES["spaces"], json.dumps(told, indent=1) + "\n")
+
+
+def place_spaces(config: Config, file: Path) -> None:
+    """Let a config of vectors take those that :func:`write_spaces` names, in place.
+
+    Raises:
+        DamagedError: the file holds anything else.
+    """
+    told = read_json(file, _SPACES, "does not say where features lie", f"delete {file.parent}, and run this again")
+    for part, key in (("train", "dataset"), ("eval", "eval_dataset")):
+        if config.data.get(key) is not None:
+            config.data[key].files = [str(file.parent / name) for name in told[part]]
+    config.model.backbone.spaces = told["widths"]
+
+
 @STAGES.register_module()
 @dataclass(frozen=True)
 class Train(Stage):
@@ -107,7 +143,7 @@ class Train(Stage):
     From a checkpoint it takes everything, the head included, which must have the same state.
     """
 
-    takes: ClassVar[Mapping[str, bool]] = {"backbone": False, "labels": False, "checkpoint": False}
+    takes: ClassVar[Mapping[str, bool]] = {"backbone": False, "labels": False, "checkpoint": False, "spaces": False}
     leaves: ClassVar[tuple[str, ...]] = ("checkpoint", "backbone")
 
     by_hand: tuple[str, ...] = ()  # keys of the config that somebody has set for this run
@@ -180,6 +216,8 @@ class Train(Stage):
             config.train_cfg.label_file = given["labels"]
         if "checkpoint" in given and next(find_resume(folder), None) is None:
             config.resume, config.load_from = False, given["checkpoint"]
+        if Path(given.get("spaces", "")).is_file():
+            place_spaces(config, Path(given["spaces"]))
         return config
 
 
