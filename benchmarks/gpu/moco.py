@@ -70,6 +70,14 @@ def machine() -> dict[str, Any]:
     }
 
 
+def start_of(backbone: Path, out: Path) -> Path:
+    """Return the file of a backbone that both encoders start from."""
+    state = {k: v.float() if v.is_floating_point() else v for k, v in load_plain(backbone)["state_dict"].items()}
+    both = state | {k.replace("backbone.", "key_encoder.0.", 1): v for k, v in state.items()}
+    torch.save({"state_dict": both}, out / "start.pth")
+    return out / "start.pth"
+
+
 def main() -> None:
     """Train, and write the backbone in half precision beside what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,6 +88,8 @@ def main() -> None:
     parser.add_argument("--split-bn", type=int, default=4)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--max-samples", type=int)
+    parser.add_argument("--symmetric", action="store_true", help="each view is once the query")
+    parser.add_argument("--start", type=Path, help="backbone to start from, as this leaves it")
     parser.add_argument("--workers", type=int, help="augment in so many processes, not on the GPU")
     parser.add_argument("--epochs", type=int, default=60, help="what the first epoch's learning rate goes by")
     args = parser.parse_args()
@@ -95,6 +105,7 @@ def main() -> None:
         "data.extract_batch_size": 1000,
         "model.backbone.width": args.width,
         "model.split_bn": args.split_bn,
+        "model.symmetric": args.symmetric,
         "model.head.temperature": 0.1,
         "optim_wrapper.optimizer.lr": args.lr,
         "optim_wrapper.optimizer.weight_decay": 5e-4,
@@ -106,6 +117,8 @@ def main() -> None:
         options |= {"data.batched": False, "data.num_workers": args.workers}
     if args.max_samples is not None:  # a rehearsal
         options |= {"model.head.batch_size": 64, "model.head.queue_size": 128}
+    if args.start is not None:
+        options |= {"load_from": str(start_of(args.start, args.out)), "load_partial": True}
     told = {**machine(), "config": CONFIG, "options": options, "minutes": args.minutes}
     cfg = prepare_config(CONFIG, work_dir=args.out / "run", cfg_options=options, amp=True)
     budget = Budget(60 * args.minutes, args.out / "moco.json", told)
