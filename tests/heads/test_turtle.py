@@ -219,16 +219,18 @@ def test_clusters_that_are_there_are_found() -> None:
 
 def test_whitened_features_are_what_the_layers_see() -> None:
     rng = make_generator(0)
-    z = torch.randn(40, 7, generator=rng) * torch.tensor([9, 1, 1, 1, 0.1, 0.1, 0.1]) + 3
+    z = torch.randn(40, 7, generator=rng) * torch.tensor([9, 1, 1, 0.1, 9, 1, 1]) + 3
     torch.manual_seed(0)
     head = TurtleHead(7, 3, spaces=(4, 3), whiten=3)
     assert [encoder.in_features for encoder in head.encoders] == [3, 3]
     head.refresh(FeatureTable(torch.arange(40), z, None, 40), rng, COMM)
     for part in head._inputs(z):
         torch.testing.assert_close(part.mean(0), torch.zeros(3), atol=1e-2, rtol=0)
-    first = head._inputs(z)[0]
-    torch.testing.assert_close(first.T @ first / 40, torch.eye(3), atol=1e-3, rtol=0)
-    assert head._inputs(z)[0].shape == (40, 3)
+    for part, columns in zip(head._inputs(z), (z[:, :4], z[:, 4:]), strict=True):
+        unit = F.normalize(columns, dim=1).double()
+        variances = torch.linalg.eigvalsh(torch.cov(unit.T, correction=0)).flip(0)[:3]
+        expected = variances / variances.clamp(min=0.01 * float(variances[0]))
+        torch.testing.assert_close((part.T @ part / 40).double(), expected.diag(), atol=1e-3, rtol=0)
     with pytest.raises(InputError, match="features of all 40 images are equal"):
         head.refresh(FeatureTable(torch.arange(40), torch.ones(40, 7), None, 40), rng, COMM)
 
