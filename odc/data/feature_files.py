@@ -40,6 +40,7 @@ _ROWS = 16_384  # looked at at once
 _INDEX = fields(
     {
         "fingerprint": text,
+        "lost": mapping(text),  # images that another had to stand in for, and why
         "meta": mapping(text),
         "paths": listing(text),
         "sha256": text,  # of the vectors, see digest_of
@@ -58,6 +59,11 @@ class Space:
     fingerprint: str | None = None  # of the images that the file is of, where it says so
     meta: Mapping[str, str] = field(default_factory=dict)  # where the features are from
     sha256: str | None = None  # what digest_of says of the rows, where they are as they were written
+    lost: Mapping[str, str] = field(default_factory=dict)  # names whose vector is that of another image, and why
+
+    def lost_of(self, paths: Sequence[str]) -> dict[int, str]:
+        """Return :attr:`lost` by the places of the names among ``paths``."""
+        return {i: self.lost[path] for i, path in enumerate(paths) if path in self.lost} if self.lost else {}
 
 
 def read_space(entry: str | Mapping[str, Any]) -> Space:
@@ -115,7 +121,7 @@ def read_folder(path: Path) -> Space:
             f"'{path}' is damaged: {FEATURES} has the shape {rows.shape}, but {INDEX} has {len(index['paths']):,} "
             f"names and the shape {tuple(index['shape'])}: extract them anew"
         )
-    return Space(str(path), index["paths"], rows, index["fingerprint"], index["meta"], index["sha256"])
+    return Space(str(path), index["paths"], rows, index["fingerprint"], index["meta"], index["sha256"], index["lost"])
 
 
 def digest_of(rows: npt.NDArray[Any]) -> str:

@@ -74,6 +74,8 @@ class Features(ImageDataset):
         else:
             digest.update("\0".join(self.paths).encode("utf-8", "surrogateescape"))
             self.fingerprint = digest.hexdigest()[:16]
+        for space in spaces:
+            self.note_lost(space.lost_of(self.paths))
         self.meta = {space.file: dict(space.meta) for space in spaces}
 
     def _check_images(self, space: Space, first: Space) -> None:

@@ -30,7 +30,7 @@ from odc.engine.extract import check_finite, encode
 from odc.errors import InputError
 from odc.files import LOCK, alone, writable, write_text, written_whole
 from odc.models.cluster_model import ClusterModel
-from odc.reading import fields, read_json, text, whole
+from odc.reading import fields, mapping, read_json, text, whole
 from odc.structures import Comm, LocalComm
 
 SHARDS, PLAN = "shards", "plan.json"
@@ -111,11 +111,11 @@ def write_features(
         InputError: a view of chance, features that are not finite, or a folder that holds others or cannot be written.
     """
     key = feature_key(model, source, view=view, variant=variant, precision=precision, dtype=dtype)
-    path = Path(path)
+    path, device = Path(path), next(model.parameters()).device
     with ExitStack() as stack:
 
         def enter() -> tuple[torch.Tensor, ...]:
-            return (_numbers(_begin(stack, path, key, source, batch_size)),)
+            return (torch.tensor(_begin(stack, path, key, source, batch_size), device=device),)
 
         batch_size, *todo = comm.first(enter)[0].tolist()
         if batch_size:
@@ -129,7 +129,6 @@ def write_features(
                 error = wrong
             finally:
                 model.train(was_training)
-            device = next(model.parameters()).device
             failed = comm.sum(torch.tensor(int(error is not None), device=device))
             if error is not None:
                 raise error
@@ -138,7 +137,7 @@ def write_features(
 
             def finish() -> tuple[torch.Tensor, ...]:
                 _finish(path, key, source, batch_size, dtype, dict(meta or {}))
-                return (torch.zeros(1),)
+                return (torch.zeros(1, device=device),)
 
             comm.first(finish)
     return path
@@ -178,10 +177,6 @@ def feature_key(
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
-
-
-def _numbers(values: list[int]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int64)
 
 
 def _autocast(model: ClusterModel, precision: str) -> AbstractContextManager[Any]:
@@ -259,7 +254,8 @@ def _shard(shards: Path, number: int, length: int) -> npt.NDArray[Any] | None:
         rows: npt.NDArray[Any] = np.load(_file(shards, number), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return rows if rows.ndim == 2 and len(rows) == length else None
+    complete = rows.ndim == 2 and len(rows) == length and _file(shards, number).with_suffix(".json").is_file()
+    return rows if complete else None
 
 
 def _write_shards(
@@ -290,7 +286,10 @@ def _write_shards(
                 f"the features of '{source.dataset.paths[int(index[0])]}' and others have values of up to "
                 f"{float(z.abs().max()):g}, more than float16 holds: keep them in float32"
             )
-        with written_whole(_file(path / SHARDS, number)) as file:
+        shard, dataset = _file(path / SHARDS, number), source.dataset
+        lost = {dataset.paths[i]: dataset.lost[i] for i in index.tolist() if i in dataset.lost}
+        write_text(shard.with_suffix(".json"), json.dumps(lost))
+        with written_whole(shard) as file:
             np.save(file, rows)
 
 
@@ -314,8 +313,13 @@ def _finish(path: Path, key: str, source: Source, batch_size: int, dtype: str, m
         for rows in shards():
             file.write(np.ascontiguousarray(rows).data)
     features = np.load(path / FEATURES, mmap_mode="r")
+    lost = [
+        read_json(_file(path / SHARDS, number).with_suffix(".json"), mapping(text), "is no list", "extract them anew")
+        for number in range(-(-N // size))
+    ]
     index = {
         "fingerprint": source.dataset.fingerprint,
+        "lost": {name: why for part in lost for name, why in part.items()},
         "shape": [N, D],
         "meta": {**meta, "key": key},
         "sha256": digest_of(features),

@@ -245,7 +245,9 @@ class Features:
                 variant=variant,
                 precision=self.runner.precision,
             )
-            return torch.from_numpy(np.array(read_folder(path).rows)).to(device)
+            space = read_folder(path)
+            source.dataset.note_lost(space.lost_of(space.paths))
+            return torch.from_numpy(np.array(space.rows)).to(device)
         everything = torch.arange(len(source.dataset))
         return self._encode(model, everything, torch.full_like(everything, variant), [view], None, source)[view]
 

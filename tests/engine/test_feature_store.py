@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from small_heads import config
+from small_heads import Blobs, config
 from test_comm import run_on_two_ranks
 
 from odc import files
@@ -123,6 +123,29 @@ def test_the_key_knows_all_that_decides(tmp_path: Path) -> None:
         feature_key(model, source, view="train")
     with pytest.raises(InputError, match="not in float64 and float32"):
         feature_key(model, source, precision="float64")
+
+
+def test_images_that_were_lost_stay_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Blobs.image
+
+    def fails(dataset: Blobs, i: int) -> torch.Tensor:
+        if i == 5:
+            raise InputError("5 is gone")
+        return read(dataset, i)
+
+    monkeypatch.setattr(Blobs, "image", fails)
+    store = {"data.feature_store": str(tmp_path / "store"), "data.batched": False}
+    frozen = {"model.frozen": ["backbone", "neck"], "data.views.train": config("dc", "w").data.views.extract}
+    runner = build_runner(config("dc", str(tmp_path / "run"), **frozen, **store))
+    runner.train()
+    (path,) = (tmp_path / "store").iterdir()
+    assert read_folder(path).lost == {"005": "5 is gone"}
+    assert Features([str(path)]).lost == {5: "5 is gone"}
+    monkeypatch.setattr(Blobs, "image", read)
+    again = build_runner(config("dc", str(tmp_path / "again"), **frozen, **store))
+    again.train()
+    for evaluation in (runner.val_loop.evaluation, again.val_loop.evaluation):
+        assert evaluation.lost.nonzero().tolist() == [[5]]
 
 
 def test_half_precision(tmp_path: Path) -> None:
