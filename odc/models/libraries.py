@@ -26,6 +26,8 @@ from odc.registry import BACKBONES
 
 # Pixels a side to try on a network until it takes them: the small ones are fast, the odd ones some networks' only size.
 _SIZES = (32, 64, 96, 128, 160, 192, 208, 224, 232, 240, 256, 288, 299, 300, 320, 336, 384, 448, 512, 518)
+# Networks of torchvision with further classifiers, which serve supervised training alone.
+_OF_SEVERAL = ("googlenet", "inception_v3")
 _POOLS = ("class", "mean", "class+mean")
 
 
@@ -91,12 +93,16 @@ class Library(nn.Module):
     @functools.cached_property
     def classifier_names(self) -> frozenset[str]:
         """Names of the tensors that the library's network has and this one, which lacks its classifier, does not."""
-        with torch.device("meta"):
-            whole = self._whole()
+        try:
+            with torch.device("meta"):
+                whole = self._whole()
+        except InputError:  # some look at their numbers while they are made
+            with torch.random.fork_rng(devices=[]):
+                whole = self._whole()
         return frozenset(whole.state_dict().keys() - self.model.state_dict().keys())
 
     def _whole(self) -> nn.Module:
-        """Return the library's network with its classifier."""
+        """Return the library's network with its classifier, or classifiers."""
         raise NotImplementedError
 
     def from_published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -181,12 +187,12 @@ class TorchvisionBackbone(Library):
         if image_size is not None and not sized:
             raise InputError(f"torchvision's '{name}' takes images of many sizes: leave image_size={image_size} out")
         self._options: dict[str, Any] = {}
-        if self._model_name in ("googlenet", "inception_v3"):  # their others serve supervised training alone
+        if self._model_name in _OF_SEVERAL:
             self._options = {"aux_logits": False, "init_weights": True}
         if image_size is not None:
             key, size = ("image_size", image_size) if name.startswith("vit_") else ("input_size", (image_size,) * 2)
             self._options[key] = size
-        model = self._whole()
+        model = _made(self._model_name, torchvision.models.get_model, weights=None, **self._options)
         child, classifier = list(model.named_children())[-1]
         layers = [m for m in classifier.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
         if not 0 <= linear_layers < len(layers):
@@ -211,7 +217,8 @@ class TorchvisionBackbone(Library):
         super().__init__(name, model, in_channels, remedy, pretrained, weights)
 
     def _whole(self) -> nn.Module:
-        return _made(self._model_name, torchvision.models.get_model, weights=None, **self._options)
+        more = {"aux_logits": True, "init_weights": False} if self._model_name in _OF_SEVERAL else {}
+        return _made(self._model_name, torchvision.models.get_model, weights=None, **self._options | more)
 
     def _load_own(self) -> str:
         file = torchvision_file(self.name, self._entry)
@@ -281,10 +288,12 @@ class TimmBackbone(Library):
 
     def _load_own(self) -> str:
         overlay: dict[str, Any] = {}
+        file: Path | str = "fetched by timm"
         told = timm_weights(self.name)
         if told.get("hf_hub_id") and not told.get("custom_load"):
             file = hub_file(self.name, told["hf_hub_id"], told.get("hf_hub_filename"))
-            overlay = {"file": str(file)}
+            # Read here, as every file is: no code in it runs.
+            overlay = {"state_dict": load_plain(file)}
         try:
             # By timm's own way, which knows for each network what is left of its file, and how it is fitted.
             given = timm_library().create_model(
@@ -296,7 +305,7 @@ class TimmBackbone(Library):
                 "a file by weights=FILE"
             ) from error
         self.model.load_state_dict(given.state_dict())
-        return str(overlay.get("file", "fetched by timm"))
+        return str(file)
 
     def from_published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return published tensors by the names and shapes of this network, as far as timm knows how."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,14 +65,19 @@ def load_backbone(backbone: nn.Module, checkpoint: Mapping[str, Any], source: st
     if not report.complete:
         # What it is called is looked at in the file: names may have been changed on the way here.
         advice = suggest(form.plain)
+        other = (
+            f"give weights of '{backbone.name}', or name their network" if _is_library(backbone) else "use one like it"
+        )
         what = network_of(form.plain)
         raise InputError(
             f"{source} holds {what} ({form.kind}), which does not fit the model's {_called(backbone)}: {report}; "
-            + (f"set model.backbone={advice}" if advice else "use one like it")
+            + (f"set model.backbone={advice}" if advice else other)
         )
-    load_state(backbone, form.given, source=source)
+    state: Any = OrderedDict(form.given)
+    state._metadata = getattr(wanted, "_metadata", {})  # versions, without which some networks load nothing
+    load_state(backbone, state, source=source)
     # A network of a library has been called by its name.
-    network = "" if hasattr(backbone, "from_published") else f", {network_of(form.plain)}"
+    network = "" if _is_library(backbone) else f", {network_of(form.plain)}"
     return f"{len(form.given)} tensors loaded {form.told}{network}; left: {listed(form.left)}"
 
 
@@ -114,13 +120,16 @@ def _published(
     if convert is None:
         return []
     states = states_of(checkpoint)
-    forms = []
-    for key in in_order(LAYOUTS["torchvision"], states)[:2]:
-        made = convert(states[key])
-        given = {f"model.{name}": tensor for name, tensor in made.items() if isinstance(tensor, Tensor)}
-        kind = "as its library converts it"
-        forms.append(_Form(kind, kind, states[key], given, Counter()))
-    return forms
+    plain: list[tuple[Mapping[str, Tensor], Mapping[str, int]]]
+    plain = [(states[key], {}) for key in in_order(LAYOUTS["torchvision"], states)[:2]]
+    with contextlib.suppress(InputError):
+        found = take_backbone(checkpoint, source=source)
+        plain.append((found.tensors, found.left))
+    kind = "as its library converts it"
+    return [
+        _Form(kind, kind, tensors, {f"model.{name}": t for name, t in convert(dict(tensors)).items()}, Counter(left))
+        for tensors, left in plain
+    ]
 
 
 def _compared(form: _Form, backbone: nn.Module, wanted: Mapping[str, Tensor]) -> tuple[LoadReport, _Form]:
@@ -130,7 +139,7 @@ def _compared(form: _Form, backbone: nn.Module, wanted: Mapping[str, Tensor]) ->
     extra = [n for n in form.given if n not in wanted and (n in beyond or re.match(classifier, n))]
     form.left.update(name.rpartition(".")[0].removeprefix("model.") for name in extra)
     form.given = {name: tensor for name, tensor in form.given.items() if name not in extra}
-    if hasattr(backbone, "from_published"):
+    if _is_library(backbone):
         for name in form.given.keys() & wanted.keys():
             form.given[name] = _for_channels(form.given[name], wanted[name])
     return LoadReport(form.given, wanted), form
@@ -146,6 +155,10 @@ def _for_channels(given: Tensor, wanted: Tensor) -> Tensor:
     if channels == 1:
         return given.sum(dim=1, keepdim=True)
     return given.repeat(1, -(-channels // 3), 1, 1)[:, :channels] * (3 / channels)
+
+
+def _is_library(backbone: nn.Module) -> bool:
+    return hasattr(backbone, "from_published")
 
 
 def _called(backbone: nn.Module) -> str:

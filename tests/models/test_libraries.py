@@ -71,6 +71,29 @@ def test_a_network_takes_its_own_weights_in_any_file(name: str, tmp_path: Path) 
         assert all(torch.equal(tensor, features[key]) for key, tensor in model.model.state_dict().items()), kind
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("squeezenet1_1", "mnasnet0_5", "regnet_x_400mf"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("googlenet", "inception_v3", "swin_t", "densenet121")
+        ),
+    ],
+)
+def test_a_network_of_torchvision_takes_its_own_weights(name: str, tmp_path: Path) -> None:
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    whole = random_(torchvision.models.get_model(name, weights=None, **options)).state_dict()
+    model = TorchvisionBackbone(name, weights="a")
+    features = {key: whole[key] for key in model.model.state_dict()}
+    for content, file in ((whole, tmp_path / "a.pth"), (features, tmp_path / "a.safetensors")):
+        for tensor in model.model.state_dict().values():
+            tensor.zero_()
+        model.weights = str(_saved(content, file))
+        model.init_weights()
+        assert all(torch.equal(tensor, features[key]) for key, tensor in model.model.state_dict().items())
+
+
 def test_the_features_are_those_of_the_library(tmp_path: Path) -> None:
     whole: Any = random_(timm.create_model(SMALL))
     model = TimmBackbone(SMALL, weights=str(_saved(whole.state_dict(), tmp_path / "a.safetensors"))).eval()
@@ -163,6 +186,18 @@ def test_positions_are_interpolated_to_another_size(tmp_path: Path) -> None:
     )
     assert model.model.pos_embed.shape == (1, 37, 64)
     assert all(torch.equal(tensor, model.model.state_dict()[key]) for key, tensor in theirs.state_dict().items())
+
+
+def test_positions_of_wrapped_weights_are_interpolated_too(tmp_path: Path) -> None:
+    """A checkpoint of ours, at another size."""
+    whole = random_(timm.create_model("test_vit", num_classes=0)).state_dict()
+    ours = {f"backbone.model.{name}": tensor for name, tensor in whole.items()} | {"labels.index": torch.zeros(1)}
+    plain, wrapped = _saved(whole, tmp_path / "a.pth"), _saved({"state_dict": ours}, tmp_path / "b.pth")
+    models = [TimmBackbone("test_vit", weights=str(file), image_size=96) for file in (plain, wrapped)]
+    for model in models:
+        model.init_weights()
+    one, other = (model.model.state_dict() for model in models)
+    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
 
 
 def test_names_of_other_projects_are_read(tmp_path: Path) -> None:
@@ -262,9 +297,8 @@ def test_weights_in_the_cache_need_no_network(hub: Path) -> None:
     model = TimmBackbone("test_vit", pretrained=True, image_size=160)
     model.init_weights()
     assert all(torch.equal(tensor, whole[key]) for key, tensor in model.model.state_dict().items())
-    save_file({"x": torch.zeros(1)}, repository / "snapshots" / "abc" / "model.safetensors")
     (repository / "snapshots" / "abc" / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(InputError, match=r"timm cannot load its weights of 'test_vit' .*: remove what is in its cache"):
+    with pytest.raises(InputError, match=r"model.safetensors' is damaged .*use another file"):
         model.init_weights()
 
 
