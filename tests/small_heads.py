@@ -206,7 +206,14 @@ HEAD_CONFIGS: dict[str, dict[str, Any]] = {
         whiten=6,
     ),
     "scan": dict(
-        type="SCANHead", num_clusters=3, num_heads=2, neighbours=4, batch_size=16, mean_momentum=0.5, normalize="unit"
+        type="SCANHead",
+        num_clusters=3,
+        num_heads=2,
+        neighbours=4,
+        batch_size=16,
+        mean_momentum=0.5,
+        answer="consensus",
+        normalize="unit",
     ),
     "selflabel": dict(
         type="SelfLabelHead", num_clusters=3, neighbours=4, batch_size=16, threshold=0.36, balance="start"

@@ -124,7 +124,7 @@ class SelfLabelHead(ClusterHead):
                 30,
             )
         index = self.classifiers.look(table, comm)
-        sizes = self.classifiers.judge(table, comm)
+        sizes = self.classifiers.sizes(self.classifiers.judge(table, comm))
         self.classifiers.first_loss.copy_(self._loss())
         self.classifiers.first_sizes.copy_(sizes / sizes.sum())
         label = comm.gather(self.predict(table.features).argmax(1))
@@ -149,7 +149,7 @@ class SelfLabelHead(ClusterHead):
 
     def select(self, table: FeatureTable, comm: Comm) -> None:
         """Compute SCAN's loss of the head that trains, and say whether it is the better clustering."""
-        sizes = self.classifiers.judge(table, comm, choose=False)
+        sizes = self.classifiers.sizes(self.classifiers.judge(table, comm, choose=False))
         now, before = float(self._loss()), float(self.classifiers.first_loss)
         better = "better" if now < before else "not better"
         print_log(

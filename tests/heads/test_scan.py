@@ -191,6 +191,33 @@ def test_the_head_with_the_lowest_loss_on_all_pairs_is_chosen() -> None:
     torch.testing.assert_close(head.predict(x), head.logits(x)[:, best])
 
 
+def test_the_answer_may_be_the_consensus() -> None:
+    """A cluster of a head votes by the images that it shares with the clusters of the consensus."""
+    head = scan(num_heads=3, answer="consensus")
+    clusters = torch.tensor([[0, 0, 0, 1, 1, 1, 2, 2, 2], [2, 2, 2, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1, 2, 2]])
+    votes = head.classifiers.agree(clusters, rng())
+    names = votes[0].argmax(1)  # of the consensus for the clusters of the first head
+    assert torch.equal(votes[0], torch.nn.functional.one_hot(names, 3).float())
+    assert torch.equal(votes[1], torch.nn.functional.one_hot(names[[1, 2, 0]], 3).float())
+    assert votes[2, 1, names].tolist() == pytest.approx([0, 0.75, 0.25])
+    head.classifiers.votes.copy_(votes)
+    z = torch.randn(5, 6, generator=rng())
+    p = head.logits(z).softmax(2)
+    expected = sum(p[:, h] @ votes[h] for h in range(3)) / 3
+    torch.testing.assert_close(head.predict(z).exp(), expected)
+    torch.testing.assert_close(head.predict(z).softmax(1), expected, msg="they are probabilities")
+
+
+def test_the_consensus_is_found_after_every_epoch() -> None:
+    x = torch.randn(20, 6, generator=rng())
+    head = scan(num_heads=4, answer="consensus")
+    head.refresh(table(x), rng(), COMM)
+    head.select(table(x), COMM)
+    clusters = head.logits(x).argmax(2).T
+    generator = torch.Generator().manual_seed(int(head.classifiers.seed))
+    torch.testing.assert_close(head.classifiers.votes, head.classifiers.agree(clusters, generator))
+
+
 def test_a_small_batch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(20, 6, generator=rng())
     for options, told in (({"batch_size": 14}, True), ({"batch_size": 14, "mean_momentum": 0.9}, False), ({}, False)):
@@ -207,6 +234,7 @@ def test_a_small_batch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"neighbours": 0}, "1 neighbour"),
         ({"entropy_weight": -1.0}, "entropy_weight"),
         ({"mean_momentum": 1.0}, r"mean_momentum must be in \[0, 1\), not 1.0"),
+        ({"answer": "all"}, "'best' or 'consensus', not 'all'"),
         ({"normalize": "max"}, "'none' or 'unit', not 'max'"),
         ({"spaces": (4, 4)}, "8 wide, but features have 6"),
     ],
