@@ -135,13 +135,11 @@ def test_the_sizes_of_the_start_are_kept(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_it_goes_on_from_scan(tmp_path: Path) -> None:
     """The chosen classifier of SCAN's checkpoint is the one that trains, and the log compares the two."""
-    gently = {"optim_wrapper.optimizer.lr": 1e-3}
     same = {key: value for key, value in HEAD_CONFIGS["scan"].items() if key in ("num_heads", "normalize")}
-    first = build_runner(config("scan", str(tmp_path / "scan"), **{"train_cfg.max_epochs": 3}, **gently))
+    first = build_runner(config("scan", str(tmp_path / "scan"), **{"train_cfg.max_epochs": 3}))
     first.train()
     options: dict[str, Any] = {f"model.head.{key}": value for key, value in same.items()}
-    options |= {"load_from": str(tmp_path / "scan" / "epoch_3.pth"), "model.head.threshold": 0.999999}
-    options |= gently
+    options |= {"load_from": str(tmp_path / "scan" / "epoch_3.pth")}
     second = build_runner(config("selflabel", str(tmp_path / "selflabel"), **options))
     second.train()
     a = load_plain(tmp_path / "scan" / "epoch_3.pth")["state_dict"]
@@ -151,7 +149,6 @@ def test_it_goes_on_from_scan(tmp_path: Path) -> None:
     assert float(b["head.classifiers.first_loss"]) == pytest.approx(
         float(a["head.classifiers.losses"][int(a["head.classifiers.best"])]), rel=1e-4
     )
-    assert torch.equal(b["head.classifiers.linear.weight"], a["head.classifiers.linear.weight"]), "nothing is so sure"
     options["model.head.num_heads"] = 1
     with pytest.raises(InputError, match=r"head\.classifiers"):
         build_runner(config("selflabel", str(tmp_path / "other"), **options)).train()
