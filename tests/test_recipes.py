@@ -16,6 +16,7 @@ import torch
 from mmengine.visualization import LocalVisBackend
 from torchvision.transforms.v2.functional import to_pil_image
 
+from odc.checkpoints import load_plain
 from odc.cli import main
 from odc.comparison.results import read_results
 from odc.config import parse_config
@@ -481,3 +482,21 @@ def test_a_method_of_two_stages_is_one_file_outside_the_package(
         values = json.loads(Path(folder, "clusters/metrics.json").read_text())
         assert values["acc"] == records["turned"].number("acc"), "the same, run either way"
     monkeypatch.delitem(sys.modules, "turned_head")
+
+
+@pytest.mark.slow
+def test_a_stage_starts_from_a_checkpoint_and_goes_on_from_its_own(tmp_path: Path) -> None:
+    """SCAN: the head that self-labelling trains is the one that the stage before has chosen."""
+    short = [f"{stage}.train_cfg.max_epochs=1" for stage in ("moco", "scan", "selflabel")]
+    short += ["moco.model.head.queue_size=64", "selflabel.model.head.threshold=0.5"]
+    arguments = ["run", "scan_digits", "--work-dir", str(tmp_path), "--cfg-options", *short]
+    assert main(arguments) == 0
+    first, second = (load_plain(tmp_path / stage / "epoch_1.pth")["state_dict"] for stage in ("scan", "selflabel"))
+    best = int(first["head.classifiers.best"])
+    assert int(second["head.classifiers.best"]) == best
+    begun = float(second["head.classifiers.first_loss"])
+    assert begun == pytest.approx(float(first["head.classifiers.losses"][best]), rel=1e-4)
+    (tmp_path / "selflabel" / "done.json").unlink()
+    assert main(arguments) == 0, "it goes on from its own checkpoint"
+    again = load_plain(tmp_path / "selflabel" / "epoch_1.pth")["state_dict"]
+    assert all(torch.equal(again[name], second[name]) for name in second)

@@ -214,8 +214,9 @@ class Train(Stage):
             config.model.pretrained = backbone
         if "labels" in given:
             config.train_cfg.label_file = given["labels"]
-        if "checkpoint" in given and next(find_resume(folder), None) is None:
-            config.resume, config.load_from = False, given["checkpoint"]
+        if "checkpoint" in given:
+            begun = next(find_resume(folder), None) is not None
+            config.resume, config.load_from = begun, None if begun else given["checkpoint"]
         if Path(given.get("spaces", "")).is_file():
             place_spaces(config, Path(given["spaces"]))
         return config
