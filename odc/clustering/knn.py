@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by FAISS, never N×N in memory."""
+"""Exact nearest neighbours by FAISS, or on a GPU that FAISS does not reach by torch; never N×N in memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from odc.clustering.kmeans import finite_array, flat_index
+from odc.clustering.kmeans import finite_array, flat_index, load_faiss
 from odc.errors import InputError
+
+_SCORES = 2**28  # at a time, where all pairs are looked at: 1 GiB
 
 
 def knn_search(
@@ -56,16 +58,39 @@ def knn_search(
         asked = points if queries is None else unit_rows(asked)
 
     device = x.device if isinstance(x, Tensor) else torch.device("cpu")
-    index = flat_index(D, inner_product=metric == "cosine", device=device)
-    index.add(points)
-    similarities, ids = index.search(asked, k + exclude)
-    if metric == "l2":
-        similarities = -similarities
+    if device.type == "cuda" and load_faiss().get_num_gpus() == 0:
+        # faiss-cpu would search among 50,000 rows for a minute on a thread, while the GPU waits.
+        sent = torch.from_numpy(points).to(device)
+        other = sent if asked is points else torch.from_numpy(asked).to(device)
+        found = search_by_products(sent, other, k + exclude, metric)
+        similarities, ids = (part.cpu().numpy() for part in found)
+    else:
+        index = flat_index(D, inner_product=metric == "cosine", device=device)
+        index.add(points)
+        similarities, ids = index.search(asked, k + exclude)
+        if metric == "l2":
+            similarities = -similarities
     if exclude:
         keep = ids != np.arange(N)[:, None]
         keep[keep.all(axis=1), -1] = False  # more than k copies, and the row itself is not among those found
         ids, similarities = ids[keep].reshape(N, k), similarities[keep].reshape(N, k)
     return torch.from_numpy(ids).to(device), torch.from_numpy(similarities).to(device)
+
+
+def search_by_products(
+    points: Tensor, queries: Tensor, k: int, metric: Literal["cosine", "l2"]
+) -> tuple[Tensor, Tensor]:
+    """Return similarities (Q, k) and indices (Q, k) of the nearest rows of ``points`` (N, D) for ``queries`` (Q, D).
+
+    Both are float32 on one device, for the cosine of unit length; k is at most N.
+    """
+    parts = []
+    for rows in queries.split(max(1, _SCORES // len(points))):
+        scores = rows @ points.T
+        if metric == "l2":
+            scores.mul_(2).sub_(points.square().sum(1)).sub_(rows.square().sum(1, keepdim=True))
+        parts.append(scores.topk(k, dim=1))
+    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 
 def unit_rows(x: npt.NDArray[Any]) -> npt.NDArray[Any]:

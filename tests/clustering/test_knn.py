@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from odc.clustering import knn_search
+from odc.clustering import knn, knn_search
 from odc.errors import InputError
 from odc.structures import make_generator
 
@@ -26,6 +26,29 @@ def test_brute_force_agrees(metric: Literal["cosine", "l2"], exclude_self: bool)
     assert torch.equal(indices, expected.indices)
     torch.testing.assert_close(similarities, expected.values, atol=1e-4, rtol=0)
     assert (indices.dtype, similarities.dtype) == (torch.int64, torch.float32)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_products_find_what_faiss_finds(metric: Literal["cosine", "l2"], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn, "_SCORES", 7 * 40)  # some rows of queries at a time
+    points, queries = (torch.randn(n, 9, generator=make_generator(n)) for n in (40, 17))
+    if metric == "cosine":
+        points, queries = F.normalize(points), F.normalize(queries)
+    indices, similarities = knn_search(points, queries, k=6, metric=metric)
+    ours, where = knn.search_by_products(points, queries, 6, metric)
+    assert torch.equal(where, indices)
+    torch.testing.assert_close(ours, similarities, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_a_gpu_finds_what_the_processor_finds(metric: Literal["cosine", "l2"]) -> None:
+    x = torch.randn(3000, 16, generator=make_generator(0))
+    indices, similarities = knn_search(x.cuda(), k=5, metric=metric)
+    expected = knn_search(x, k=5, metric=metric)
+    assert indices.device.type == "cuda"
+    torch.testing.assert_close(similarities.cpu(), expected[1], atol=1e-4, rtol=1e-4)
+    assert float((indices.cpu() == expected[0]).float().mean()) > 0.999
 
 
 def test_queries() -> None:
