@@ -17,7 +17,7 @@ import ast
 import hashlib
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +242,7 @@ def extraction_config(
         "train_cfg": {"max_epochs": 1},
         "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 0.1}},
         "randomness": {"seed": 0},
+        "_source": space.title,
     }
     return prepare_config(Config(config), work_dir=work_dir, strict=strict, launcher=launcher)
 
@@ -251,15 +252,14 @@ def extract_space(space: Space, config: Config, out: Path) -> None:
 
     An extraction to a folder goes on where it was interrupted, and is not done again.
     """
-    meta = {"source": space.title, "view": EXTRACT_VIEW}
     if out.suffix in ENDINGS:
-        found = extract_features(config, None)
-        if get_comm().rank == 0:
-            replace(found, meta=meta).save(out)
+        extract_features(config, None, out)
         return
     runner, data = load_runner(config, None)
     try:
-        write_features(unwrap(runner.model), data.train, out, get_comm(), batch_size=data.extract_batch_size, meta=meta)
+        meta = {"source": space.title, "view": EXTRACT_VIEW}
+        model, size = unwrap(runner.model), data.extract_batch_size
+        write_features(model, data.train, out, get_comm(), batch_size=size, meta=meta)
     finally:
         data.close()
 
@@ -290,11 +290,16 @@ def extract_source(
     extract_space(space, config, out)
 
 
-def enlarged(spaces: Sequence[Space], dataset: ImageDataset) -> list[str]:
-    """Return a line for each network that sees pictures larger than they are: that takes time and adds nothing."""
+def typical_side(dataset: ImageDataset) -> int:
+    """Return the shorter side of the pictures in pixels: the median of some of them, evenly spaced."""
     N = len(dataset)
     shown = [dataset.image(i).shape[1:] for i in range(0, N, max(1, N // _LOOKED_AT))]
-    side = int(statistics.median(min(shape) for shape in shown))
+    return int(statistics.median(min(shape) for shape in shown))
+
+
+def enlarged(spaces: Sequence[Space], dataset: ImageDataset) -> list[str]:
+    """Return a line for each network that sees pictures larger than they are: that takes time and adds nothing."""
+    side = typical_side(dataset) if any(space.size is not None for space in spaces) else 0
     lines = []
     for space in spaces:
         if space.size is None or side >= space.size:

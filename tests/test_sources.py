@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from odc.cli import main
 from odc.comparison.plan import Cell, Request, plan
 from odc.comparison.results import Outcome, read_results
+from odc.comparison.samples import remarks
 from odc.data.datasets import build_dataset
 from odc.data.embeddings import Embeddings
 from odc.errors import InputError
@@ -130,6 +131,17 @@ def test_small_pictures_are_not_enlarged_without_a_word(weights: Path) -> None:
     assert not enlarged(spaces, build_dataset(dict(type="Digits", size=160)))
 
 
+def test_photographs_that_a_small_network_sees_small_are_told_of(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    cell = cells_of(tmp_path, "odc", dataset=str(tmp_path / "pictures"), seeds=[0])[0]
+    (line,) = remarks(None, cell.config, build_dataset(dict(type="Digits", size=200)))
+    assert line.startswith(
+        "the pictures have some 200 pixels on the shorter side, and are seen at 32 by ResNet(depth=18"
+    )
+    assert "--features dinov2-small" in line
+    assert not remarks(None, cell.config, build_dataset(dict(type="Digits", size=32)))
+
+
 # -- the plan --------------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +197,18 @@ def test_pictures_are_needed_where_a_network_looks_at_them(weights: Path, tmp_pa
         cells_of(tmp_path, "kmeans", features=f"timm:test_resnet@{weights}", dataset=None)
 
 
+def test_features_of_other_pictures_stop_it_before_anything_runs(
+    vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.py").write_text(
+        "comparison = dict(methods={'odc': 'odc_convnet_1xb64-30e_digits'}, options={'data.dataset.size': 9})\n"
+    )
+    command = ["compare", "--features", str(vectors), "--methods", "kmeans", "--dataset", str(tmp_path / "other.py")]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    assert "with fingerprint" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "results.jsonl").exists()
+
+
 def test_a_consensus_waits_for_its_rows(vectors: Path, tmp_path: Path) -> None:
     cells = cells_of(tmp_path, "kmeans", "dc", "consensus", "dc-consensus", features=str(vectors))
     after = {cell.place: cell.after for cell in cells if cell.combines}
@@ -204,6 +228,7 @@ def test_extract_by_a_source(weights: Path, tmp_path: Path) -> None:
     found = Embeddings.load(tmp_path / "out.npz")
     digits = build_dataset(dict(type="Digits", size=16))
     features = found.for_dataset(digits)
+    assert found.meta["source"] == f"timm:test_resnet@tiny.safetensors (SHA-256 {digest(weights)})"
     network = timm.create_model("test_resnet", num_classes=0).eval()
     (space,) = read_source(f"timm:test_resnet@{weights}", 32)
     from safetensors.torch import load_file

@@ -29,6 +29,7 @@ from odc.comparison.results import (
     append_result,
     read_results,
 )
+from odc.comparison.samples import remarks
 from odc.comparison.table import document
 from odc.data.datasets import ImageDataset, build_dataset
 from odc.errors import DamagedError, InputError
@@ -74,6 +75,9 @@ def _compare(request: Request, stream: TextIO) -> list[Record]:
             how = how if ran == runs else f"trained in {ran}, but here and now it would be in {runs}"
             raise InputError(f"{out / RESULTS} has {cell.title} {how}: choose another --out, or delete that folder")
     about, dataset = describe(cells, request, earlier)
+    row = next(cell for cell in cells if not cell.before)
+    for line in remarks(features_stage(row), row.config, dataset):
+        stream.write(f"{line}\n")
     about.save(out)
     for cell in cells:
         record = ended.get(cell.place)
@@ -139,7 +143,9 @@ def describe(cells: Sequence[Cell], request: Request, earlier: About | None) -> 
     dataset = build_dataset(data)
     trained = dataset if data == clustered else build_dataset(clustered)
     write_skipped(dataset, request.out)
-    features = next((stage for stage in cell.recipe.stages if isinstance(stage, Features)), None)
+    features = features_stage(cell)
+    if features is not None and not any(space.model for space in features.train.spaces):
+        build_dataset(features.train.dataset([space.spelling for space in features.train.spaces]))  # are they of these?
     if earlier is not None:
         images = ((earlier.fingerprint, "compares on", dataset), (earlier.clustered, "clusters", trained))
         for was, what, now in images:
@@ -164,6 +170,11 @@ def describe(cells: Sequence[Cell], request: Request, earlier: About | None) -> 
         methods=list(dict.fromkeys(rows)),
     )
     return about, dataset
+
+
+def features_stage(cell: Cell) -> Features | None:
+    """Return the stage that gives a cell its samples, where these are no pictures."""
+    return next((stage for stage in cell.recipe.stages if isinstance(stage, Features)), None)
 
 
 def executor_of(request: Request) -> Executor:

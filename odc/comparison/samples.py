@@ -9,12 +9,15 @@ from typing import Any
 from mmengine import Config
 
 from odc.comparison.methods import Methods
-from odc.config import configs_folder, override
+from odc.config import at, configs_folder, override
+from odc.data.datasets import ImageDataset
 from odc.errors import InputError, nearest
 from odc.recipes.features import Features, Part
 from odc.recipes.stage import Stage
 from odc.registry import DATASETS, resolve
-from odc.sources import SCRATCH, read_source
+from odc.sources import SCRATCH, enlarged, read_source, typical_side
+
+_SMALL = 64  # pixels a side up to which pictures are no photographs to the configs for small ones
 
 
 def comparisons() -> Path:
@@ -84,6 +87,31 @@ def features_of(
         )
     own = None if other is None else {key: value for key, value in other.items() if key != "_delete_"}
     return Features("features", train=train, eval=None if own is None else Part(spaces, own))
+
+
+def remarks(features: Features | None, config: Config, dataset: ImageDataset) -> list[str]:
+    """Return what to know of the samples before hours of work: a line each.
+
+    Args:
+        features: the stage that gives them, ``None`` where they are pictures.
+        config: of a training on them.
+        dataset: the pictures.
+    """
+    if dataset.pictures is None:
+        return []
+    if features is not None:
+        return enlarged(features.train.spaces, dataset)
+    side = typical_side(dataset)
+    sizes = [at(step, "size") for step in config.data.views.extract]
+    seen = min((size if isinstance(size, int) else min(size) for size in sizes if size), default=side)
+    if side <= _SMALL or seen > _SMALL:
+        return []
+    network = ", ".join(f"{key}={value}" for key, value in config.model.backbone.items() if key != "type")
+    return [
+        f"the pictures have some {side} pixels on the shorter side, and are seen at {seen} by "
+        f"{config.model.backbone.type}({network}), from random weights unless a row is pre-trained: for photographs "
+        "add --features dinov2-small, or another network that has seen millions of them"
+    ]
 
 
 def on_vectors(stage: Stage, features: Features) -> dict[str, Any]:
