@@ -123,6 +123,8 @@ def test_two_ranks_agree_and_resume(tmp_path: Path) -> None:
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     for found in ranks:
         assert found.pop("precision") == {"whole": {"precision": "float32"}}, "a rank computes in bfloat16 alone"
+    for found in ranks:
+        assert found.pop("turtle as one")["difference"] < 1e-14
     alone, again = (rank.pop("table")["alone"] for rank in ranks)
     rows = read_table(tmp_path / "table" / "clusters.csv", "path", "cluster", "confidence")
     assert {row["path"]: row["cluster"] for row in rows} == {path: cluster for path, (cluster, _) in alone.items()}

@@ -14,12 +14,15 @@ import torch
 from small_heads import HEAD_CONFIGS, config
 
 from odc.apis import build_runner
+from odc.engine.comm import get_comm
 from odc.engine.extract import extract
 from odc.errors import InputError
 from odc.evaluation.gallery import write_clusters
+from odc.heads import TurtleHead
+from odc.memory.labels import LabelStore
 from odc.models.backbones import ConvNet
 from odc.registry import BACKBONES
-from odc.structures import LocalComm
+from odc.structures import Batch, LocalComm, make_generator
 
 EVERY_STEP = {"default_hooks.checkpoint": dict(type="CheckpointHook", by_epoch=False, interval=1, max_keep_ckpts=99)}
 
@@ -63,6 +66,26 @@ def clusters(folder: Path) -> dict[str, tuple[str, float]]:
     return {data.dataset.paths[i]: (str(c), p) for i, c, p in found}
 
 
+def turtle_as_one() -> dict[str, float]:
+    """Return how far TURTLE's losses and gradients on unequal shares of a batch are from those on all of it."""
+    comm = get_comm()
+    rng = make_generator(0)
+    z = torch.randn(11, 7, generator=rng, dtype=torch.float64)
+    found = []
+    for ranks, part in ((comm, z.tensor_split(comm.world)[comm.rank]), (LocalComm(), z)):
+        torch.manual_seed(1)
+        head = TurtleHead(7, 3, spaces=(4, 3), inner_steps=4, inner_lr=0.1).double()
+        row = torch.arange(len(part))
+        batch = Batch(row, row[:, None], 0 * row, -1 - 0 * row[:, None], {"extract": part[:, None]})
+        losses = head.loss({"train": batch}, LabelStore(0).view(), make_generator(2), ranks)
+        torch.stack(list(losses.train.values())).sum().backward()
+        gradients = [ranks.sum(p.grad) / ranks.world for p in head.parameters() if p.grad is not None]
+        trained = [ranks.sum(loss.detach()) / ranks.world for loss in losses.train.values()]
+        found.append([*gradients, *trained, *losses.log.values()])
+    assert len(found[1]) == 6 + 2 + 4
+    return {"difference": max(float((a - b).abs().max()) for a, b in zip(*found, strict=True))}
+
+
 def main(folder: Path) -> None:
     results: dict[str, dict[str, Any]] = {}
     rank = 0
@@ -79,6 +102,7 @@ def main(folder: Path) -> None:
         again.train()
         results[name] = {"whole": digests(whole), "resumed": digests(again)}
         rank = whole.rank
+    results["turtle as one"] = turtle_as_one()
     results["table"] = {"alone": clusters(folder / "table")}
     os.environ["ODC_BFLOAT16"] = str(1 - rank)  # the second rank must not
     one = build_runner(config("dc", str(folder / "one"), launcher="pytorch", precision="auto"))
