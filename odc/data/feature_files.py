@@ -164,7 +164,8 @@ def _array(path: Path, names: str | None) -> Space:
         paths = [row["path"] for row in read_table(found, "path")]
     else:
         with reading(found, "is no list of names", "write a path a line"):
-            paths = [line for line in read_names(found).splitlines() if line.strip()]
+            lines = [line.removesuffix("\r") for line in read_names(found).split("\n")]
+            paths = [line.removeprefix("./") for line in lines if line.strip()]
     rows = _mapped(path)
     if len(rows) != len(paths):
         raise InputError(f"'{path}' has {len(rows):,} vectors, but '{found}' has {len(paths):,} names")

@@ -48,7 +48,7 @@ def test_samples_are_the_vectors(ending: str, tmp_path: Path) -> None:
 def test_several_files_are_joined_by_name(tmp_path: Path) -> None:
     names = [f"{i:03d}.png" for i in range(N)]
     np.save(tmp_path / "b.npy", values(2, 1).flip(0).double().numpy())  # in another order, in float64
-    (tmp_path / "b.txt").write_text("\n".join(reversed(names)) + "\n")
+    (tmp_path / "b.txt").write_bytes("".join(f"./{name}\r\n" for name in reversed(names)).encode())
     np.save(tmp_path / "c.npy", values(4, 2).half().numpy())
     (tmp_path / "named.csv").write_text("path,x\n" + "".join(f"./{name},1\n" for name in names))
     third = dict(file=str(tmp_path / "c.npy"), paths=str(tmp_path / "named.csv"))
