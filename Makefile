@@ -70,6 +70,7 @@ benchmark-speed: $(READY)
 	@$(BIN)/python benchmarks/speed/two_level.py
 	@$(BIN)/python benchmarks/speed/spice.py
 	@$(BIN)/python benchmarks/speed/turtle.py
+	@$(BIN)/python benchmarks/speed/temi.py
 
 lock:
 	@uv pip compile --universal --python-version 3.10 --no-emit-index-url --no-annotate --all-extras \

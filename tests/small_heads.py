@@ -218,6 +218,16 @@ HEAD_CONFIGS: dict[str, dict[str, Any]] = {
     "selflabel": dict(
         type="SelfLabelHead", num_clusters=3, neighbours=4, batch_size=16, threshold=0.36, balance="start"
     ),
+    "temi": dict(
+        type="TEMIHead",
+        num_clusters=3,
+        num_heads=2,
+        neighbours=3,
+        batch_size=16,
+        hidden_channels=6,
+        embedding_channels=4,
+        normalize="standard",
+    ),
     "classifier": dict(type="ClassifierHead", num_classes=3, batch_size=8),
     "pairs": dict(type="NeighbourPairs"),
     "teacher": dict(type="MeanTeacher"),

@@ -10,5 +10,6 @@ comparison = dict(
         'scan': '../scan/scan_convnet_1xb256-30e_digits.py',
         'scan-full': '../pipelines/scan_digits.py',
         'turtle-moco': '../turtle/turtle_convnet_1xb1797-10e_digits.py',
+        'temi-moco': '../temi/temi_convnet_1xb64-30e_digits.py',
         'spice': '../pipelines/spice_digits.py',
     })

@@ -9,5 +9,6 @@ comparison = dict(
         'odc-moco': '../odc/odc_convnet_1xb256-10e_mnist-moco.py',
         'scan': '../scan/scan_convnet_1xb512-10e_mnist.py',
         'turtle-moco': '../turtle/turtle_convnet_1xb10000-10e_mnist.py',
+        'temi-moco': '../temi/temi_convnet_1xb512-10e_mnist.py',
         'spice': '../pipelines/spice_mnist.py',
     })

@@ -10,6 +10,7 @@ from odc.heads.scan import SCANHead
 from odc.heads.selflabel import SelfLabelHead
 from odc.heads.spice import SpiceSelfHead
 from odc.heads.spice_semi import SpiceSemiHead
+from odc.heads.temi import TEMIHead
 from odc.heads.turtle import TurtleHead
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "SelfLabelHead",
     "SpiceSelfHead",
     "SpiceSemiHead",
+    "TEMIHead",
     "TurtleHead",
     "weighted_mean",
 ]
