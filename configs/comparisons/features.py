@@ -7,5 +7,5 @@ comparison = dict(
         'scan': '../scan/scan_features_1xb512-30e.py',
         'spice-self': '../spice/spice-self_features_1xb128-30e.py',
         'turtle': '../turtle/turtle_features_1xb2048-10e.py',
-        'temi': '../temi/temi_features_1xb512-100e.py',
+        'temi': '../temi/temi_features_1xb256-60e.py',
     })
