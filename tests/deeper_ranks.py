@@ -60,6 +60,7 @@ def refreshed(comm: Comm) -> dict[str, Tensor]:
     """Return a head after a refresh, and its labels."""
     x = groups()
     index = torch.tensor_split(torch.arange(len(x)), comm.world)[comm.rank]
+    torch.manual_seed(0)  # a process that was not forked has another
     head = DeeperClusterHead(8, 6, num_super=2, pca_dim=5)
     labels = head.refresh(FeatureTable(index, x[index], None, len(x)), make_generator(2), comm)
     return {**head.state_dict(), "index": labels.index, "target": labels.target, "variant": labels.variant}

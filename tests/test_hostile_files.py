@@ -378,6 +378,7 @@ def comparison(place: Path, /, **changes: Any) -> tuple[dict[str, Any], dict[str
         "evaluated_on": "the data set",
         "num_clusters": 3,
         "command": "odc compare",
+        "features": "",
         "images": 48,
         "fingerprint": Blobs().fingerprint,
         "clustered": Blobs().fingerprint,

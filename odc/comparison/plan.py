@@ -336,7 +336,8 @@ def _keyed(cell: Cell, elsewhere: bool) -> Cell:
         wanted = "bfloat16" if asked in ("bfloat16", "auto") else "float32"
         precision = wanted if elsewhere else settle_precision(asked)
         ran[stage.name] = [cell.threads, precision]
-    precision = " / ".join(dict.fromkeys(ran[stage.name][1] for stage in cell.own))
+    computed = [stage for stage in cell.own if stage.config is not None] or cell.own
+    precision = " / ".join(dict.fromkeys(ran[stage.name][1] for stage in computed))
     keys = cell.recipe.keys(ran, cell.minutes)
     return replace(cell, precision=precision, key=keys[cell.recipe.stages[-1].name])
 

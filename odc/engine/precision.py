@@ -80,10 +80,12 @@ def lacks_bfloat16_anywhere() -> str | None:
 def repeat_on_gpu() -> None:
     """Let the GPU compute the same bits each time: the fastest kernels of torch, cuDNN and cuBLAS add in any order.
 
-    An operation that has no other kernel is an error of torch's, which names it.
+    And in float32 where nothing less is asked for. An operation that has no other kernel is an error of torch's, which
+    names it.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
     torch.backends.cudnn.benchmark = False  # which kernel is the fastest may differ between two runs
+    torch.backends.cudnn.allow_tf32 = False  # convolutions that round to ten bits are no float32
     torch.use_deterministic_algorithms(True)
     # Nothing here reads what it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -146,9 +146,9 @@ def test_evaluations_take_the_features_that_are_there(tmp_path: Path, monkeypatc
     model = runner.model
     table = extract(model, runner.train_loop.data.eval, LocalComm(), batch_size=256, logits=model.head.predict)
     found = runner.val_loop.evaluate()
-    assert torch.equal(found.features, table.features)
+    assert torch.equal(found.features, table.features.cpu())
     assert table.logits is not None
-    assert torch.equal(found.scores, table.logits)
+    assert torch.equal(found.scores, table.logits.cpu())
 
 
 def test_the_loop_looks_for_itself(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_step_gets_the_features_of_its_images(tmp_path: Path) -> None:
     assert cache is not None
     assert cache.encoded == {"extract/0": 48, "strong/0": 48, "strong/1": 48, "strong/3": 48}
     assert cache.z["strong"].shape == (3 * 48, 8)
-    chosen = {"s": torch.tensor([3, 1]), "t": torch.tensor([2])}
+    chosen = {"s": torch.tensor([3, 1], device=loop.device), "t": torch.tensor([2], device=loop.device)}
     out = cache.lookup(streams, {name: Batch(row, index, variant, index, {}) for name, row in chosen.items()})
     assert set(out) == {("s", "weak"), ("s", "strong"), ("t", "strong")}
     finish = loop.data.views["extract"]

@@ -64,7 +64,7 @@ def test_it_holds_what_extract_gives(tmp_path: Path, small: None, asked: list[in
     path = stored_features(model, source, tmp_path / "store", COMM, batch_size=4, meta={"from": "here"})
     assert path.parent == tmp_path / "store"
     assert sorted(p.name for p in path.iterdir()) == ["features.npy", "index.json"]
-    expected = extract(model, source, COMM, batch_size=4).features
+    expected = extract(model, source, COMM, batch_size=4).features.cpu()
     space = read_folder(path)
     assert torch.equal(torch.from_numpy(np.array(space.rows)), expected)
     assert (list(space.paths), space.fingerprint) == (source.dataset.paths, source.dataset.fingerprint)

@@ -153,8 +153,8 @@ def test_the_lines_of_a_training(tmp_path: Path) -> None:
     evaluations = [line for line in lines if line.startswith("evaluation")]
     assert len(evaluations) == 2
     assert re.fullmatch(
-        rf"evaluation  acc {number}  nmi {number}  nmi_geometric {number}  ari -?{number}  entropy {number}  "
-        rf"empty \d+  knn {number}",
+        rf"evaluation  acc {number}  nmi {number}  nmi_geometric {number}  ari -?{number}  "
+        rf"acc_many_to_one {number}  entropy {number}  empty \d+  knn {number}",
         evaluations[1],
     ), evaluations[1]
     assert {"train/loss", "train/churn", "train/entropy", "train/empty", "val/acc", "val/knn"} <= set(scalars)

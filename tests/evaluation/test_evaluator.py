@@ -11,12 +11,20 @@ import torch
 from small_heads import Blobs
 
 from odc.evaluation import evaluator
-from odc.evaluation.evaluator import ClusterMetrics, Evaluation, KMeansMetric, KNNMetric, LinearProbe, tells_apart
+from odc.evaluation.evaluator import (
+    ClusterMetrics,
+    Evaluation,
+    GeneralisationScore,
+    KMeansMetric,
+    KNNMetric,
+    LinearProbe,
+    tells_apart,
+)
 from odc.evaluation.gallery import sizes_told, write_clusters
 from odc.registry import METRICS
 from odc.structures import make_generator
 
-ALL = (ClusterMetrics, KMeansMetric, KNNMetric, LinearProbe)
+ALL = (ClusterMetrics, KMeansMetric, KNNMetric, LinearProbe)  # that compare with ground truth
 X = torch.randn(12, 4, generator=make_generator(0))
 
 
@@ -28,7 +36,7 @@ def evaluation(*known: int, K: int = 3) -> Evaluation:
 
 
 def test_every_metric_is_here() -> None:
-    assert {m.__name__ for m in ALL} == set(METRICS.module_dict)
+    assert {m.__name__ for m in (*ALL, GeneralisationScore)} == set(METRICS.module_dict)
 
 
 @pytest.mark.parametrize("known", [(), (0,), (1, 1), (2,) * 12])

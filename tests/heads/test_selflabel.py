@@ -143,7 +143,7 @@ def test_it_goes_on_from_scan(tmp_path: Path) -> None:
     second = build_runner(config("selflabel", str(tmp_path / "selflabel"), **options))
     second.train()
     a = load_plain(tmp_path / "scan" / "epoch_3.pth")["state_dict"]
-    b = second.model.state_dict()
+    b = second.model.cpu().state_dict()
     assert int(b["head.classifiers.best"]) == int(a["head.classifiers.best"])
     assert torch.equal(b["head.classifiers.nearest.rows"], a["head.classifiers.nearest.rows"])
     assert float(b["head.classifiers.first_loss"]) == pytest.approx(

@@ -356,7 +356,7 @@ def test_it_finds_groups() -> None:
         step_loss(head, z[pairs]).train["loss"].backward()
         optimizer.step()
         update(head, z[pairs])
-    assert nmi(head.predict(z).argmax(1), truth) > 0.9
+    assert nmi(head.predict(z).argmax(1), truth) > 0.85
 
 
 def test_what_is_told_of_a_training() -> None:

@@ -107,5 +107,8 @@ def test_a_size_of_ones_own() -> None:
 def test_backbones_that_nobody_describes() -> None:
     with pytest.raises(InputError, match=r"AsPretrained is for TimmBackbone and .*for 'ResNet' write"):
         describe(dict(type="ResNet", depth=18))
-    with pytest.raises(InputError, match="takes images of 1024×768 pixels"):
-        describe(dict(type="TimmBackbone", name="vit_base_patch16_sapiens2"))
+    import timm
+
+    if timm.is_model("vit_base_patch16_sapiens2"):  # older ones have none that is not square
+        with pytest.raises(InputError, match="takes images of 1024×768 pixels"):
+            describe(dict(type="TimmBackbone", name="vit_base_patch16_sapiens2"))
