@@ -7,7 +7,7 @@ comparison = dict(
         'deepercluster': '../deepercluster/deepercluster_convnet_1xb64-30e_digits.py',
         'dc-moco': '../deepcluster/deepcluster_convnet_1xb64-30e_digits-moco.py',
         'odc-moco': '../odc/odc_convnet_1xb64-30e_digits-moco.py',
-        'scan': '../scan/scan_convnet_1xb256-30e_digits.py',
+        'scan-moco': '../scan/scan_convnet_1xb256-30e_digits.py',
         'scan-full': '../pipelines/scan_digits.py',
         'turtle-moco': '../turtle/turtle_convnet_1xb1797-10e_digits.py',
         'temi-moco': '../temi/temi_convnet_1xb64-30e_digits.py',

@@ -7,7 +7,7 @@ comparison = dict(
         'deepercluster': '../deepercluster/deepercluster_convnet_1xb256-10e_mnist.py',
         'dc-moco': '../deepcluster/deepcluster_convnet_1xb256-10e_mnist-moco.py',
         'odc-moco': '../odc/odc_convnet_1xb256-10e_mnist-moco.py',
-        'scan': '../scan/scan_convnet_1xb512-10e_mnist.py',
+        'scan-moco': '../scan/scan_convnet_1xb512-10e_mnist.py',
         'turtle-moco': '../turtle/turtle_convnet_1xb10000-10e_mnist.py',
         'temi-moco': '../temi/temi_convnet_1xb512-10e_mnist.py',
         'spice': '../pipelines/spice_mnist.py',
