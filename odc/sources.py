@@ -16,7 +16,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,10 +247,11 @@ def extraction_config(
     return prepare_config(Config(config), work_dir=work_dir, strict=strict, launcher=launcher)
 
 
-def extract_space(space: Space, config: Config, out: Path) -> None:
+def extract_space(space: Space, config: Config, out: Path, watch: Callable[[int, int], None] | None = None) -> None:
     """Write the features that a prepared ``config`` gives, to a ``.npz`` or ``.parquet`` file or to a folder.
 
-    An extraction to a folder goes on where it was interrupted, and is not done again.
+    An extraction to a folder goes on where it was interrupted, and is not done again; ``watch`` is told how many of how
+    many images of it are done.
     """
     if out.suffix in ENDINGS:
         extract_features(config, None, out)
@@ -259,6 +260,7 @@ def extract_space(space: Space, config: Config, out: Path) -> None:
     try:
         meta = {"source": space.title, "view": EXTRACT_VIEW}
         model, size = unwrap(runner.model), data.extract_batch_size
+        data.train.watch = watch
         write_features(model, data.train, out, get_comm(), batch_size=size, meta=meta)
     finally:
         data.close()

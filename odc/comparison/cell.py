@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from mmengine.hooks import Hook
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from odc.apis import load_runner
@@ -22,6 +21,7 @@ from odc.comparison.maps import embed
 from odc.comparison.plan import Cell
 from odc.comparison.results import QUALITY, Outcome, write_curves
 from odc.config import override
+from odc.engine.hooks import ExtractionHook
 from odc.evaluation.evaluator import Evaluation
 from odc.files import explain
 from odc.processes import end_with_parent
@@ -34,7 +34,7 @@ Report = Callable[[float, str], None]  # takes the share that is done, and where
 Send = Callable[[tuple[Any, ...]], None]  # takes ("progress", share, where) or ("record", values)
 
 
-class _Watch(Hook):
+class _Watch(ExtractionHook):
     """Report the progress of a training, and fit it into its time.
 
     After every epoch the number of epochs is set to what the time left is enough for, so that the learning rate, which
@@ -62,6 +62,10 @@ class _Watch(Hook):
         used = 0.0 if self.minutes is None else (self.clock() - self.started) / (60 * self.minutes)
         share = (self.begun - 1 + max(used, runner.train_loop.progress)) / self.trainings
         self.report(share, f"epoch {runner.epoch + 1}/{runner.max_epochs}")
+
+    def extracted(self, done: int, total: int) -> None:
+        """Report: of a stage that trains nothing."""
+        self.report(done / total, f"{done:,} of {total:,} images")
 
     def after_val(self, runner: Any) -> None:
         """Keep the evaluation."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class Source:
         batched: bool | None = None,
     ) -> None:
         self.dataset, self.views = dataset, views
+        self.watch: Callable[[int, int], None] | None = None  # is told how many of how many images are encoded
         if dataset.spaces:
             _check_vector_views(views)
         self.loader = make_loader(ViewDataset(dataset, views), num_workers, device, batched)

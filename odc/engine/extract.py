@@ -110,6 +110,8 @@ def encode(
     for images in source.loader.run(requests()):
         yield {view: model.features(images["", view][:, 0].to(device, non_blocking=True)) for view in keys}
         done, now = min(done + batch_size, len(ids)), time.monotonic()
+        if source.watch is not None:
+            source.watch(done, len(ids))
         if now - noted > _FIRST_NOTE_S:
             left = (now - started) / done * (len(ids) - done)
             print_log(f"extracting features: {done:,} of {len(ids):,} images, {left:.0f} s left", "current")

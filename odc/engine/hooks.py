@@ -53,6 +53,13 @@ EVEN = 0.9  # of the clusters in use by entropy: what is below contradicts clust
 SAME = 1e-6  # mean squared distance of unit features from their mean
 
 
+class ExtractionHook(Hook):
+    """Is told how far an extraction of features is, too."""
+
+    def extracted(self, done: int, total: int) -> None:
+        """Take how many of how many images are done."""
+
+
 @HOOKS.register_module()
 class ProgressHook(Hook):
     """What one wants to read while a training runs, and the same numbers for the visualizer.

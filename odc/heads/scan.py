@@ -19,6 +19,7 @@ proportion to the images that they share.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -274,7 +275,7 @@ class SCANHead(ClusterHead):
                 f"{self.batch_size} rows a step are few for {K} clusters: their mean says little of the cluster sizes; "
                 f"set model.head.batch_size to {_ROWS_A_CLUSTER * K} or more, or model.head.mean_momentum to 0.9",
                 "current",
-                30,
+                logging.WARNING,
             )
         self.classifiers.seed.copy_(torch.randint(2**31, (), generator=generator))
         draw = torch.randint(self.classifiers.k, (table.total, 1), generator=generator).to(index.device)

@@ -18,6 +18,7 @@ that they had at the start.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -121,7 +122,7 @@ class SelfLabelHead(ClusterHead):
                 f"threshold={self.threshold:g} trusts less sure labels than the paper's {_PAPER:g}: see whether SCAN's "
                 "loss falls",
                 "current",
-                30,
+                logging.WARNING,
             )
         index = self.classifiers.look(table, comm)
         sizes = self.classifiers.sizes(self.classifiers.judge(table, comm))

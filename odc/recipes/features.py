@@ -11,6 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 
 from odc.data.feature_files import INDEX, read_space
+from odc.engine.hooks import ExtractionHook
 from odc.recipes.stage import FILES, Left, Stage, write_spaces
 from odc.registry import check_arguments
 from odc.sources import Space, extract_space, extraction_config
@@ -75,7 +76,7 @@ class Features(Stage):
         """Extract what is not there yet."""
         files: dict[str, list[str]] = {name: [] for name in PARTS}
         widths: dict[str, list[int]] = {name: [] for name in PARTS}
-        images = 0
+        images, watch = 0, next((hook.extracted for hook in hooks if isinstance(hook, ExtractionHook)), None)
         for name in PARTS:
             part: Part | None = getattr(self, name)
             for number, space in enumerate(() if part is None else part.spaces):
@@ -85,7 +86,7 @@ class Features(Stage):
                 else:
                     assert part.pictures is not None
                     file = f"{name}-{number}"
-                    extract_space(space, extraction_config(space, part.pictures, folder), folder / file)
+                    extract_space(space, extraction_config(space, part.pictures, folder), folder / file, watch)
                 rows = read_space(str(folder / file)).rows
                 files[name].append(file)
                 widths[name].append(rows.shape[1])
