@@ -32,14 +32,16 @@ from odc.engine.data import EXTRACT_VIEW
 from odc.engine.feature_store import write_features
 from odc.errors import InputError
 from odc.logs import warn
-from odc.models.cluster_model import unwrap
+from odc.models.cluster_model import ClusterModel, unwrap
 from odc.models.pretrained import backbone_of, describe, timm_weights
+from odc.registry import MODELS, build
 
 SCRATCH = "scratch"  # no features: networks from random weights
 _LIBRARIES = ("timm:", "torchvision:")
 ENDINGS = (".npz", ".parquet")  # of a table of features, that holds names, too
 _FEATURES = (*ENDINGS, ".npy")
 _CHECKPOINTS = (".pth", ".pt")
+_HEAD = {"type": "ClassifierHead", "num_classes": 2}  # a model has one; nothing asks this one
 _LOOKED_AT = 100  # pictures, for their size
 _WORTH = 96  # pixels a side from which a network for photographs sees enough without enlarging them
 
@@ -234,10 +236,8 @@ def extraction_config(
     assert space.model is not None
     grey = build_dataset(pictures).image(0).shape[0] == 1
     colour = [{"type": "Grayscale", "num_output_channels": 3}] if grey and space.size is not None else []
-    # A model has a head; nothing asks this one.
-    head = {"type": "ClassifierHead", "num_classes": 2}
     config = {
-        "model": {"type": "ClusterModel", **space.model, "head": head, "frozen": ["backbone", "neck"]},
+        "model": {"type": "ClusterModel", **space.model, "head": _HEAD, "frozen": ["backbone", "neck"]},
         "data": {"dataset": dict(pictures), "views": {"extract": [*colour, *space.view]}, "extract_batch_size": 64},
         "train_cfg": {"max_epochs": 1},
         "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 0.1}},
@@ -245,6 +245,19 @@ def extraction_config(
         "_source": space.title,
     }
     return prepare_config(Config(config), work_dir=work_dir, strict=strict, launcher=launcher)
+
+
+def load_network(space: Space) -> None:
+    """Make the network of a space, if it has one, and load its weights, which are fetched where they are not there.
+
+    So that what is wrong with them is said before anything else is done.
+
+    Raises:
+        InputError: the weights cannot be had, or are not those of this network.
+    """
+    if space.model is not None:
+        model: ClusterModel = build(MODELS, {"type": "ClusterModel", **space.model, "head": _HEAD})
+        model.init_weights()
 
 
 def extract_space(space: Space, config: Config, out: Path, watch: Callable[[int, int], None] | None = None) -> None:

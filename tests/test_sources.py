@@ -209,6 +209,39 @@ def test_features_of_other_pictures_stop_it_before_anything_runs(
     assert not (tmp_path / "out" / "results.jsonl").exists()
 
 
+def test_weights_of_another_network_stop_it_before_anything_runs(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", "--features", f"timm:test_vit@{weights}", "--dataset", "digits", "--methods", "kmeans"]
+    assert main([*command, "--out", str(tmp_path / "x")]) == 2
+    error = capsys.readouterr().err
+    assert "does not fit" in error
+    assert error.count("\n") == 1
+    assert not any((tmp_path / "x").rglob("*.json*"))
+
+
+def test_a_network_that_is_nowhere_stops_it_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    command = ["compare", "--features", "dinov2-small", "--dataset", "digits", "--methods", "kmeans"]
+    assert main([*command, "--out", str(tmp_path / "x")]) == 2
+    error = capsys.readouterr().err
+    assert "are not in the cache" in error
+    assert error.count("\n") == 1
+    assert not any((tmp_path / "x").rglob("*.json*"))
+
+
+def test_heads_on_frozen_features_need_no_equal_epochs(tmp_path: Path) -> None:
+    frozen = ("scan-moco", "temi-moco", "turtle-moco", "dc-moco", "odc-moco")
+    cells = plan(Request(methods=frozen, out=tmp_path))
+    epochs = {cell.method: cell.config.train_cfg.max_epochs for cell in cells}
+    assert epochs["turtle-moco"] < epochs["scan-moco"] == epochs["dc-moco"]
+    with pytest.raises(InputError, match="not a fair comparison"):
+        plan(Request(methods=frozen, out=tmp_path, options={"odc-moco.train_cfg.max_epochs": 3}))
+
+
 def test_a_consensus_waits_for_its_rows(vectors: Path, tmp_path: Path) -> None:
     cells = cells_of(tmp_path, "kmeans", "dc", "consensus", "dc-consensus", features=str(vectors))
     after = {cell.place: cell.after for cell in cells if cell.combines}

@@ -308,12 +308,16 @@ def check_fair(cells: Iterable[Cell]) -> None:
             if stage.config is None:
                 continue
             terms = common(stage.config)
-            # On vectors an epoch costs little, and heads differ in how many steps they call one.
-            vectors = stage.config.data.dataset.type == "Features"
-            if cell.recipe.single and isinstance(stage, Train) and stage.name not in cell.recipe.pretraining:
+            # Where features stay what they are an epoch costs little, heads differ in how many steps they call one, and
+            # an augmentation is no part of the method.
+            frozen = stage.config.model.get("frozen") or ()
+            still = frozen is True or {"backbone", "neck"} <= {*frozen}
+            fixed = still or stage.config.data.dataset.type == "Features"
+            trained = isinstance(stage, Train) and stage.name not in cell.recipe.pretraining
+            if cell.recipe.single and trained and not fixed:
                 if "train" in stage.config.data.views:
                     terms["data.views.train"] = stage.config.data.views.train
-                if cell.minutes is None and not vectors:
+                if cell.minutes is None:
                     terms["train_cfg.max_epochs"] = stage.config.train_cfg.max_epochs
             name = stage.name if stage.name in cell.recipe.pretraining else cell.method
             for key, value in terms.items():

@@ -78,6 +78,10 @@ def _compare(request: Request, stream: TextIO) -> list[Record]:
     row = next(cell for cell in cells if not cell.before)
     for line in remarks(features_stage(row), row.config, dataset):
         stream.write(f"{line}\n")
+    for cell in cells:
+        last = cell.recipe.stages[-1]
+        if isinstance(last, Features) and cell.place not in ended:
+            last.check()
     about.save(out)
     for cell in cells:
         record = ended.get(cell.place)

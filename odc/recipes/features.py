@@ -14,7 +14,7 @@ from odc.data.feature_files import INDEX, read_space
 from odc.engine.hooks import ExtractionHook
 from odc.recipes.stage import FILES, Left, Stage, write_spaces
 from odc.registry import check_arguments
-from odc.sources import Space, extract_space, extraction_config
+from odc.sources import Space, extract_space, extraction_config, load_network
 
 PARTS = ("train", "eval")  # what is clustered, and what is evaluated where that is another
 
@@ -71,6 +71,15 @@ class Features(Stage):
             None if part is None else [[space.decides() for space in part.spaces], part.pictures]
             for part in (self.train, self.eval)
         ]
+
+    def check(self) -> None:
+        """Load the weights of all networks, before anything runs.
+
+        Raises:
+            InputError: as :func:`odc.sources.load_network`.
+        """
+        for space in self.train.spaces:
+            load_network(space)
 
     def run(self, folder: Path, given: Mapping[str, Left], hooks: Sequence[Hook]) -> dict[str, Any]:
         """Extract what is not there yet."""
