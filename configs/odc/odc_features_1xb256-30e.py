@@ -1,9 +1,10 @@
-# ODC on features of a frozen network: the memory is of a small network on them.
+# ODC on features of a frozen network: the memory is of the features themselves, and its classifier is what trains. A
+# small network between them, as the paper's neck, forgot of 5,421 photographs' features what it did not cluster by (kNN
+# .64 behind it, .93 in front) and clustered worse.
 _base_ = ['../_base_/default_runtime.py', '../_base_/datasets/features.py']
 
 model = dict(
-    frozen=['backbone'],
-    neck=dict(type='ODCNeck', bn_momentum=0.1),
+    neck=dict(type='AvgPool'),
     head=dict(type='ODCHead', num_clusters=10, batch_size=256, min_cluster=0.16, kmeans_redo=20))
 train_cfg = dict(max_epochs=30, val_interval=10)
 optim_wrapper = dict(
