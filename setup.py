@@ -13,7 +13,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.findall(r'__version__ = "(.+)"', (ROOT / "odc" / "__init__.py").read_text(encoding="utf-8"))[0]
 
-TEST = ["pytest>=8", "hypothesis>=6.100", "selenium>=4.20"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "selenium>=4.20"]
 TIMM = ["timm>=1.0.9"]
 PARQUET = ["pyarrow>=16"]
 SLURM = ["submitit>=1.5"]
