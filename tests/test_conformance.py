@@ -45,7 +45,8 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
     [
         *((name, None, 1) for name in HEAD_CONFIGS),
         ("odc", False, 1),
-        *((name, None, 2) for name in ("odc", "moco", "spice-semi")),
+        *((name, None, 2) for name in ("odc", "moco")),
+        pytest.param("spice-semi", None, 2, marks=pytest.mark.slow),
     ],
 )
 def test_resume_at_every_step_is_bitwise(name: str, batched: bool | None, counts: int, tmp_path: Path) -> None:
