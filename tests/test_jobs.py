@@ -143,7 +143,11 @@ def test_an_interrupted_comparison_says_which_jobs_go_on(
     pictures: str, tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (slurm / "broken").touch()
-    monkeypatch.setattr(jobs.Jobs, "wait", lambda *_: signal.raise_signal(signal.SIGINT))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs.Jobs, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         main(compare(pictures, tmp_path / "out", "--executor", "slurm", methods=ONE))
     (note,) = (tmp_path / "out" / "jobs").glob("*.slurm")
