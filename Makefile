@@ -52,9 +52,9 @@ lint: $(READY)
 types: $(READY)
 	@$(BIN)/python -m mypy
 
-# Two tests at a time: most take one core, and a process that tests some 1.5 GB of memory.
+# Two files at a time: most tests take one core, and some 1.5 GB of memory.
 test-fast: $(READY)
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Long checks: training killed at random moments, the whole demo, a million samples, a training from the wheel.
 test-slow: $(READY)
