@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,11 @@ def l2_normalize(x: Tensor, eps: float = 1e-12) -> tuple[Tensor, int]:
         norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     zero = norms <= eps
     return torch.where(zero, 0, x / norms.masked_fill(zero, 1)), int(zero.sum())
+
+
+def unit_in_spaces(x: Tensor, spaces: Sequence[int]) -> Tensor:
+    """Return the rows of ``x`` (N, D), spaces of these widths (D in all) side by side, of length 1 in each space."""
+    return torch.cat([l2_normalize(part)[0] for part in x.split(list(spaces), dim=1)], dim=1)
 
 
 def l2_normalize_(x: Tensor, eps: float = 1e-12) -> int:

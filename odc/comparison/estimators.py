@@ -22,10 +22,10 @@ import torch
 from mmengine import Config
 from mmengine.hooks import Hook
 from mmengine.runner import set_random_seed
-from torch import Tensor
 
 from odc.apis import prepare_config
-from odc.clustering import kmeans, l2_normalize
+from odc.clustering import kmeans
+from odc.clustering.preprocess import unit_in_spaces
 from odc.comparison.results import OUTCOME, Outcome
 from odc.config import at
 from odc.config.checking import check_parts
@@ -197,7 +197,8 @@ class Estimate(Stage):
             data.close()
         dataset = data.eval.dataset
         features = table.features.cpu()
-        x = features if self.features in ("pixels", RAW) else _unit(features, dataset.spaces)
+        spaces = dataset.spaces or features.shape[1:]
+        x = features if self.features in ("pixels", RAW) else unit_in_spaces(features, spaces)
         K = num_clusters(config)
         clusters = torch.from_numpy(self.fit_predict(x.numpy(), K, config.randomness.seed))
         # Those in no cluster, HDBSCAN's noise, are a cluster of their own for the metrics.
@@ -217,11 +218,6 @@ class Estimate(Stage):
             "images_seen": 0.0,
             "images": len(x),
         }
-
-
-def _unit(features: Tensor, spaces: Sequence[int]) -> Tensor:
-    """Return features (N, D) of unit length, in each space if there are several."""
-    return torch.cat([l2_normalize(part)[0] for part in features.split(list(spaces or features.shape[1:]), dim=1)], 1)
 
 
 def common(config: Config) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from odc.clustering.knn import knn_search
+from odc.clustering.preprocess import check_differ, unit_in_spaces
 from odc.errors import InputError
 from odc.structures import Batch, Comm, FeatureTable, LabelDelta, Labels, Losses, Plan, PseudoLabels, place_in_group
 
@@ -96,6 +98,49 @@ def weighted_mean(losses: Tensor, weights: Tensor, comm: Comm) -> Tensor:
     weights.
     """
     return comm.world * (weights * losses).sum() / comm.sum(weights.sum())
+
+
+def checked_spaces(head: str, spaces: Sequence[int], in_channels: int) -> tuple[int, ...]:
+    """Return the widths of the feature spaces that z is made of; none given is one space.
+
+    Raises:
+        InputError: they are not ``in_channels`` wide in all; ``head`` says whose.
+    """
+    if spaces and sum(spaces) != in_channels:
+        raise InputError(f"{head}'s spaces {tuple(spaces)} are {sum(spaces)} wide, but features have {in_channels}")
+    return tuple(spaces) or (in_channels,)
+
+
+def find_neighbours(index: Tensor, z: Tensor, spaces: Sequence[int], k: int, comm: Comm) -> tuple[Tensor, Tensor]:
+    """Return the ids (N, k) int64 of the nearest images of each, nearest first, and the unit features (N, D).
+
+    By the cosine; of several spaces, its mean over them. An image is no neighbour of itself, its copies are.
+
+    Args:
+        index: (N,) int64 ids of the images of all ranks.
+        z: (N, D) float32, their features.
+        spaces: widths of the feature spaces that z is made of.
+        k: neighbours.
+        comm: the ranks, of which the first one searches.
+
+    Raises:
+        InputError: no more than k images, or all features are equal.
+    """
+    if len(index) <= k:
+        raise InputError(
+            f"{k} neighbours need more than {k} images, but there are {len(index)}: lower model.head.neighbours"
+        )
+    check_differ(z)
+    unit = unit_in_spaces(z, spaces)
+    (nearest,) = comm.first(lambda: knn_search(unit, k=k)[:1])
+    return index[nearest], unit
+
+
+def draw_pairs(index: Tensor, neighbours: Tensor, generator: torch.Generator) -> PseudoLabels:
+    """Return a row for every image (N,): it, and one of its neighbours (N, k) ids by sample id; no labels."""
+    draw = torch.randint(neighbours.shape[1], (len(index), 1), generator=generator).to(index.device)
+    pairs = torch.cat([index[:, None], neighbours[index].gather(1, draw).long()], dim=1)
+    return PseudoLabels(pairs, torch.zeros_like(index)[:, None], (1,))
 
 
 def sort_into_groups(group: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -29,10 +29,9 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from odc.clustering.consensus import consensus
-from odc.clustering.knn import knn_search
-from odc.clustering.preprocess import check_differ, l2_normalize
+from odc.clustering.preprocess import unit_in_spaces
 from odc.errors import InputError
-from odc.heads.base import ClusterHead
+from odc.heads.base import ClusterHead, checked_spaces, draw_pairs, find_neighbours
 from odc.memory import SampleBuffer
 from odc.registry import HEADS
 from odc.structures import Batch, Comm, FeatureTable, Labels, Losses, Plan, PseudoLabels, Refresh, Stream
@@ -89,14 +88,12 @@ class NeighbourClassifiers(nn.Module):
             )
         if normalize not in ("none", "unit"):
             raise InputError(f"SCAN's normalize must be 'none' or 'unit', not '{normalize}'")
-        if spaces and sum(spaces) != in_channels:
-            raise InputError(f"SCAN's spaces {tuple(spaces)} are {sum(spaces)} wide, but features have {in_channels}")
         self.num_clusters = num_clusters
         self.num_heads = num_heads
         self.k = neighbours
         self.entropy_weight = entropy_weight
         self.normalize = normalize
-        self.spaces = tuple(spaces) or (in_channels,)
+        self.spaces = checked_spaces("SCAN", spaces, in_channels)
         self.linear = nn.Linear(in_channels, num_heads * num_clusters)
         self.mean: Tensor = nn.Buffer(torch.zeros(in_channels))  # of all images' unit features, where these are used
         self.scale: Tensor = nn.Buffer(torch.ones(()))
@@ -127,16 +124,10 @@ class NeighbourClassifiers(nn.Module):
         """Map features (..., D) to what the classifiers see of them."""
         if self.normalize == "none":
             return z
-        return (self._unit(z.flatten(0, -2)).view_as(z) - self.mean) * self.scale
-
-    def _unit(self, z: Tensor) -> Tensor:
-        """Normalise features (N, D) to length 1 in each space."""
-        return torch.cat([l2_normalize(part)[0] for part in z.split(self.spaces, dim=1)], dim=1)
+        return (unit_in_spaces(z.flatten(0, -2), self.spaces).view_as(z) - self.mean) * self.scale
 
     def look(self, table: FeatureTable, comm: Comm) -> Tensor:
-        """Find the neighbours of all images, if that is still to be done; return their ids (N,) int64.
-
-        By the cosine; of several spaces, its mean over them. An image is no neighbour of itself, its copies are.
+        """Find the neighbours of all images, if that is still to be done; return all images' ids (N,) int64.
 
         Raises:
             InputError: no more than k images, or all features are equal.
@@ -144,22 +135,11 @@ class NeighbourClassifiers(nn.Module):
         index = comm.gather(table.index)
         if len(self.nearest.rows) == table.total:
             return index
-        if table.total <= self.k:
-            raise InputError(
-                f"{self.k} neighbours need more than {self.k} images, but there are {table.total}: lower "
-                "model.head.neighbours"
-            )
-        z = comm.gather(table.features)
-        check_differ(z)
-        unit = self._unit(z)
-
-        def find() -> tuple[Tensor, ...]:
-            mean = unit.mean(0)
-            return knn_search(unit, k=self.k)[0], mean, (unit - mean).square().mean().rsqrt()
-
-        nearest, mean, scale = comm.first(find)
-        self.nearest.sized(table.total).copy_(index[nearest])
+        nearest, unit = find_neighbours(index, comm.gather(table.features), self.spaces, self.k, comm)
+        self.nearest.sized(table.total).copy_(nearest)
         if self.normalize == "unit":
+            (mean,) = comm.first(lambda: (unit.mean(0),))
+            (scale,) = comm.first(lambda: ((unit - mean).square().mean().rsqrt(),))
             self.mean.copy_(mean)
             self.scale.copy_(scale)
         return index
@@ -278,9 +258,7 @@ class SCANHead(ClusterHead):
                 logging.WARNING,
             )
         self.classifiers.seed.copy_(torch.randint(2**31, (), generator=generator))
-        draw = torch.randint(self.classifiers.k, (table.total, 1), generator=generator).to(index.device)
-        neighbour = self.classifiers.nearest.rows[index].gather(1, draw).long()
-        return PseudoLabels(torch.cat([index[:, None], neighbour], dim=1), torch.zeros_like(index)[:, None], (1,))
+        return draw_pairs(index, self.classifiers.nearest.rows, generator)
 
     def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         """Equation 2, summed over the heads; logged besides, as means over the heads: its parts.

@@ -25,10 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from odc.clustering.knn import knn_search
-from odc.clustering.preprocess import check_differ, l2_normalize
+from odc.clustering.preprocess import unit_in_spaces
 from odc.errors import InputError
-from odc.heads.base import ClusterHead
+from odc.heads.base import ClusterHead, checked_spaces, draw_pairs, find_neighbours
 from odc.memory import SampleBuffer
 from odc.registry import HEADS
 from odc.structures import Batch, Comm, FeatureTable, Labels, Losses, Plan, PseudoLabels, Refresh, Stream
@@ -153,10 +152,6 @@ class TEMIHead(ClusterHead):
         for name, momentum in (("teacher_momentum", teacher_momentum), ("marginal_momentum", marginal_momentum)):
             if not 0.0 <= momentum < 1.0:
                 raise InputError(f"TEMIHead's {name} must be in [0, 1), not {momentum}")
-        if spaces and sum(spaces) != in_channels:
-            raise InputError(
-                f"TEMIHead's spaces {tuple(spaces)} are {sum(spaces)} wide, but features have {in_channels}"
-            )
         self.num_clusters = num_clusters
         self.label_classes = (1,)
         self.k = neighbours
@@ -166,7 +161,7 @@ class TEMIHead(ClusterHead):
         self.teacher_momentum = teacher_momentum
         self.marginal_momentum = marginal_momentum
         self.normalize = normalize
-        self.spaces = tuple(spaces) or (in_channels,)
+        self.spaces = checked_spaces("TEMIHead", spaces, in_channels)
         self.equal_sizes = f"favours equal ones, the more the smaller beta={beta:g} is (model.head.beta, up to 1)"
         shape = (num_heads, in_channels, hidden_channels, embedding_channels, num_clusters)
         self.student = SphericalHeads(*shape)
@@ -192,32 +187,20 @@ class TEMIHead(ClusterHead):
         total = comm.sum(table.features.sum(0, dtype=torch.float64))
         (same,) = comm.first(lambda: (torch.tensor(torch.equal(total, self.found_for), device=total.device),))
         if not bool(same) or len(self.neighbours.rows) != table.total:
-            if table.total <= self.k:
-                raise InputError(
-                    f"{self.k} neighbours need more than {self.k} images, but there are {table.total}: lower "
-                    "model.head.neighbours"
-                )
             z = comm.gather(table.features)
-            check_differ(z)
+            nearest, _ = find_neighbours(index, z, self.spaces, self.k, comm)
             self.mean, self.scale = comm.first(lambda: _standard(z))
-            (nearest,) = comm.first(lambda: knn_search(self._unit(z), k=self.k)[:1])
-            self.neighbours.sized(table.total).copy_(index[nearest])
+            self.neighbours.sized(table.total).copy_(nearest)
             self.found_for.copy_(total)
-        draw = torch.randint(self.k, (table.total, 1), generator=generator).to(index.device)
-        pairs = torch.cat([index[:, None], self.neighbours.rows.gather(1, draw).long()], dim=1)
         self.epoch_loss.zero_()
         self.epochs += 1
-        return PseudoLabels(pairs, torch.zeros_like(index)[:, None], (1,))
-
-    def _unit(self, z: Tensor) -> Tensor:
-        """Normalise features (B, D) to length 1 in each space."""
-        return torch.cat([l2_normalize(part)[0] for part in z.split(self.spaces, dim=1)], dim=1)
+        return draw_pairs(index, self.neighbours.rows, generator)
 
     def _input(self, z: Tensor) -> Tensor:
         """Map features (B, D) to what the heads see of them."""
         if self.normalize == "none":
             return z
-        return self._unit(z) if self.normalize == "unit" else (z - self.mean) * self.scale
+        return unit_in_spaces(z, self.spaces) if self.normalize == "unit" else (z - self.mean) * self.scale
 
     def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         """Equations 1 to 4, with p over the batches of all ranks; logged besides: the mean of w."""
