@@ -61,15 +61,8 @@ def stored_features(
     those of :func:`write_features`.
     """
     key = feature_key(model, source, view=view, variant=variant, precision=precision, dtype=dtype)
-    return write_features(
-        *(model, source, Path(folder) / key, comm),
-        batch_size=batch_size,
-        view=view,
-        variant=variant,
-        precision=precision,
-        dtype=dtype,
-        meta=meta,
-    )
+    how = batch_size, view, variant, precision, dtype, meta
+    return _write(model, source, Path(folder) / key, key, comm, *how)
 
 
 @torch.no_grad()
@@ -111,7 +104,25 @@ def write_features(
         InputError: a view of chance, features that are not finite, or a folder that holds others or cannot be written.
     """
     key = feature_key(model, source, view=view, variant=variant, precision=precision, dtype=dtype)
-    path, device = Path(path), next(model.parameters()).device
+    how = batch_size, view, variant, precision, dtype, meta
+    return _write(model, source, Path(path), key, comm, *how)
+
+
+def _write(
+    model: ClusterModel,
+    source: Source,
+    path: Path,
+    key: str,
+    comm: Comm,
+    batch_size: int,
+    view: str,
+    variant: int,
+    precision: str,
+    dtype: str,
+    meta: Mapping[str, str] | None,
+) -> Path:
+    """Do what :func:`write_features` says, for features of this key: to find it takes all weights."""
+    device = next(model.parameters()).device
     with ExitStack() as stack:
 
         def enter() -> tuple[torch.Tensor, ...]:
