@@ -19,6 +19,7 @@ from odc.config import override
 from odc.config.checking import check_seed
 from odc.engine.precision import settle_precision
 from odc.errors import InputError, nearest
+from odc.models.cluster_model import frozen_parts
 from odc.recipes.features import Features
 from odc.recipes.recipe import Recipe, addressed
 from odc.recipes.reliable import Reliable
@@ -310,8 +311,7 @@ def check_fair(cells: Iterable[Cell]) -> None:
             terms = common(stage.config)
             # Where features stay what they are an epoch costs little, heads differ in how many steps they call one, and
             # an augmentation is no part of the method.
-            frozen = stage.config.model.get("frozen") or ()
-            still = frozen is True or {"backbone", "neck"} <= {*frozen}
+            still = {"backbone", "neck"} <= {*frozen_parts(stage.config.model.get("frozen"))}
             fixed = still or stage.config.data.dataset.type == "Features"
             trained = isinstance(stage, Train) and stage.name not in cell.recipe.pretraining
             if cell.recipe.single and trained and not fixed:

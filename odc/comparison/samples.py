@@ -12,6 +12,7 @@ from odc.comparison.methods import Methods
 from odc.config import at, configs_folder, override
 from odc.data.datasets import ImageDataset
 from odc.errors import InputError, nearest
+from odc.models.cluster_model import frozen_parts
 from odc.recipes.features import Features, Part
 from odc.recipes.stage import Stage
 from odc.registry import DATASETS, resolve
@@ -117,7 +118,7 @@ def remarks(features: Features | None, config: Config, dataset: ImageDataset) ->
 def on_vectors(stage: Stage, features: Features) -> dict[str, Any]:
     """Return the options by which a config of pictures, or of other vectors, takes these vectors."""
     neck = (stage.config.model.get("neck") or {"type": "AvgPool"})["type"]
-    frozen = {"backbone", *(["neck"] if neck == "AvgPool" else []), *(stage.config.model.get("frozen") or ())}
+    frozen = {"backbone", *(["neck"] if neck == "AvgPool" else []), *frozen_parts(stage.config.model.get("frozen"))}
     return {
         "data.dataset": {**features.train.dataset(), "_delete_": True},
         "data.eval_dataset": None if features.eval is None else {**features.eval.dataset(), "_delete_": True},

@@ -64,9 +64,8 @@ class ClusterModel(BaseModel):
         ema: float | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(frozen, bool):
-            frozen = _FREEZABLE if frozen else ()
-        for part in frozen:
+        self.frozen = frozen_parts(frozen)
+        for part in self.frozen:
             if part not in _FREEZABLE:
                 raise InputError(f"model.frozen cannot name '{part}'{nearest(part, _FREEZABLE)}")
         if ema is not None and not 0.0 <= ema < 1.0:
@@ -86,7 +85,6 @@ class ClusterModel(BaseModel):
         if not isinstance(self.head, ClusterHead):
             raise InputError(f"head '{type(self.head).__name__}' must inherit from odc.heads.ClusterHead")
         self.labels = LabelStore(0)
-        self.frozen = tuple(frozen)
         self.norm_eval = norm_eval
         for part in self.frozen:
             self.get_submodule(part).requires_grad_(False)
@@ -219,6 +217,13 @@ def takes_spaces(head: Any) -> bool:
     kind = head.get("type") if isinstance(head, Mapping) else None
     kind = HEADS.get(kind) if isinstance(kind, str) else kind
     return kind is not None and "spaces" in parameters(kind)
+
+
+def frozen_parts(frozen: Sequence[str] | bool | None) -> tuple[str, ...]:
+    """Return the parts that an option ``frozen`` names: ``True`` is all that can be, ``False`` and ``None`` none."""
+    if frozen is None or isinstance(frozen, bool):
+        return _FREEZABLE if frozen else ()
+    return tuple(frozen)
 
 
 def unwrap(model: Any) -> ClusterModel:
