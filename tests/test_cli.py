@@ -21,9 +21,8 @@ from small_heads import config
 from test_conformance import differences
 
 import odc
-from odc import cli
 from odc.checkpoints import load_plain
-from odc.cli import main
+from odc.cli import arguments, main
 from odc.config.checking import PACKAGES
 
 ROOT = Path(__file__).parent.parent
@@ -161,8 +160,8 @@ def test_a_recipe_and_a_comparison_are_no_training(capsys: pytest.CaptureFixture
 def test_help_imports_nothing_heavy() -> None:
     code = """if True:
         import contextlib, sys
-        from odc.cli import _COMMANDS, main
-        for argv in ([], *([name] for name, *_ in _COMMANDS)):
+        from odc.cli.main import COMMANDS, main
+        for argv in ([], *([command.name] for command in COMMANDS)):
             with contextlib.suppress(SystemExit):
                 main([*argv, "--help"])
         heavy = {"torch", "torchvision", "mmengine", "numpy", "scipy", "sklearn", "matplotlib", "faiss", "cv2", "PIL"}
@@ -474,7 +473,7 @@ def test_curves_are_shown_where_one_asks_for_them(
     assert main(["train", write(), "--log", "wandb"]) == 2
     assert "WandbVisBackend needs the package no_such_package: pip install no_such_package" in capsys.readouterr().err
     # Another writer in the place of TensorBoard's, which need not be installed here.
-    monkeypatch.setitem(cli._LOGS, "tensorboard", "LocalVisBackend")
+    monkeypatch.setitem(arguments.LOGS, "tensorboard", "LocalVisBackend")
     kept: list[Any] = []
     monkeypatch.setattr("odc.apis.train", lambda cfg: kept.append(cfg))
     assert main(["train", write(), "--log", "tensorboard", "--work-dir", "run"]) == 0

@@ -35,7 +35,9 @@ def provenance() -> dict[str, Any]:
 def command() -> str:
     """Return the command line of this process, as one would type it in the checkout."""
     program = Path(sys.argv[0])
-    called = [program.name] if program.name == "odc" else ["python", relative(sys.argv[0])]
+    called = ["python", relative(sys.argv[0])]
+    if program.name == "odc" or program.parts[-3:] == ("odc", "cli", "__main__.py"):
+        called = ["odc"]
     return shlex.join([*called, *sys.argv[1:]])
 
 
