@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,44 +42,72 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
     return [] if a == b else [f"{path}: {a} / {b}"]
 
 
-@pytest.mark.parametrize(
-    ("name", "batched", "counts"),
-    [
-        *((name, None, 1) for name in HEAD_CONFIGS),
-        ("odc", False, 1),
-        *((name, None, 2) for name in ("odc", "moco")),
-        pytest.param("spice-semi", None, 2, marks=pytest.mark.slow),
-    ],
-)
-def test_resume_at_every_step_is_bitwise(name: str, batched: bool | None, counts: int, tmp_path: Path) -> None:
-    path = {"data.batched": batched, "optim_wrapper.accumulative_counts": counts}
-    whole = train(name, tmp_path / "whole", **path, **EVERY_STEP)
-    checkpoints = sorted((tmp_path / "whole").glob("iter_*.pth"), key=lambda p: int(p.stem[5:]))
+Whole = Callable[..., tuple[Path, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Return a function that trains a head without an interruption, once for all tests, and keeps every checkpoint."""
+
+    @functools.cache
+    def trained(name: str, batched: bool | None = None, counts: int = 1) -> tuple[Path, dict[str, Any]]:
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        path = {"data.batched": batched, "optim_wrapper.accumulative_counts": counts}
+        return folder, train(name, folder, **path, **EVERY_STEP)
+
+    return trained
+
+
+def resume(whole: Whole, tmp_path: Path, name: str, batched: bool | None, counts: int, most: int) -> None:
+    """Check that trainings that go on from ``most`` of the checkpoints, evenly spaced, end as the whole one."""
+    folder, ended = whole(name, batched, counts)
+    checkpoints = sorted(folder.glob("iter_*.pth"), key=lambda p: int(p.stem[5:]))
     assert len(checkpoints) >= 6
-    for checkpoint in checkpoints:
+    chosen = {round(i) for i in torch.linspace(0, len(checkpoints) - 1, min(most, len(checkpoints))).tolist()}
+    path = {"data.batched": batched, "optim_wrapper.accumulative_counts": counts}
+    for checkpoint in (checkpoints[i] for i in sorted(chosen)):
         resumed = train(name, tmp_path / checkpoint.stem, resume=True, load_from=str(checkpoint), **path)
-        assert not differences(whole, resumed), checkpoint.stem
+        assert not differences(ended, resumed), checkpoint.stem
+
+
+PATHS = [
+    *((name, None, 1) for name in HEAD_CONFIGS),
+    ("odc", False, 1),
+    *((name, None, 2) for name in ("odc", "moco")),
+]
+
+
+@pytest.mark.parametrize(("name", "batched", "counts"), PATHS)
+def test_resume_is_bitwise(whole: Whole, name: str, batched: bool | None, counts: int, tmp_path: Path) -> None:
+    resume(whole, tmp_path, name, batched, counts, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "batched", "counts"), [*PATHS, ("spice-semi", None, 2)])
+def test_resume_at_every_step_is_bitwise(
+    whole: Whole, name: str, batched: bool | None, counts: int, tmp_path: Path
+) -> None:
+    resume(whole, tmp_path, name, batched, counts, 99)
 
 
 @pytest.mark.parametrize("name", HEAD_CONFIGS)
-def test_training_teaches_and_repeats(name: str, tmp_path: Path) -> None:
-    first, second = train(name, tmp_path / "a"), train(name, tmp_path / "b")
-    assert not differences(first, second)
+def test_training_teaches_and_repeats(whole: Whole, name: str, tmp_path: Path) -> None:
+    first = whole(name)[1]
+    assert not differences(first, train(name, tmp_path / "b"))
     other = train(name, tmp_path / "c", **{"randomness.seed": 4})
     assert differences(first, other), "the seed reaches nothing"
 
 
 @pytest.mark.parametrize("name", ["dc", "odc"])
-def test_workers_change_nothing(name: str, tmp_path: Path) -> None:
-    one_by_one = {"data.batched": False}
-    whole = train(name, tmp_path / "0", **one_by_one)
-    assert not differences(whole, train(name, tmp_path / "2", **one_by_one, **{"data.num_workers": 2}))
+def test_workers_change_nothing(whole: Whole, name: str, tmp_path: Path) -> None:
+    two = train(name, tmp_path / "2", **{"data.batched": False, "data.num_workers": 2})
+    assert not differences(whole(name, False)[1], two)
 
 
 @pytest.mark.parametrize("name", [name for name in HEAD_CONFIGS if name != "classifier"])
-def test_ground_truth_does_not_reach_training(name: str, tmp_path: Path) -> None:
+def test_ground_truth_does_not_reach_training(whole: Whole, name: str, tmp_path: Path) -> None:
     permuted = train(name, tmp_path / "b", **{"data.dataset.label_seed": 1})
-    assert not differences(train(name, tmp_path / "a"), permuted)
+    assert not differences(whole(name)[1], permuted)
 
 
 def test_the_number_of_rows_changes(tmp_path: Path) -> None:
