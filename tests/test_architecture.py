@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "comparison": METHODS
     | {
         "checkpoints",
+        "logs",
         "config",
         "data",
         "evaluation",
@@ -62,6 +64,12 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 
 
+@functools.cache
+def source(path: Path) -> ast.Module:
+    """Return what a file says, parsed once for all that look at it."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def part(path: Path) -> str:
     """Return the part of the package that a file belongs to."""
     return path.relative_to(ROOT / "odc").parts[0].removesuffix(".py")
@@ -70,7 +78,7 @@ def part(path: Path) -> str:
 def imports(path: Path) -> Iterator[tuple[str, int]]:
     """Yield the full names of what a file imports anywhere in it, and their lines."""
     package = ["odc", *path.relative_to(ROOT / "odc").parts[:-1]]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(source(path)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -110,7 +118,7 @@ def test_the_order_has_no_circle() -> None:
 def test_only_the_engine_knows_the_other_ranks(path: Path) -> None:
     if part(path) in ("engine", "checkpoints", "runner", "config"):  # config: the options of a start
         return
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = source(path)
     found = [
         f"{name(path)}:{line}: {m}" for m, line in imports(path) if m.startswith(("torch.distributed", "mmengine.dist"))
     ]
@@ -129,7 +137,7 @@ def test_the_engine_is_where_the_collectives_are() -> None:
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if part(p) != "cli"], ids=name)
 def test_a_library_does_not_print(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = source(path)
     calls = [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) in ("print", "pprint")]
     assert not calls, f"{name(path)}: lines {calls}"
 
@@ -146,7 +154,7 @@ def test_nothing_draws_from_the_global_generators(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     seeding = {"torch.manual_seed", "torch.cuda.manual_seed", "torch.seed", "random.seed"}
     assert "default_generator" not in text or name(path) in RESTORERS
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(source(path)):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
@@ -190,7 +198,7 @@ STEERED = {
 def hooks() -> Iterator[tuple[str, ast.ClassDef]]:
     """Yield the classes of hooks, and where they are defined."""
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(source(path)):
             if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Hook") for base in node.bases):
                 yield name(path), node
 
@@ -219,12 +227,12 @@ def test_there_are_hooks_to_look_at() -> None:
 def test_no_train_step_is_overridden() -> None:
     """DDP bypasses it."""
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(source(path)):
             assert not (isinstance(node, ast.FunctionDef) and node.name == "train_step"), name(path)
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if part(p) in ("clustering", "heads", "memory")], ids=name)
 def test_algorithms_do_not_choose_a_device(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(source(path)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             assert node.func.attr != "cuda", f"{name(path)}:{node.lineno}"

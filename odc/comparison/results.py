@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 import re
 from collections.abc import Mapping
@@ -19,9 +18,9 @@ from typing import Annotated, Any, get_origin, get_type_hints
 import numpy as np
 import numpy.typing as npt
 import torch
-from mmengine.logging import print_log
 from torch import Tensor
 
+from odc import logs
 from odc.clustering import log_odds
 from odc.errors import DamagedError, InputError
 from odc.evaluation.evaluator import Evaluation
@@ -204,7 +203,7 @@ def read_results(out: Path) -> dict[Place, Record]:
             with reading(file, f"has no result in line {number}", "its cell counts as not run"):
                 record = Record.from_json(json.loads(line))
         except DamagedError as error:
-            print_log(str(error), "current", logging.WARNING)
+            logs.warn(str(error))
             continue
         records[record.place] = record
     return records
