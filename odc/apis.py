@@ -320,7 +320,13 @@ def finish(runner: Runner, out: Path | None, epochs: int | None = None) -> dict[
         return {}
     if out is not None and runner.rank == 0 and loop.evaluation is not None:
         *pictured, _ = write_results(
-            loop.data.eval.dataset, loop.evaluation, loop.values, out, epochs=epochs, precision=runner.precision
+            loop.data.eval.dataset,
+            loop.evaluation,
+            loop.values,
+            out,
+            epochs=epochs,
+            precision=runner.precision,
+            names=unwrap(runner.model).labels.names,
         )
         if pictured:
             files = " and ".join(map(str, pictured))

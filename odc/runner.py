@@ -26,7 +26,7 @@ from odc.checkpoints import TAKE_PART, find_resume, load_plain, load_state, mode
 from odc.engine.comm import ONE_BUCKET, average_in_order, init_gloo, launched
 from odc.engine.finite import diverged, non_finite
 from odc.engine.precision import PRECISIONS, lacks_bfloat16_anywhere, repeat_on_gpu, settle_precision
-from odc.engine.resume import HUB, META, change_options, check_state, options_of
+from odc.engine.resume import HUB, META, change_options, check_state, options_of, take_names
 from odc.errors import DamagedError, InputError, one_line
 from odc.files import write_text
 from odc.processes import end_with_parent
@@ -240,6 +240,8 @@ class Runner(mmengine.runner.Runner):
         report = load_state(self.model, state, partial=partial, source=source, otherwise=otherwise)
         self._loaded = True
         meta = checkpoint.get("meta")
+        if not partial:
+            take_names(self.model, meta, source)
         saved = meta.get("precision") if isinstance(meta, Mapping) else None
         self.precision = saved if saved in PRECISIONS[:2] else "float32"
         self.logger.info(f"model state from {filename}: {report}")

@@ -126,6 +126,7 @@ class PseudoLabels:
     num_classes: tuple[int, ...]  # T of them
     # (M,) int64, the variant of the images in this row (rotation by 90° × variant); zeros when omitted
     variant: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    names: tuple[str, ...] = ()  # of the classes of the first target column, where somebody has named them
 
     def __post_init__(self) -> None:
         if self.variant.numel() == 0:
@@ -138,6 +139,8 @@ class PseudoLabels:
             )
         if len(self.num_classes) != self.target.shape[1]:
             raise ValueError(f"{self.target.shape[1]} target columns but {len(self.num_classes)} numbers of classes")
+        if self.names and len(self.names) != self.num_classes[0]:
+            raise ValueError(f"{len(self.names)} names for {self.num_classes[0]} classes")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Labels that a training starts from: a file that another run wrote, or a fraction of the true ones."""
+"""Labels that a training starts from: a file of another run or of a person, or a fraction of the true ones."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from odc.data.datasets import ImageDataset, Targets
+from odc.data.table import classes_of, read_labels
 from odc.errors import DamagedError, InputError
 from odc.files import written_whole
 from odc.reading import read_arrays, reading
@@ -119,10 +120,18 @@ def first_labels(
 ) -> PseudoLabels:
     """Return one row for every image: unlabelled, or by ``label_file`` or ``label_fraction`` of ``train_cfg``.
 
-    Raises InputError where the file is of other images, or there are no true labels to take a fraction of.
+    A file of another run is a :class:`LabelFile`; a person's is a CSV table with the columns ``path`` and ``label``,
+    whose labels name the classes. Raises InputError where the file is of other images, or there are no true labels to
+    take a fraction of.
     """
     target, K = torch.full((len(dataset),), UNLABELLED), 0
-    if label_file is not None:
+    names: tuple[str, ...] = ()
+    if label_file is not None and Path(label_file).suffix == ".csv":
+        index, labels, _ = read_labels(label_file, dataset.paths)
+        names, origin = classes_of(labels), label_file
+        K = len(names)
+        target[torch.from_numpy(index)] = torch.tensor([names.index(label) for label in labels])
+    elif label_file is not None:
         file = LabelFile.load(label_file)
         target, K, origin = file.for_dataset(dataset), file.num_classes, label_file
     elif label_fraction is not None:
@@ -136,4 +145,4 @@ def first_labels(
     if K:
         labelled = int((target >= 0).sum())
         print_log(f"{labelled:,} of {len(dataset):,} rows are labelled, {K} classes, from {origin}", "current")
-    return PseudoLabels(torch.arange(len(dataset))[:, None], target[:, None], (K,))
+    return PseudoLabels(torch.arange(len(dataset))[:, None], target[:, None], (K,), names=names)

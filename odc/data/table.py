@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from odc.errors import InputError, nearest, one_line
 from odc.reading import read_text
@@ -67,3 +70,48 @@ def read_table(path: str | Path, *columns: str, optional: Sequence[str] = ()) ->
             raise InputError(f"{where} names no image: its cell of the column '{columns[0]}' is empty")
         rows.append(row | {columns[0]: posixpath.normpath(row[columns[0]])})
     return rows
+
+
+def classes_of(labels: Iterable[str]) -> tuple[str, ...]:
+    """Return the different labels in their order: as numbers, where all are whole numbers, else as text."""
+    different = set(labels)
+    number = {label: int(label) for label in different if label.isdecimal()}
+    return tuple(sorted(different, key=(lambda x: (number[x], x)) if len(number) == len(different) else None))
+
+
+def read_labels(path: str | Path, paths: Sequence[str]) -> tuple[npt.NDArray[np.int64], list[str], int]:
+    """Read a table (CSV) of images whose class is known, columns ``path`` and ``label``; empty or -1: not known yet.
+
+    Returns:
+        The images' positions (L,) in ``paths``, which are those of all images, their labels, and how many have none.
+
+    Raises:
+        InputError: as :func:`read_table` and :func:`match_paths`, or no row has a label.
+    """
+    rows = read_table(path, "path", "label")
+    labels = [label_of(row["label"]) for row in rows]
+    known = [row for row, label in zip(rows, labels, strict=True) if label]
+    if not known:
+        raise InputError(f"none of the {len(rows)} rows of '{path}' has a label: all are empty or {UNLABELLED}")
+    return match_paths(known, paths, path), [label for label in labels if label], len(rows) - len(known)
+
+
+def match_paths(rows: Sequence[Mapping[str, str]], paths: Sequence[str], source: str | Path) -> npt.NDArray[np.int64]:
+    """Return the positions (L,) in ``paths`` of the column ``path`` of the rows.
+
+    Raises:
+        InputError: a path is not among them, or stands twice.
+    """
+    position = {path: i for i, path in enumerate(paths)}
+    found = np.array([position.get(row["path"], -1) for row in rows], dtype=np.int64)
+    if (found < 0).any():
+        first = rows[int((found < 0).argmax())]["path"]
+        raise InputError(
+            f"'{source}': {int((found < 0).sum())} of {len(rows)} paths are not among the {len(paths)} images, the "
+            f"first is '{first}'; they are named like '{paths[0]}'"
+        )
+    if len(np.unique(found)) < len(found):
+        values, counts = np.unique(found, return_counts=True)
+        name = paths[int(values[counts.argmax()])]
+        raise InputError(f"'{source}': '{name}' is in it {counts.max()} times")
+    return found

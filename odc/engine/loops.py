@@ -58,7 +58,8 @@ class ClusterTrainLoop(BaseLoop):
         max_epochs: epochs to train.
         val_interval: epochs between two evaluations; the last epoch is always evaluated.
         schedule: config of the learning rate's schedule; by default constant.
-        label_file: start from the labels in this :class:`odc.data.LabelFile` instead of none.
+        label_file: start from the labels in this file instead of none: a :class:`odc.data.LabelFile`, or a CSV table
+            with the columns ``path`` and ``label``, whose labels name the classes in all that is written.
         label_fraction: start from the true labels of this share, in (0, 1], of the images, drawn by the seed evenly
             over the classes, at least one of each: for low-shot and full fine-tuning only. A head that makes its own
             labels replaces them. These two options exclude each other, and no other way leads from ground truth to

@@ -19,8 +19,8 @@ from odc.checkpoints import to_plain
 from odc.engine.data import ClusterData
 from odc.errors import InputError, one_line
 from odc.memory.sample_memory import SampleBuffer
-from odc.models.cluster_model import ClusterModel
-from odc.reading import Kind, anything, fields, flag, listing, mapping, optional, real, scalar, text, whole
+from odc.models.cluster_model import ClusterModel, unwrap
+from odc.reading import Kind, anything, fields, flag, listing, mapping, optional, reading, real, scalar, text, whole
 
 # Everything in these decides what is computed, but for what follows: of a data set it is where its images are, and how
 # they are checked, that may change, since the fingerprint tells which they are; of vectors, files and pictures, too.
@@ -38,6 +38,7 @@ _ONLY_AT_THE_START = (
 class SameRunHook(Hook):
     """Put what a training is of into its checkpoints, and refuse to resume one that was of something else.
 
+    ``meta.classes`` are the names of the labels' classes, where they have any (:func:`take_names`);
     ``meta.images`` has number and fingerprint of the images that are clustered, and of those that are evaluated where
     they are others; ``meta.settings`` has the settings by their dotted names.
     """
@@ -45,6 +46,8 @@ class SameRunHook(Hook):
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Add both to ``checkpoint["meta"]``."""
         checkpoint["meta"] |= {"images": _images(runner), "settings": _settings(runner.cfg)}
+        if isinstance(model := unwrap(runner.model), ClusterModel) and model.labels.names:
+            checkpoint["meta"]["classes"] = list(model.labels.names)
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Compare, before anything of the checkpoint is taken.
@@ -60,6 +63,23 @@ class SameRunHook(Hook):
             _check_images(images, _images(runner))
         if isinstance(settings, Mapping):
             _check_settings(runner, settings, _settings(runner.cfg))
+
+
+def take_names(wrapped: Any, meta: Any, source: str) -> None:
+    """Let the labels of a model that were loaded have the names that their classes had when they were saved.
+
+    Raises:
+        DamagedError: these are not the names of as many classes.
+    """
+    written = meta.get("classes") if isinstance(meta, Mapping) else None
+    model = unwrap(wrapped)
+    if written is None or not isinstance(model, ClusterModel):
+        return
+    with reading(source, "is not the checkpoint of a run", "use another one"):
+        names, K = tuple(listing(text)(written)), len(model.labels.counts)
+        if len(names) != K or len(set(names)) < K:
+            raise ValueError(f"it names {len(set(names))} classes, and its labels have {K}")
+        model.labels.names = names
 
 
 def _images(runner: Any) -> dict[str, str]:

@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 
 from odc.clustering.knn import unit_rows
 from odc.data.embeddings import Embeddings
-from odc.data.table import label_of, read_table
+from odc.data.table import classes_of, read_labels, read_table
 from odc.errors import InputError
 from odc.files import writable_file, write_text
 from odc.reading import fields, listing, optional, read_json, real, text, whole
@@ -172,44 +172,6 @@ def _prototypes(unit: FloatArray, groups: IntArray, n: int) -> FloatArray:
     return unit_rows(total)
 
 
-def read_labels(path: str | Path, paths: list[str]) -> tuple[IntArray, list[str], int]:
-    """Read a table (CSV) of images whose class is known, columns ``path`` and ``label``; empty or -1: not known yet.
-
-    Returns:
-        The images' positions (L,) in ``paths``, which are those of all images, their labels, and how many have none.
-
-    Raises:
-        InputError: as :func:`odc.data.table.read_table` and :func:`match_paths`, or no row has a label.
-    """
-    rows = read_table(path, "path", "label")
-    labels = [label_of(row["label"]) for row in rows]
-    known = [row for row, label in zip(rows, labels, strict=True) if label]
-    if not known:
-        raise InputError(f"none of the {len(rows)} rows of '{path}' has a label: all are empty or {UNLABELLED}")
-    return match_paths(known, paths, path), [label for label in labels if label], len(rows) - len(known)
-
-
-def match_paths(rows: list[dict[str, Any]], paths: list[str], source: str | Path) -> IntArray:
-    """Return the positions (L,) in ``paths`` of the column ``path`` of the rows.
-
-    Raises:
-        InputError: a path is not among them, or stands twice.
-    """
-    position = {path: i for i, path in enumerate(paths)}
-    found = np.array([position.get(row["path"], -1) for row in rows], dtype=np.int64)
-    if (found < 0).any():
-        first = rows[int((found < 0).argmax())]["path"]
-        raise InputError(
-            f"'{source}': {int((found < 0).sum())} of {len(rows)} paths are not among the {len(paths)} images, the "
-            f"first is '{first}'; they are named like '{paths[0]}'"
-        )
-    if len(np.unique(found)) < len(found):
-        values, counts = np.unique(found, return_counts=True)
-        name = paths[int(values[counts.argmax()])]
-        raise InputError(f"'{source}': '{name}' is in it {counts.max()} times")
-    return found
-
-
 def align_clusters(
     clusters: str | Path,
     labels: str | Path,
@@ -234,7 +196,7 @@ def align_clusters(
     paths = [row["path"] for row in rows]
     of = _clusters(rows, clusters)
     index, names, unlabelled = read_labels(labels, paths)
-    classes = tuple(sorted(set(names)))
+    classes = classes_of(names)
     label = np.array([classes.index(name) for name in names], dtype=np.int64)
     x = None
     if features is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -24,14 +24,16 @@ _SMALLEST = 3  # clusters whose size is told
 _ROWS, _COLUMNS, _TILE, _GAP, _MARGIN = 30, 14, 64, 4, 150
 
 
-def write_clusters(dataset: ImageDataset, evaluation: Evaluation, folder: Path) -> list[Path]:
+def write_clusters(
+    dataset: ImageDataset, evaluation: Evaluation, folder: Path, names: Sequence[str] = ()
+) -> list[Path]:
     """Write ``clusters.csv`` (path, cluster, confidence) and ``clusters.png`` whole, or not at all; return their paths.
 
     Confidence is the softmax of the head's scores. Images that were lost are in neither.
     """
     confidence, cluster = evaluation.scores.softmax(1).max(1)
     sureness = log_odds(evaluation.scores).gather(1, cluster[:, None])[:, 0]  # many confidences are exactly 1
-    return write_assigned(dataset, cluster, confidence, sureness, folder, evaluation.lost)
+    return write_assigned(dataset, cluster, confidence, sureness, folder, evaluation.lost, names)
 
 
 def write_assigned(
@@ -41,19 +43,20 @@ def write_assigned(
     sureness: Tensor,
     folder: Path,
     lost: Tensor | None = None,
+    names: Sequence[str] = (),
 ) -> list[Path]:
     """Write clusters (N,) int64, -1: in none, however they were found, as :func:`write_clusters` does.
 
     ``confidence`` (N,) is written down; by ``sureness`` (N,) the images of a cluster are in order. The picture has a
     row for each cluster, largest first, with its most confident images. Of vectors without pictures there is the table
-    alone, and a picture that was there before goes.
+    alone, and a picture that was there before goes. Where the first clusters have ``names``, so has the table (column
+    ``name``, empty for the others).
     """
     lost = torch.zeros(len(cluster), dtype=torch.bool) if lost is None else lost
     table, picture = folder / CLUSTERS, folder / PICTURE
     rows = zip(dataset.paths, cluster.tolist(), confidence.tolist(), lost.tolist(), strict=True)
-    write_table(
-        table, ("path", "cluster", "confidence"), ((path, c, f"{p:.4f}") for path, c, p, gone in rows if not gone)
-    )
+    written = ((path, c, *named(c, names), f"{p:.4f}") for path, c, p, gone in rows if not gone)
+    write_table(table, ("path", "cluster", *(("name",) if names else ()), "confidence"), written)
     if dataset.pictures is None:
         picture.unlink(missing_ok=True)
         print_log(f"no {PICTURE}: data.dataset has vectors without pictures", "current")
@@ -62,6 +65,11 @@ def write_assigned(
     with written_whole(picture) as raw:
         drawn.save(raw, format="png")
     return [table, picture]
+
+
+def named(cluster: int, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the cell of a cluster's name, empty where it has none; no cell where no cluster has one."""
+    return (names[cluster] if 0 <= cluster < len(names) else "",) if names else ()
 
 
 def write_skipped(dataset: ImageDataset, folder: Path, name: str = "skipped.csv") -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,13 +33,14 @@ def write_results(
     *,
     precision: str,
     epochs: int | None = None,
+    names: Sequence[str] = (),
 ) -> list[Path]:
     """Write an evaluation's clusters, where it has any, and its metrics, ``values``; return the files' paths.
 
     With the ``epochs`` of training behind it, a mark, written last, binds the files to that, for :func:`read_results`;
-    ``precision`` is that of the training.
+    ``precision`` is that of the training, ``names`` are those of the first clusters, where they have any.
     """
-    files = write_clusters(dataset, evaluation, folder) if evaluation.scores.shape[1] else []
+    files = write_clusters(dataset, evaluation, folder, names) if evaluation.scores.shape[1] else []
     files.append(folder / METRICS_FILE)
     write_text(files[-1], json.dumps({**values, "precision": precision}, indent=2) + "\n")
     if epochs is not None:

@@ -30,6 +30,7 @@ class LabelStore(nn.Module):
 
     def __init__(self, num_samples: int) -> None:
         super().__init__()
+        self.names: tuple[str, ...] = ()  # of the classes of the first target column; they lie in a checkpoint's meta
         for name in _STATE:
             self.register_buffer(name, torch.zeros(0, dtype=torch.int64))
         ids = torch.arange(num_samples).unsqueeze(1)
@@ -51,6 +52,7 @@ class LabelStore(nn.Module):
         self.index, self.target = index, target
         self.variant = labels.variant.to(device, torch.int64, copy=True)
         self.num_classes = torch.tensor(labels.num_classes, dtype=torch.int64, device=device)
+        self.names = labels.names
         first = target[:, 0]
         self.counts = torch.bincount(first[first >= 0], minlength=labels.num_classes[0])
 

@@ -14,7 +14,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from odc.checkpoints import load_plain
-from odc.errors import InputError, nearest
+from odc.errors import InputError, meant, nearest
 from odc.heads.base import ClusterHead
 from odc.memory.labels import LabelStore
 from odc.models.ema import MovingAverage
@@ -38,8 +38,9 @@ class ClusterModel(BaseModel):
         neck: config of a neck; ``in_channels`` is filled in from the backbone.
         pretrained: checkpoint that :meth:`init_weights`, called before training, loads the backbone from: a path, or
             an ``http(s)://`` or ``torchvision://`` address, of any layout in :data:`odc.models.convert.LAYOUTS`.
-        frozen: parts whose parameters do not train, of ``"backbone"`` and ``"neck"``; ``True`` is both, ``False``
-            neither. Where it is both, the loop computes features once instead of at every step.
+        frozen: parts whose parameters do not train: ``"backbone"``, ``"neck"``, or modules in these by their names,
+            ``"backbone.layer1"`` say; ``True`` is backbone and neck, ``False`` nothing. Where both are frozen, the loop
+            computes features once instead of at every step.
         norm_eval: keep the frozen parts in evaluation mode: no dropout, and batch norm's statistics stay. ``False``
             lets these drift with the batches, as SPICE's public code does.
         ema: decay of an exponential moving average of the trained parameters and of batch norm's statistics, which
@@ -65,9 +66,6 @@ class ClusterModel(BaseModel):
     ) -> None:
         super().__init__()
         self.frozen = frozen_parts(frozen)
-        for part in self.frozen:
-            if part not in _FREEZABLE:
-                raise InputError(f"model.frozen cannot name '{part}'{nearest(part, _FREEZABLE)}")
         if ema is not None and not 0.0 <= ema < 1.0:
             raise InputError(f"model.ema must be a decay in [0, 1), not {ema}")
         self.pretrained = pretrained
@@ -86,7 +84,12 @@ class ClusterModel(BaseModel):
             raise InputError(f"head '{type(self.head).__name__}' must inherit from odc.heads.ClusterHead")
         self.labels = LabelStore(0)
         self.norm_eval = norm_eval
+        known = [name for name, _ in self.named_modules() if name.partition(".")[0] in _FREEZABLE]
         for part in self.frozen:
+            if part not in known:
+                alike = [name for name in known if name.count(".") == str(part).count(".")]  # no deeper than meant
+                close = meant(str(part), alike) or nearest(str(part), _FREEZABLE)
+                raise InputError(f"model.frozen cannot name '{part}'{close}")
             self.get_submodule(part).requires_grad_(False)
         self.average = None if ema is None else MovingAverage(self._parts(), ema)
 

@@ -17,10 +17,11 @@ from odc.clustering.consistency import beta_histogram, local_consistency, reliab
 from odc.data.datasets import ImageDataset
 from odc.data.embeddings import Embeddings
 from odc.data.label_file import LabelFile
+from odc.data.table import read_labels
 from odc.engine.comm import get_comm
 from odc.engine.extract import extract
 from odc.errors import InputError, nearest
-from odc.evaluation.align import Alignment, read_labels
+from odc.evaluation.align import Alignment
 from odc.evaluation.gallery import listed
 from odc.evaluation.metrics import clustering_accuracy
 from odc.files import writable, written_whole

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from odc.data.table import match_paths, read_labels
 from odc.errors import InputError
-from odc.evaluation.align import Alignment, align, match_paths, read_labels
+from odc.evaluation.align import Alignment, align
 
 
 def ids(*values: int) -> Any:
