@@ -60,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli": {"errors", "files"}
     | {"options", "config", "models", "apis", "probe", "recipes", "evaluation", "comparison", "sources"},
+    "results": METHODS | {"data"},
     "__init__": set(),
 }
 

@@ -115,7 +115,7 @@ def read_folder(path: Path) -> Space:
         raise InputError(f"the folder '{path}' holds no features: it has no {INDEX}")
     with reading(path / INDEX, "is no index of features", "extract them anew"):
         index = _INDEX(json.loads(_read_text(path / INDEX)))
-    rows = _mapped(path / FEATURES)
+    rows = map_features(path / FEATURES)
     if list(rows.shape) != index["shape"] or len(rows) != len(index["paths"]):
         raise InputError(
             f"'{path}' is damaged: {FEATURES} has the shape {rows.shape}, but {INDEX} has {len(index['paths']):,} "
@@ -137,7 +137,7 @@ def _read_text(path: Path) -> str:
         return file.read(_MOST_NAMES).decode()
 
 
-def _mapped(path: Path) -> npt.NDArray[Any]:
+def map_features(path: Path) -> npt.NDArray[Any]:
     """Return the array (N, D) of a ``.npy`` file, mapped from it; writes go to a copy."""
     with reading(path, "is no array of features", "write it anew with numpy.save"):
         with open_regular(path):
@@ -166,7 +166,7 @@ def _array(path: Path, names: str | None) -> Space:
         with reading(found, "is no list of names", "write a path a line"):
             lines = [line.removesuffix("\r") for line in read_names(found).split("\n")]
             paths = [line.removeprefix("./") for line in lines if line.strip()]
-    rows = _mapped(path)
+    rows = map_features(path)
     if len(rows) != len(paths):
         raise InputError(f"'{path}' has {len(rows):,} vectors, but '{found}' has {len(paths):,} names")
     return Space(str(path), paths, rows)
