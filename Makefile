@@ -6,13 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(FAISS)
 
-.PHONY: help demo benchmark test lint types test-fast test-slow reliability benchmark-speed lock clean
+.PHONY: help demo benchmark docs test lint types test-fast test-slow reliability benchmark-speed lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo             set up, then compare all methods on handwritten digits: a table and a report"
 	@echo "make test             set up, then lint, types and the whole test suite"
 	@echo "make lint, types, test-fast   its three parts;   make test-slow   the long checks"
+	@echo "make docs             the documentation as a site to read without a network: site/index.html"
 	@echo "make reliability      kill, starve and damage runs, feed hostile files: a table of what is survived"
 	@echo "make benchmark        five seeds of all methods on handwritten digits"
 	@echo "make benchmark-speed  our times next to a floor measured in the same run"
@@ -42,6 +43,11 @@ demo: $(READY)
 benchmark: $(READY)
 	@$(BIN)/odc compare --methods kmeans-pixels kmeans-moco gmm-moco spectral-moco agglomerative-moco dc odc \
 		deepercluster dc-moco odc-moco spice-self spice --dataset digits --seeds 0 1 2 3 4 --out work_dirs/benchmark
+
+# A link that leads nowhere is an error.
+docs: $(READY)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 test: lint types test-fast
 
@@ -78,4 +84,4 @@ lock:
 		--custom-compile-command "make lock" -o requirements/lock.txt setup.py requirements/build.in
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

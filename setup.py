@@ -17,6 +17,7 @@ TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "selenium>=4.20"]
 TIMM = ["timm>=1.0.9"]
 PARQUET = ["pyarrow>=16"]
 SLURM = ["submitit>=1.5"]
+DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.27", "latex2mathml>=3.77"]
 
 setup(
     name="online-deep-clustering",
@@ -51,7 +52,8 @@ setup(
         "timm": TIMM,
         "parquet": PARQUET,
         "slurm": SLURM,
-        "test": [*TEST, *TIMM, *PARQUET, *SLURM],
+        "docs": DOCS,
+        "test": [*TEST, *TIMM, *PARQUET, *SLURM, *DOCS],
         "dev": ["ruff>=0.9", "mypy>=1.14", "pre-commit>=3.5"],
     },
     entry_points={"console_scripts": ["odc = odc.cli:main"]},

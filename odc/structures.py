@@ -2,16 +2,16 @@
 
 Shape legend, used in names and docstrings everywhere:
 
-====  =======================================================
-N     samples of the data set (``Nr``: of this rank's shard)
-M     rows of pseudo-labels (a row is one or more samples with one label)
-B     rows of a batch (this rank's part)
-P     samples a row (1; 2 for pairs of neighbours)
-T     target columns a row (1; 2 for hierarchical labels)
-D     width of the features
-K     clusters
-H     heads
-====  =======================================================
+| | |
+|---|---|
+| N | samples of the data set (``Nr``: of this rank's shard) |
+| M | rows of pseudo-labels (a row is one or more samples with one label) |
+| B | rows of a batch (this rank's part) |
+| P | samples a row (1; 2 for pairs of neighbours) |
+| T | target columns a row (1; 2 for hierarchical labels) |
+| D | width of the features |
+| K | clusters |
+| H | heads |
 """
 
 from __future__ import annotations

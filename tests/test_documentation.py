@@ -1,14 +1,21 @@
-"""What the documentation points to exists."""
+"""What the documentation points to exists, and its site is built, whole and without a network."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from odc.cli.main import COMMANDS
+
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS]
 
 
 def anchors(page: Path) -> set[str]:
@@ -18,7 +25,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -32,7 +39,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_configs_that_are_named_exist() -> None:
     names = {path.stem for path in (ROOT / "configs").rglob("*.py")}
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (ROOT / "README.md", *DOCS):
         for name in re.findall(
             r"\bodc (?:train|test|probe|extract|run|print-config) (\w[\w-]*)(?=[\s`])", page.read_text(encoding="utf-8")
         ):
@@ -62,3 +69,79 @@ def test_files_are_short_and_the_parts_are_there() -> None:
     named = {name for cell in parts for name in re.findall(r"`(odc/[\w/]+(?:\.py|/))`", cell)}
     there = {f"odc/{p.name}{'/' * p.is_dir()}" for p in (ROOT / "odc").iterdir() if p.suffix == ".py" or p.is_dir()}
     assert named == there - {"odc/__init__.py", "odc/__pycache__/", "odc/configs/"}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the site, strictly."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    built = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    )
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+class Asked(HTMLParser):
+    """What a page asks for by itself, and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: list[str] = []
+        self.parts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        if tag in ("script", "img", "iframe", "source") and named.get("src"):
+            self.files.append(str(named["src"]))
+        if tag == "link" and named.get("href") and named.get("rel") not in ("prev", "next", "canonical"):
+            self.files.append(str(named["href"]))
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.parts)
+
+
+def asked(page: Path) -> Asked:
+    found = Asked()
+    found.feed(page.read_text(encoding="utf-8"))
+    return found
+
+
+def test_the_site_is_read_without_a_network(site: Path) -> None:
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > len(DOCS)
+    for page in pages:
+        for file in asked(page).files:
+            assert not re.match(r"(https?:)?//", file), f"{page.relative_to(site)} fetches {file}"
+            if not file.startswith(("data:", "/")):  # the page for what is not there knows its server's root only
+                assert (page.parent / file.partition("?")[0]).exists(), f"{page.relative_to(site)} lacks {file}"
+
+
+def test_every_page_is_in_the_navigation(site: Path) -> None:
+    start = (site / "index.html").read_text(encoding="utf-8")
+    for page in DOCS:
+        place = page.relative_to(ROOT / "docs").with_suffix(".html").as_posix()
+        assert f'href="{place}"' in start, f"mkdocs.yml does not list {page.name}"
+
+
+def test_the_reference_has_all_commands(site: Path) -> None:
+    text = asked(site / "commands.html").text
+    for command in COMMANDS:
+        assert f"odc {command.name}" in text
+        assert command.example in text
+        for names, options in command.arguments:
+            assert "SUPPRESS" in options["help"] or names[-1].removeprefix("--") in text.lower(), names
+
+
+def test_equations_are_drawn(site: Path) -> None:
+    for page in DOCS:
+        blocks = len(re.findall(r"^ *```math$", page.read_text(encoding="utf-8"), re.M))
+        html = (site / page.relative_to(ROOT / "docs")).with_suffix(".html").read_text(encoding="utf-8")
+        assert html.count('display="block"') == blocks, page.name
+        assert "arithmatex" not in html, page.name
+    assert '<svg role="img" aria-label="Images pass' in (site / "concepts.html").read_text(encoding="utf-8")

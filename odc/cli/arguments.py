@@ -64,6 +64,11 @@ def pairs(name: str, help_: str) -> Argument:
     return arg(name, help_, nargs="+", action=Overrides, metavar="KEY=VALUE")
 
 
+def group(title: str, *arguments: Argument) -> tuple[Argument, ...]:
+    """Return these arguments for a heading of their own in the help."""
+    return tuple((names, {**options, "group": title}) for names, options in arguments)
+
+
 CONFIG = (
     arg("config", "path of the config, or its name in the package"),
     pairs("--cfg-options", "change settings of the config, e.g. model.head.num_clusters=20"),
@@ -75,27 +80,33 @@ WORK = (
 )
 RUN = (
     *WORK,
-    arg("--launcher", "", choices=["none", "pytorch", "slurm", "mpi"], default="none"),
+    arg(
+        "--launcher",
+        "what started these processes: none, pytorch, slurm or mpi",
+        metavar="KIND",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="none",
+    ),
     arg("--local_rank --local-rank", argparse.SUPPRESS, type=int),
 )
 CHECKPOINT = (*RUN, arg("checkpoint", "path of the checkpoint"))
 AMP = flag("--amp", "train in bfloat16 where it is safe and the machine has it")
 CLUSTERS = arg("--clusters", "number of clusters (default: the configs')", type=int)
 PRETRAINED = arg("--pretrained", "start from this backbone instead of pre-training one", metavar="FILE")
-LOG = arg("--log", "write the curves there too", nargs="+", choices=list(LOGS), default=[])
-DROP_NECK = flag(
-    "--drop-neck", "take the backbone's output, averaged over the image, without the layers of a neck like ODC's"
+LOG = arg(
+    "--log",
+    "write the curves there too: tensorboard, wandb",
+    nargs="+",
+    choices=list(LOGS),
+    default=[],
+    metavar="BOARD",
 )
-DATASET = arg(
-    "--dataset",
-    "name in configs/comparisons, path of such a config, or a folder of pictures (default: digits)",
-)
+DROP_NECK = flag("--drop-neck", "the backbone's output averaged over the image, without the layers of a neck")
+DATASET = arg("--dataset", "name or path of a comparison config, or a folder (default: digits)")
 FEATURES = arg(
     "--features",
-    "features that are not learnt here: a short name (dinov2-small), timm:NAME or torchvision:NAME, with @FILE for "
-    "weights in a file, a file of features, or a checkpoint; A+B are two spaces",
+    "features that are not learnt here: dinov2-small, timm:NAME[@FILE], torchvision:NAME[@FILE], a file of features, a "
+    "checkpoint; A+B are two spaces",
     metavar="SOURCE",
 )
-SIZE = arg(
-    "--size", "pixels a side at which the network of --features sees pictures (default: as its weights want)", type=int
-)
+SIZE = arg("--size", "pixels a side that the network of --features sees", type=int)

@@ -55,7 +55,7 @@ COMMANDS = (
         "Keep the labels that an image's neighbours share.",
         _reliable,
         _RELIABLE,
-        "odc reliable CONFIG work_dirs/self/epoch_30.pth --out work_dirs/reliable",
+        "odc reliable spice-self_convnet_1xb128-30e_digits work_dirs/self/epoch_30.pth --out work_dirs/kept",
     ),
     Command(
         "align",

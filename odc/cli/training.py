@@ -22,6 +22,7 @@ from odc.cli.arguments import (
     arg,
     config_options,
     flag,
+    group,
     pairs,
     prepare,
     show,
@@ -123,7 +124,7 @@ _TRAIN = (
     *RUN,
     arg(
         "--resume",
-        "go on from a checkpoint; without a value, from the newest in the work directory",
+        "go on from a checkpoint, by default the newest in the work directory",
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
@@ -135,13 +136,13 @@ _TRAIN = (
 )
 _TEST = (*CHECKPOINT, arg("--out", "write clusters.csv, clusters.png and metrics.json there", metavar="DIR"))
 _EXTRACT = (
-    arg("config", "path of the config, or its name in the package, unless --features is given", nargs="?"),
+    arg("config", "path or name of a config, unless --features is given", nargs="?"),
     *RUN[1:],
     arg("checkpoint", "path of the checkpoint, unless --features is given", nargs="?"),
     FEATURES,
     DATASET,
     SIZE,
-    arg("--out", "file to write, .npz or .parquet; with --features a folder, too", metavar="FILE", required=True),
+    arg("--out", ".npz or .parquet to write; with --features a folder, too", metavar="FILE", required=True),
     arg("--split", "images of data.dataset (default) or data.eval_dataset", choices=["train", "eval"], default="train"),
     DROP_NECK,
 )
@@ -165,44 +166,42 @@ _COMPARE = (
     arg("--out", "folder for results, table.md and report.html", metavar="DIR", required=True),
     arg(
         "--methods",
-        "names in the data set's comparison config (dc, odc, deepercluster, spice), paths of configs, or "
-        "<estimator>-<features>: kmeans, gmm, spectral, agglomerative, hdbscan or the dotted path of a class with "
-        "fit_predict, on pixels, backbone or moco. odc-moco starts from a shared pre-training, spice-self is a recipe "
-        "up to that stage. With --features: dc, odc, deepercluster, spice-self, scan, temi, turtle, paths of configs, "
-        "<estimator> or <estimator>-raw. consensus combines all rows of a seed, METHOD-consensus the seeds of one",
+        "dc odc deepercluster spice; with a pre-training odc-moco kmeans-moco; with --features kmeans "
+        "spectral scan temi turtle odc; paths of configs; consensus",
         nargs="+",
         metavar="METHOD",
     ),
-    DATASET,
-    FEATURES,
-    SIZE,
-    arg(
-        "--evaluate-on",
-        "split of the data set (train, test, train+test) or folder of pictures (default: the configs', or what is "
-        "clustered)",
-        metavar="WHERE",
+    *group(
+        "images and features",
+        DATASET,
+        FEATURES,
+        SIZE,
+        arg("--evaluate-on", "train, test, train+test, or another folder of pictures", metavar="WHERE"),
+        CLUSTERS,
     ),
-    CLUSTERS,
-    arg("--seeds", "each method runs once with each (default: 0 1 2)", nargs="+", type=int, default=[0, 1, 2]),
-    arg("--jobs", "cells at a time (default: one a core; with a GPU, one; on Slurm, 100)", type=int),
-    arg(
-        "--executor",
-        "where cells run: in processes that end with this one (default), or as jobs, which go on and are found again, "
-        "on this machine or a cluster",
-        choices=["local", "local-jobs", "slurm"],
-        default="local",
+    *group(
+        "runs",
+        arg("--seeds", "each method runs once with each (default: 0 1 2)", nargs="+", type=int, default=[0, 1, 2]),
+        arg("--epochs", "of every method; the trainings of a recipe share them", type=int),
+        arg("--minutes", "of every method, instead of epochs", type=float),
+        PRETRAINED,
+        arg("--pretrain-epochs", "epochs of pre-training (default: its config's)", type=int, metavar="EPOCHS"),
+        pairs("--cfg-options", "of every config; STAGE.KEY or METHOD.KEY of that one alone"),
+        LOG,
+        flag("--report-only", "write table and report again, run nothing"),
     ),
-    pairs(
-        "--executor-options",
-        "what each job asks for, e.g. partition=gpu gpus_per_node=1 cpus_per_task=8 timeout_min=600 (default: a day)",
+    *group(
+        "where they run",
+        arg("--jobs", "runs at a time (default: one a core; with a GPU, one; on Slurm, 100)", type=int),
+        arg(
+            "--executor",
+            "local (default), or jobs that go on alone: local-jobs, slurm",
+            choices=["local", "local-jobs", "slurm"],
+            default="local",
+            metavar="WHERE",
+        ),
+        pairs("--executor-options", "of a job: partition=gpu gpus_per_node=1 timeout_min=600"),
     ),
-    arg("--epochs", "the same number of epochs for every method; the trainings of a recipe share it", type=int),
-    arg("--minutes", "time of every method, instead of epochs; the trainings of a recipe share it", type=float),
-    PRETRAINED,
-    arg("--pretrain-epochs", "epochs of pre-training (default: its config's)", type=int),
-    pairs("--cfg-options", "settings of every config; STAGE.KEY or METHOD.KEY is for that one alone"),
-    LOG,
-    flag("--report-only", "write table and report again, run nothing"),
 )
 COMMANDS = (
     Command(
