@@ -58,7 +58,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "work_dir",
         "sources",
     },
+    "pages": METHODS | {"data", "comparison", "results"},
     "cli": {"errors", "files"}
+    | {"pages"}
     | {"options", "config", "models", "apis", "probe", "recipes", "evaluation", "comparison", "sources"},
     "results": METHODS | {"data"},
     "__init__": set(),
