@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "logs": {"errors", "files", "registry"},
     "checkpoints": {"errors", "files", "reading", "logs"},
     "clustering": BASE,
+    "choosing": {"errors", "structures", "clustering"},
     "memory": BASE,
     "data": BASE | {"processes", "registry"},
     "evaluation": BASE | {"registry", "data", "clustering"},
