@@ -59,11 +59,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "work_dir",
         "sources",
     },
-    "pages": METHODS | {"data", "comparison", "results"},
     "cli": {"errors", "files"}
-    | {"pages"}
-    | {"options", "config", "models", "apis", "probe", "recipes", "evaluation", "comparison", "sources"},
+    | {"options", "config", "models", "apis", "probe", "recipes", "evaluation", "comparison", "sources", "folder"},
     "results": METHODS | {"data"},
+    "folder": METHODS
+    | {"logs", "config", "data", "evaluation", "models", "engine", "apis", "recipes", "comparison", "sources"}
+    | {"work_dir", "results"},
     "__init__": set(),
 }
 
@@ -196,6 +197,7 @@ def test_no_file_names_a_registry_host() -> None:
 STEERED = {
     "odc/comparison/cell.py": {"runner.train_loop.val_interval", "runner.train_loop.max_epochs"},
     "odc/engine/checkpointing.py": {"runner.train_loop.stop_training"},
+    "odc/folder/running.py": {"runner.train_loop.max_epochs"},
 }
 
 

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import json
 import sys
-import time
-from collections.abc import Callable
 
-from odc.cli.arguments import CHECKPOINT, Arguments, Command, arg, flag, prepare, show
+from odc.cli.arguments import CHECKPOINT, SIZE, Arguments, Command, arg, flag, pairs, prepare, show
+
+
+def _cluster(args: Arguments) -> int:
+    from odc.folder import cluster
+
+    as_json, K = args.pop("json"), args.pop("clusters")
+    number = K if K == "auto" or not K.lstrip("-").isdigit() else int(K)
+    options, copies = dict(args.pop("cfg_options") or {}), args.pop("copies")
+    try:
+        found = cluster(
+            args.pop("folder"),
+            number,
+            **args,
+            options=options,
+            copies=copies,
+            stream=sys.stderr if as_json else sys.stdout,
+        )
+    except KeyboardInterrupt:
+        print("\nodc: stopped; the same command goes on", file=sys.stderr)
+        return 130
+    if as_json:
+        print(
+            json.dumps(
+                {"images": len(found), "clusters": found.num_clusters, "sizes": found.sizes.tolist(), **found.about}
+            )
+        )
+    return 0
 
 
 def _reliable(args: Arguments) -> None:
@@ -18,35 +41,6 @@ def _reliable(args: Arguments) -> None:
     cfg = prepare(args)
     files = {name: args.pop(name) for name in ("checkpoint", "out", "features", "labelled", "alignment")}
     Reliable("reliable", **args).find(cfg, **files)
-
-
-def _progress(what: str) -> Callable[[int, int], None]:
-    """Return what is told how many of how many are done: on a terminal it says so, and how long the rest will take."""
-    start = last = time.monotonic()
-
-    def watch(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if not sys.stderr.isatty() or (now - last < 0.5 and done < total):
-            return
-        last = now
-        left = datetime.timedelta(seconds=round((now - start) / done * (total - done)))
-        line = f"{what} {done:,} of {total:,}, {left} left" if done < total else ""
-        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
-
-    return watch
-
-
-def _report(args: Arguments) -> None:
-    from odc.pages import report
-
-    as_json = args.pop("json")
-    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):  # where logs go
-        page = report(**args, watch=_progress("thumbnails"))
-    if as_json:
-        print(json.dumps({"page": str(page)}))
-    else:
-        show(f"{page}: open it in a browser")
 
 
 def _align(args: Arguments) -> None:
@@ -85,19 +79,33 @@ _ALIGN = (
     arg("--test", "other labelled images to measure the map on", metavar="CSV"),
     arg("--min-margin", "leave a cluster unnamed where its class is ahead by less", type=float, default=0.0),
 )
-_REPORT = (
-    arg("folder", "what odc cluster left", metavar="DIR"),
-    arg("--images", "where the images are now, if they have moved", metavar="FOLDER"),
-    arg("--names", "guess names of clusters from these words: .npz with words and vectors", metavar="FILE"),
-    flag("--json", "print the path of the page as JSON"),
+_CLUSTER = (
+    arg("folder", "folder of the pictures, at any depth"),
+    arg("-k --clusters", "number of clusters, or auto", metavar="K", required=True),
+    arg("--out", "where everything goes (default: work_dirs/FOLDER-clusters)", metavar="DIR"),
+    arg(
+        "--features",
+        "features of a network that others have trained: dinov2-small, timm:NAME, NAME@FILE, a file of features; "
+        "default: scratch, learnt from the pictures alone",
+        default="scratch",
+        metavar="SOURCE",
+    ),
+    arg("--method", "scan, turtle, temi, spice, odc, kmeans, spectral, ... (default: what suits the pictures)"),
+    arg("--budget", "time for everything: 90s, 10m, 1h30m", metavar="TIME"),
+    arg("--seed", "of everything random (default 0)", type=int, default=0),
+    SIZE,
+    arg("--link", "a folder a cluster, too, of links", dest="copies", action="store_const", const="link"),
+    arg("--copy", "a folder a cluster, too, of copies", dest="copies", action="store_const", const="copy"),
+    pairs("--cfg-options", "settings of the recipe, e.g. moco.train_cfg.max_epochs=200"),
+    flag("--json", "print the result as JSON, and progress on the standard error stream"),
 )
 COMMANDS = (
     Command(
-        "report",
-        "Write the page of a clustering again.",
-        _report,
-        _REPORT,
-        "odc report work_dirs/photos",
+        "cluster",
+        "Cluster a folder of pictures; the same command goes on where it was interrupted.",
+        _cluster,
+        _CLUSTER,
+        "odc cluster photos -k 10 --out clusters --features dinov2-small",
     ),
     Command(
         "reliable",

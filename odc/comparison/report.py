@@ -22,8 +22,6 @@ from odc.data.datasets import ImageDataset
 from odc.errors import InputError, printable
 from odc.files import write_text
 
-TEMPLATES = Path(__file__).parent / "templates"
-TOKENS = "tokens.css"  # the colours of all pages, light and dark
 WIDE, NARROW = 960, 343  # CSS pixels of a chart on a desktop and on a phone
 
 
@@ -65,7 +63,7 @@ def write_report(records: Sequence[Record], dataset: ImageDataset, out: Path, *,
         for row in rows
         if (cost := row.spread("seconds")) is not None and (quality := row.spread("acc")) is not None
     ]
-    page = environment(TEMPLATES).get_template("report.html")
+    page = _environment().get_template("report.html")
     text = page.render(
         comparison=found,
         records=records,
@@ -110,10 +108,9 @@ def show(row: Row, dataset: ImageDataset, thumbnails: Thumbnails, home: Path) ->
     return Shown(row.name, row.ended[0].seed)
 
 
-def environment(templates: Path) -> jinja2.Environment:
-    """Return what draws the templates of a folder: all words are escaped, and none can move a cursor."""
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([templates, TEMPLATES]),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         finalize=lambda value: printable(value, keep="\n") if type(value) is str else value,
         undefined=jinja2.StrictUndefined,

@@ -84,6 +84,8 @@ def find_config(name: str | Path, folder: Path | None = None) -> Path:
     if len(found) > 1:
         several = " and ".join(f"'{p.relative_to(configs)}'" for p in found)
         raise InputError(f"config '{name}' may be {several}: say which, with the folder")
+    if not found and path.is_dir():
+        raise InputError(f"'{name}' is a folder, not a config: odc cluster {name} -k K clusters the pictures in it")
     if not found:
         near = meant(wanted[0], [parts[-1] for parts in known.values()]) if len(wanted) == 1 else ""
         raise InputError(f"config '{name}' does not exist{near or _near(path)}")

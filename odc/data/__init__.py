@@ -6,6 +6,7 @@ from odc.data.features import Features
 from odc.data.image_files import FileDataset
 from odc.data.keyed import Cutout, RandomOps
 from odc.data.label_file import LabelFile, low_shot
+from odc.data.shrunk import Shrunk
 from odc.data.transforms import KeyedTransform, PixelTransform, VariantTransform
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LabelFile",
     "PixelTransform",
     "RandomOps",
+    "Shrunk",
     "VariantTransform",
     "build_dataset",
     "low_shot",

@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,16 +58,21 @@ DONE = fields(
 class Pipeline:
     """A configured recipe that runs in a folder, in which each stage has one, unless ``places`` says another.
 
-    The ``hooks`` are for every training.
+    The ``hooks`` are for every training; ``begins`` is told of every stage that runs, before it does.
 
     Raises:
         InputError: there are fewer images than clusters.
     """
 
     def __init__(
-        self, recipe: Recipe, folder: str | Path, places: Mapping[str, Path] | None = None, hooks: Sequence[Hook] = ()
+        self,
+        recipe: Recipe,
+        folder: str | Path,
+        places: Mapping[str, Path] | None = None,
+        hooks: Sequence[Hook] = (),
+        begins: Callable[[str], None] = lambda name: None,
     ) -> None:
-        self.folder, self.hooks, self.fitted = Path(folder), hooks, list[str]()
+        self.folder, self.hooks, self.begins, self.fitted = Path(folder), hooks, begins, list[str]()
         self.places = {stage.name: self.folder / stage.name for stage in recipe.stages} | dict(places or {})
         self.dataset = build_dataset(next(stage.images for stage in recipe.stages if stage.images is not None)[0])
         stages = list[Stage]()
@@ -150,6 +155,7 @@ class Pipeline:
             self.logger.info(f"{title}: there already, from the same config and data")
             return done
         self.logger.info(f"{title}: begins")
+        self.begins(stage.name)
         earlier = 0.0 if before is None else before["seconds"]
         started = time.monotonic()
 
