@@ -29,7 +29,12 @@ setup(
     # The configs are on top of the checkout; installed, they lie in the package (`odc.config.find_config`).
     packages=[*find_packages(include=["odc", "odc.*"]), "odc.configs"],
     package_dir={"odc.configs": "configs"},
-    package_data={"odc": ["py.typed"], "odc.comparison": ["templates/*.html"], "odc.configs": ["**/*.py"]},
+    package_data={
+        "odc": ["py.typed"],
+        "odc.comparison": ["templates/*"],
+        "odc.pages": ["templates/*"],
+        "odc.configs": ["**/*.py"],
+    },
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",

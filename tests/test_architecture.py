@@ -59,8 +59,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "work_dir",
         "sources",
     },
+    "pages": METHODS | {"data", "comparison", "results"},
     "cli": {"errors", "files"}
-    | {"options", "config", "models", "apis", "probe", "recipes", "evaluation", "comparison", "sources", "folder"},
+    | {"pages", "folder"}
+    | {"options", "config", "models", "apis", "probe", "recipes", "evaluation", "comparison", "sources"},
     "results": METHODS | {"data"},
     "folder": METHODS
     | {"logs", "config", "data", "evaluation", "models", "engine", "apis", "recipes", "comparison", "sources"}

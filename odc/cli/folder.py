@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import json
 import sys
+import time
+from collections.abc import Callable
 
 from odc.cli.arguments import CHECKPOINT, SIZE, Arguments, Command, arg, flag, pairs, prepare, show
 
@@ -43,6 +47,35 @@ def _reliable(args: Arguments) -> None:
     Reliable("reliable", **args).find(cfg, **files)
 
 
+def _progress(what: str) -> Callable[[int, int], None]:
+    """Return what is told how many of how many are done: on a terminal it says so, and how long the rest will take."""
+    start = last = time.monotonic()
+
+    def watch(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if not sys.stderr.isatty() or (now - last < 0.5 and done < total):
+            return
+        last = now
+        left = datetime.timedelta(seconds=round((now - start) / done * (total - done)))
+        line = f"{what} {done:,} of {total:,}, {left} left" if done < total else ""
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+
+    return watch
+
+
+def _report(args: Arguments) -> None:
+    from odc.pages import report
+
+    as_json = args.pop("json")
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):  # where logs go
+        page = report(**args, watch=_progress("thumbnails"))
+    if as_json:
+        print(json.dumps({"page": str(page)}))
+    else:
+        show(f"{page}: open it in a browser")
+
+
 def _align(args: Arguments) -> None:
     from odc.evaluation.align import align_clusters
 
@@ -79,6 +112,12 @@ _ALIGN = (
     arg("--test", "other labelled images to measure the map on", metavar="CSV"),
     arg("--min-margin", "leave a cluster unnamed where its class is ahead by less", type=float, default=0.0),
 )
+_REPORT = (
+    arg("folder", "what odc cluster left", metavar="DIR"),
+    arg("--images", "where the images are now, if they have moved", metavar="FOLDER"),
+    arg("--names", "guess names of clusters from these words: .npz with words and vectors", metavar="FILE"),
+    flag("--json", "print the path of the page as JSON"),
+)
 _CLUSTER = (
     arg("folder", "folder of the pictures, at any depth"),
     arg("-k --clusters", "number of clusters, or auto", metavar="K", required=True),
@@ -106,6 +145,13 @@ COMMANDS = (
         _cluster,
         _CLUSTER,
         "odc cluster photos -k 10 --out clusters --features dinov2-small",
+    ),
+    Command(
+        "report",
+        "Write the page of a clustering again.",
+        _report,
+        _REPORT,
+        "odc report work_dirs/photos",
     ),
     Command(
         "reliable",

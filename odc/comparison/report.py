@@ -22,6 +22,8 @@ from odc.data.datasets import ImageDataset
 from odc.errors import InputError, printable
 from odc.files import write_text
 
+TEMPLATES = Path(__file__).parent / "templates"
+TOKENS = "tokens.css"  # the colours of all pages, light and dark
 WIDE, NARROW = 960, 343  # CSS pixels of a chart on a desktop and on a phone
 
 
@@ -63,7 +65,7 @@ def write_report(records: Sequence[Record], dataset: ImageDataset, out: Path, *,
         for row in rows
         if (cost := row.spread("seconds")) is not None and (quality := row.spread("acc")) is not None
     ]
-    page = _environment().get_template("report.html")
+    page = environment(TEMPLATES).get_template("report.html")
     text = page.render(
         comparison=found,
         records=records,
@@ -108,9 +110,10 @@ def show(row: Row, dataset: ImageDataset, thumbnails: Thumbnails, home: Path) ->
     return Shown(row.name, row.ended[0].seed)
 
 
-def _environment() -> jinja2.Environment:
+def environment(templates: Path) -> jinja2.Environment:
+    """Return what draws the templates of a folder: all words are escaped, and none can move a cursor."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader([templates, TEMPLATES]),
         autoescape=True,
         finalize=lambda value: printable(value, keep="\n") if type(value) is str else value,
         undefined=jinja2.StrictUndefined,

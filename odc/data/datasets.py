@@ -66,6 +66,13 @@ class ImageDataset(ABC):
     def image(self, i: int) -> Tensor:
         """Return sample ``i`` decoded, uint8 (C, H, W), for the caller to change; raises InputError naming its file."""
 
+    def preview(self, i: int, side: int) -> Tensor:
+        """Return sample ``i``, uint8 (C, H, W), where a quicker way to it leaves at least ``side`` pixels a side.
+
+        For looking at, not for training: by default :meth:`image`.
+        """
+        return self.image(i)
+
     @cached_property
     def lost(self) -> dict[int, str]:
         """``{id: reason}`` of the images that another had to stand in for, see :meth:`present`."""

@@ -170,13 +170,14 @@ def _ends_well(image: Image.Image, size: int, head: bytes, tail: bytes) -> bool:
     return True
 
 
-def decode(path: str, grey: bool, max_pixels: int, levels: Levels | None) -> Tensor:
+def decode(path: str, grey: bool, max_pixels: int, levels: Levels | None, side: int | None = None) -> Tensor:
     """Return the file's pixels, uint8 (3, H, W) or with ``grey`` (1, H, W); raises what the decoder raises.
 
-    ``levels`` are the values that become 0 and 255 in images of more than 8 bits a channel.
+    ``levels`` are the values that become 0 and 255 in images of more than 8 bits a channel. With ``side`` a JPEG is
+    decoded at the smallest of 1, 1/2, 1/4 and 1/8 of its size that leaves so many pixels a side: many times faster.
     """
     with open_regular(path) as file:
-        return _pixels(file, grey, max_pixels, levels)
+        return _pixels(file, grey, max_pixels, levels, side)
 
 
 def value_range(path: str, max_pixels: int) -> tuple[float, float] | None:
@@ -189,9 +190,11 @@ def value_range(path: str, max_pixels: int) -> tuple[float, float] | None:
     return None
 
 
-def _pixels(file: IO[bytes], grey: bool, max_pixels: int, levels: Levels | None) -> Tensor:
+def _pixels(file: IO[bytes], grey: bool, max_pixels: int, levels: Levels | None, side: int | None = None) -> Tensor:
     with open_image(file, max_pixels) as opened:
         image: Image.Image = opened
+        if side is not None and opened.format in ("JPEG", "MPO"):
+            opened.draft(opened.mode, (side, side))
         if _is_deep(opened):
             image = Image.fromarray(_to_8_bit(_deep_values(opened, file), levels))
             orientation = 1 if opened.format == "TIFF" else _orientation(opened)  # both decoders of TIFF apply it

@@ -173,6 +173,17 @@ class FileDataset(ImageDataset):
             )
         return image
 
+    def preview(self, i: int, side: int) -> Tensor:
+        """Return file ``i`` as :meth:`image` does, but a JPEG at the smallest fraction that has ``side`` pixels a side.
+
+        Raises InputError naming the file where it cannot be decoded.
+        """
+        path = os.path.join(self._root, self.paths[i])
+        try:
+            return decoding.decode(path, self._grey, self._max_pixels, self.value_range, side)
+        except Exception as error:  # as above
+            raise InputError(f"cannot decode {path} ({one_line(error)})") from error
+
 
 def _levels(value_range: Sequence[float]) -> tuple[float, float]:
     try:
