@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import sys
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import mmengine.runner
 import mmengine.visualization
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import HistoryBuffer, MessageHub, MMLogger, print_log
 from mmengine.logging.logger import MMFormatter
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
 from odc.errors import printable
 from odc.files import naming
@@ -23,6 +27,28 @@ MAX_HISTORY = 1000
 def warn(message: str) -> None:
     """Log a warning where the present run logs."""
     print_log(message, logger="current", level=logging.WARNING)
+
+
+@contextlib.contextmanager
+def apart(level: str) -> Iterator[None]:
+    """Return a context whose log, of this level, and whose runs' logs are its own, and end with it.
+
+    mmengine keeps the loggers of a process by name and for good, and with them what else its runners share.
+    """
+    kinds = (MMLogger, MessageHub, DefaultScope, Visualizer)
+    before = [kind._instance_dict for kind in kinds]
+    for kind in kinds:
+        kind._instance_dict = OrderedDict()
+    try:
+        MMLogger.get_instance("odc", logger_name="odc", log_level=level)
+        yield
+    finally:
+        for logger in MMLogger._instance_dict.values():
+            for handler in logger.handlers:
+                if isinstance(handler, logging.FileHandler):
+                    handler.close()
+        for kind, instances in zip(kinds, before, strict=True):
+            kind._instance_dict = instances
 
 
 class _Formatter(MMFormatter):

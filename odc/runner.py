@@ -91,6 +91,16 @@ class Runner(mmengine.runner.Runner):
                 handler.handleError = functools.partial(logs.log_failed, handler)  # type: ignore[method-assign]
         return logger
 
+    def _log_env(self, env_cfg: dict[str, Any]) -> None:
+        """Log the environment; where nobody reads that, as the log is to have errors alone, spare what it takes.
+
+        That is 0.1 s, and the same again for laying out the config.
+        """
+        if self.cfg.get("log_level", "INFO") in ("DEBUG", "INFO"):
+            super()._log_env(env_cfg)
+        else:
+            object.__setattr__(self.cfg, "_format_python_code", False)
+
     def dump_config(self) -> None:
         """Do nothing yet: one whose checkpoint is refused must not replace the config of the run that is there."""
 

@@ -192,11 +192,15 @@ def literal_config(text: str, where: str) -> dict[str, Any]:
         InputError: there is anything else in it.
     """
 
+    def is_dict(node: ast.expr) -> bool:
+        return isinstance(node, ast.Dict) and None not in node.keys
+
     def value(node: ast.expr) -> Any:
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
-            if any(keyword.arg is None for keyword in node.keywords):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+            first = node.args or [ast.Dict([], [])]  # dict({...}) is written where keys are no names
+            if len(first) > 1 or not is_dict(first[0]) or any(keyword.arg is None for keyword in node.keywords):
                 raise ValueError("a dictionary is unpacked")
-            return {str(keyword.arg): value(keyword.value) for keyword in node.keywords}
+            return {**value(first[0]), **{str(keyword.arg): value(keyword.value) for keyword in node.keywords}}
         if isinstance(node, ast.List | ast.Tuple):
             found = [value(element) for element in node.elts]
             return found if isinstance(node, ast.List) else tuple(found)

@@ -116,7 +116,18 @@ def test_a_checkpoint_of_a_training_describes_itself(tmp_path: Path) -> None:
         read_source(str(file))
 
 
-@pytest.mark.parametrize("text", ["a = __import__('os')", "a = [x for x in ()]", "a = dict(**{})", "a = b", "a ="])
+def test_a_config_in_a_checkpoint_may_have_keys_that_are_no_names() -> None:
+    text = "a = dict({'head.classifier': dict(momentum=0.0), 3: 4}, b=[dict({})])"
+    assert literal_config(text, "x.pth") == {"a": {"head.classifier": {"momentum": 0.0}, 3: 4, "b": [{}]}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a = __import__('os')", "a = [x for x in ()]", "a = dict(**{})", "a = b", "a =", "a = dict([])"),
+        *("a = dict({**{}})", "a = dict({}, {})", "a = dict({__import__('os'): 1})"),
+    ],
+)
 def test_a_config_in_a_checkpoint_is_never_run(text: str) -> None:
     with pytest.raises(InputError, match=r"the config in 'x.pth' is not one that a training here writes"):
         literal_config(text, "x.pth")

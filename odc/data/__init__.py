@@ -3,6 +3,7 @@
 from odc.data.datasets import ArrayDataset, Digits, ImageDataset, build_dataset
 from odc.data.embeddings import Embeddings
 from odc.data.features import Features
+from odc.data.image_array import ImageArray
 from odc.data.image_files import FileDataset
 from odc.data.keyed import Cutout, RandomOps
 from odc.data.label_file import LabelFile, low_shot
@@ -16,6 +17,7 @@ __all__ = [
     "Embeddings",
     "Features",
     "FileDataset",
+    "ImageArray",
     "ImageDataset",
     "KeyedTransform",
     "LabelFile",

@@ -104,9 +104,15 @@ class ClusterModel(BaseModel):
     def fitted(cls, model_cfg: dict[str, Any], num_samples: int) -> tuple[dict[str, Any], str | None]:
         """Return the model's config as it suits so many images, and one line on what was changed (``None``: nothing).
 
-        For a setting that is a number of images, where nobody chose it for these. ``model_cfg`` stays as it is.
+        For a setting that is a number of images, where nobody chose it for these. ``model_cfg`` stays as it is. Here:
+        an image has no more neighbours than there are others.
         """
-        return model_cfg, None
+        head = model_cfg["head"]
+        wanted = head.get("neighbours")
+        if not isinstance(wanted, int) or not 1 < num_samples <= wanted:
+            return model_cfg, None
+        told = f"{num_samples} images have {num_samples - 1} neighbours each, not {wanted} (model.head.neighbours)"
+        return {**model_cfg, "head": {**head, "neighbours": num_samples - 1}}, told
 
     def train(self, mode: bool = True) -> ClusterModel:
         """Set the mode, training or evaluation; frozen parts stay in evaluation mode unless ``norm_eval`` is False."""

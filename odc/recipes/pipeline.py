@@ -96,7 +96,8 @@ class Pipeline:
         with working(self.folder) if alone else contextlib.nullcontext():
             write_skipped(self.dataset, self.folder)
             # What is said before the first stage's own log exists.
-            self.logger = MMLogger("pipeline", logger_name="mmengine")
+            level = next((stage.config.get("log_level") for stage in self.recipe.stages if stage.config), None)
+            self.logger = MMLogger("pipeline", logger_name="mmengine", log_level=level or "INFO")
             for told in self.fitted:
                 self.logger.info(told)
             done = self._done()
