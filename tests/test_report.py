@@ -393,14 +393,14 @@ def test_strips_show_the_right_images(cells: list[Record]) -> None:
         central = members[np.argsort(-outcome.confidence[members], kind="stable")][:6]
         rest = np.setdiff1d(members, central)
         borderline = rest[np.argsort(outcome.margin[rest], kind="stable")][:6]
-        for (kind, sprite, alt), expected in zip(kinds[:2], (central, borderline), strict=True):
+        for (_, sprite, names), expected in zip(kinds[:2], (central, borderline), strict=True):
             pixels = torch.from_numpy(np.array(decode(sprite.uri)))
             tiles = pixels.reshape(8, -1, 8).transpose(0, 1)
             assert (tiles == torch.stack([dataset.image(int(i))[0] for i in expected])).all()
             assert (sprite.columns, sprite.rows, sprite.width, sprite.height) == (6, 1, 288, 48)
-            assert kind in alt
-            assert dataset.paths[expected[0]] in alt
-        shown = [path for _, _, alt in kinds for path in re.findall(r"digits/\d+", alt)]
+            assert [name.split()[0] for name in names] == [dataset.paths[i] for i in expected]
+        assert [kind for kind, _, _ in kinds] == ["most central", "borderline", "random"]
+        shown = [name for _, _, names in kinds for name in names]
         assert len(shown) == len(set(shown)) == min(18, len(members))
 
 
@@ -424,7 +424,14 @@ def test_unknown_classes_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "columns", "width"),
-    [((1, 8, 8), 6, 48), ((3, 28, 28), 3, 56), ((3, 32, 32), 3, 64), ((3, 96, 48), 6, 32), ((3, 47, 47), 3, 94)],
+    [
+        ((1, 8, 8), 6, 48),
+        ((3, 28, 28), 3, 56),
+        ((3, 32, 32), 3, 64),
+        ((3, 96, 48), 6, 48),
+        ((3, 47, 47), 3, 94),
+        ((3, 90, 200), 3, 96),
+    ],
 )
 def test_thumbnails_fit_a_phone(shape: tuple[int, int, int], columns: int, width: int) -> None:
     images = torch.randint(0, 255, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -437,19 +444,37 @@ def test_thumbnails_fit_a_phone(shape: tuple[int, int, int], columns: int, width
     assert picture.mode == ("L" if shape[0] == 1 else "RGB")
 
 
-def test_images_of_different_shapes_are_shown_whole(tmp_path: Path) -> None:
+def test_photographs_are_cropped_to_their_middle(tmp_path: Path) -> None:
     from odc.data.image_files import ImageFolder
 
-    for name, size in (("a.png", (200, 100)), ("b.png", (10, 20))):
-        Image.new("RGB", size, "red").save(tmp_path / name)
-    thumbnails = Thumbnails(ImageFolder(str(tmp_path)))
-    sprite = thumbnails.sprite([0, 1])
+    for name, size in (("a.png", (400, 200)), ("b.png", (10, 20))):
+        across = size[0] > size[1]
+        image = Image.new("RGB", size, "blue")
+        image.paste("red", (100, 0, 300, 200) if across else (0, 5, 10, 15))
+        image.save(tmp_path / name)
+    sprite = Thumbnails(ImageFolder(str(tmp_path))).sprite([0, 1])
     pixels = np.array(decode(sprite.uri)).astype(int)
-    red = (pixels[..., 0] > 200) & (pixels[..., 1] < 60)
-    assert pixels.shape == (64, 128, 3)
-    # 200 x 100 is reduced to 64 x 32, 10 x 20 enlarged three times
-    assert abs(int(red[:, :64].sum()) - 64 * 32) <= 64
-    assert abs(int(red[:, 64:].sum()) - 30 * 60) <= 90
+    assert pixels.shape == (96, 192, 3)
+    assert not sprite.pixelated
+    for left in (0, 96):
+        inside = pixels[8:88, left + 8 : left + 88]
+        assert ((inside[..., 0] > 200) & (inside[..., 2] < 60)).all()
+
+
+def test_every_thumbnail_has_its_name(cells: list[Record], tmp_path: Path) -> None:
+    text = render(cells, tmp_path / "r.html")
+    assert '<i title="digits/' in text
+    strips = [str(image["alt"]) for image in Page(text).images if str(image["alt"]).startswith("Cluster ")]
+    assert text.count("<i title=") == sum(1 + alt.count(", digits/") for alt in strips)
+
+
+def test_seeds_agree_by_hand(cells: list[Record], tmp_path: Path) -> None:
+    a, b = np.array([0, 0, 1, 1]), np.array([1, 1, 0, 0])
+    assert report.seeds_agree([a]) is None
+    assert report.seeds_agree([a, b]) == 1.0
+    assert report.seeds_agree([a, b, np.array([0, 1, 0, 1])]) == pytest.approx((1 - 0.5 - 0.5) / 3)
+    text = render(cells, tmp_path / "r.html")
+    assert len(re.findall(r"seeds agree by -?\d\.\d\d", text)) == 2
 
 
 def test_photographs_become_jpeg_and_drawings_png() -> None:

@@ -43,8 +43,8 @@ class Clusters:
     majority: dict[int, tuple[str, float]] = field(default_factory=dict)  # by cluster the largest class and its share
     profile: str = ""  # SVG path of all sizes, if they are too many for bars
     confusion: Confusion | None = None  # None without ground truth, or with too many classes or clusters
-    # By cluster, of the largest, (kind, sprite, description) of its images.
-    strips: dict[int, list[tuple[str, Sprite, str]]] = field(default_factory=dict)
+    # By cluster, of the largest, (kind, sprite, names) of its images.
+    strips: dict[int, list[tuple[str, Sprite, list[str]]]] = field(default_factory=dict)
 
 
 def clusters_of(method: str, outcome: Outcome, dataset: ImageDataset, thumbnails: Thumbnails) -> Clusters:
@@ -101,8 +101,8 @@ def confusion_of(
 
 def strip_of(
     method: str, c: int, outcome: Outcome, dataset: ImageDataset, thumbnails: Thumbnails
-) -> list[tuple[str, Sprite, str]]:
-    """Return a cluster in pictures, ``(kind, sprite, description)``; no image is in it twice."""
+) -> list[tuple[str, Sprite, list[str]]]:
+    """Return a cluster in pictures, ``(kind, sprite, names)``; no image is in it twice."""
     left = np.flatnonzero(outcome.cluster == c)
     generator = make_generator(0, "report", method, c)
     kinds = []
@@ -115,8 +115,7 @@ def strip_of(
             order = np.argsort(score[left], kind="stable")
         chosen = left[order[:IMAGES]]
         left = np.setdiff1d(left, chosen)
-        alt = f"Cluster {c}, {kind}: {', '.join(_name(dataset, int(i)) for i in chosen)}"
-        kinds.append((kind, thumbnails.sprite(chosen.tolist()), alt))
+        kinds.append((kind, thumbnails.sprite(chosen.tolist()), [_name(dataset, int(i)) for i in chosen]))
     return kinds
 
 

@@ -6,18 +6,20 @@ comes from generators of fixed seed.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+from sklearn.metrics import adjusted_rand_score
 
 from odc.comparison import charts, maps, ranking
 from odc.comparison.clusters import IMAGES, MOST_CLUSTERS, Clusters, clusters_of
 from odc.comparison.pictures import Thumbnails
 from odc.comparison.ranking import Comparison, Row
-from odc.comparison.results import Outcome, Record, read_curves
+from odc.comparison.results import Ints, Outcome, Record, read_curves
 from odc.data.datasets import ImageDataset
 from odc.errors import InputError, printable
 from odc.files import write_text
@@ -37,6 +39,7 @@ class Shown:
     maps: Sequence[tuple[str, list[maps.Group]]] = ()  # (what the colours are, groups)
     points: int = 0  # images on a map
     no_map: str = "the cell has left no outcome.npz"  # why there is none; else empty
+    agreement: float | None = None  # mean adjusted Rand index of two seeds; None: there are not two
 
 
 def write_report(records: Sequence[Record], dataset: ImageDataset, out: Path, *, command: str) -> Path:
@@ -94,20 +97,34 @@ def write_report(records: Sequence[Record], dataset: ImageDataset, out: Path, *,
 
 def show(row: Row, dataset: ImageDataset, thumbnails: Thumbnails, home: Path) -> Shown:
     """Return what is shown of a method, of which a cell has ended; the cells' folders are in ``home``."""
+    first: tuple[Record, Outcome] | None = None
+    found = []
     for r in row.ended:
         outcome = Outcome.load(home / r.folder, len(dataset))
-        if outcome is None:
-            continue
-        clusters = clusters_of(r.method, outcome, dataset, thumbnails)
-        if not clusters.sizes:
-            return Shown(r.method, r.seed, clusters, no_map="no image is in a cluster")
-        spots, why = maps.embed(outcome.features, home / r.folder)
-        if spots is None:
-            return Shown(r.method, r.seed, clusters, no_map=why)
-        index, xy = spots
-        drawn = maps.maps_of(maps.scale(xy), index, outcome.cluster, dataset, clusters.strips, clusters.match)
-        return Shown(r.method, r.seed, clusters, drawn, len(index), "")
-    return Shown(row.name, row.ended[0].seed)
+        if outcome is not None:
+            first = first or (r, outcome)
+            found.append(outcome.cluster)
+    if first is None:
+        return Shown(row.name, row.ended[0].seed)
+    r, outcome = first
+    clusters, agreement = clusters_of(r.method, outcome, dataset, thumbnails), seeds_agree(found)
+    if not clusters.sizes:
+        return Shown(r.method, r.seed, clusters, no_map="no image is in a cluster", agreement=agreement)
+    spots, why = maps.embed(outcome.features, home / r.folder)
+    if spots is None:
+        return Shown(r.method, r.seed, clusters, no_map=why, agreement=agreement)
+    index, xy = spots
+    drawn = maps.maps_of(maps.scale(xy), index, outcome.cluster, dataset, clusters.strips, clusters.match)
+    return Shown(r.method, r.seed, clusters, drawn, len(index), "", agreement)
+
+
+def seeds_agree(found: Sequence[Ints]) -> float | None:
+    """Return the mean adjusted Rand index of two clusterings (N,) by other seeds; ``None`` where there are not two.
+
+    Images in no cluster count as a cluster.
+    """
+    pairs = list(itertools.combinations(found, 2))
+    return sum(float(adjusted_rand_score(a, b)) for a, b in pairs) / len(pairs) if pairs else None
 
 
 def environment(templates: Path) -> jinja2.Environment:

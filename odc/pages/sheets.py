@@ -6,8 +6,6 @@ images are tiny, they stay as they are, and the browser enlarges them in whole p
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +14,7 @@ from dataclasses import dataclass
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from odc.comparison.pictures import data_uri
+from odc.comparison.pictures import cropped, data_uri, jpeg_uri
 from odc.data.datasets import ImageDataset
 from odc.errors import InputError
 
@@ -92,9 +90,7 @@ def _tile(dataset: ImageDataset, i: int, side: int, pixels: bool) -> Image.Image
         sheet = Image.new(image.mode, (side, side), (_MISSING,) * len(image.getbands()))
         sheet.paste(image, ((side - width) // 2, (side - height) // 2))
         return sheet
-    left, top, short = (width - min(image.size)) / 2, (height - min(image.size)) / 2, min(image.size)
-    box = (left, top, left + short, top + short)
-    return image.resize((side, side), Image.Resampling.BICUBIC, box, reducing_gap=2.0)
+    return cropped(image, side)
 
 
 def _sheet(tiles: Sequence[Image.Image], side: int, pixels: bool) -> Sheet:
@@ -104,8 +100,4 @@ def _sheet(tiles: Sequence[Image.Image], side: int, pixels: bool) -> Sheet:
     sheet = Image.new(mode, (columns * side, rows * side), (_MISSING,) * len(mode))
     for i, tile in enumerate(tiles):
         sheet.paste(tile, (i % columns * side, i // columns * side))
-    if pixels:
-        return Sheet(data_uri(sheet), columns, rows)
-    file = io.BytesIO()
-    sheet.save(file, "jpeg", optimize=True, quality=_QUALITY[side])
-    return Sheet(f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}", columns, rows)
+    return Sheet(data_uri(sheet) if pixels else jpeg_uri(sheet, _QUALITY[side]), columns, rows)
