@@ -1,9 +1,9 @@
 """Which cluster is which class, from a few labelled images.
 
-Clusters come out in arbitrary order and there may be more or fewer of them than classes. A few labels name them: by
-their votes where every class has enough of them, else by how near the labelled images are to the clusters' prototypes.
-One-to-one by the Hungarian method as far as both sides reach; the clusters that are left over take the class that fits
-them best; a cluster whose class does not stand out stays without one.
+Clusters come out in arbitrary order and there may be more or fewer of them than classes. A cluster takes the class that
+most of its labelled images have; where these are fewer than three, or disagree, and there are features, the labels flow
+from neighbour to neighbour to all images, and the cluster takes the class that came to most of its own. A cluster whose
+class does not stand out stays without one; several may have the same.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
-from odc.clustering.knn import unit_rows
+from odc.clustering.propagation import propagate
 from odc.data.embeddings import Embeddings
 from odc.data.table import classes_of, read_labels, read_table
 from odc.errors import InputError
@@ -27,9 +26,9 @@ from odc.reading import fields, listing, optional, read_json, real, text, whole
 from odc.structures import UNLABELLED
 
 ENOUGH_VOTES = 3
+MIN_MARGIN = 0.1
 _FEW = 10_000  # clusters that a table may have, however few of their images it has
 IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,10 @@ class Match:
 
     cluster: int
     label: str | None  # the class's name; None: the cluster abstains
+    rule: str  # "votes" of its labelled images, or "neighbours": of all its images, each as the labels flow to it
     support: int  # labelled images of that class in it (of the best class, where it abstains)
     labelled: int  # labelled images in it
-    # By votes, the share of its labelled images by which the class is ahead of the next one; by similarity, the cosine
-    # by which it is nearer than the next one.
+    # The share of its labelled images (by votes), or of all its images, by which the class is ahead of the next one.
     margin: float
 
 
@@ -49,7 +48,6 @@ class Match:
 class Alignment:
     """A map from clusters to classes."""
 
-    rule: str  # "votes" or "similarity"
     classes: tuple[str, ...]  # names of all classes
     matches: tuple[Match, ...]  # one for each cluster
 
@@ -63,7 +61,7 @@ class Alignment:
         """Map clusters (N,) to classes (N,), -1 where the cluster abstains."""
         number = {name: i for i, name in enumerate(self.classes)}
         table = np.array([-1 if m.label is None else number[m.label] for m in self.matches], dtype=np.int64)
-        return table[clusters]
+        return np.where(clusters < 0, -1, table[clusters])
 
     def clusters_of(self, label: IntArray, cluster: IntArray) -> IntArray:
         """Map true classes (L,) to clusters (L,): an image's own ``cluster`` if that has its class, else the best one.
@@ -78,7 +76,7 @@ class Alignment:
 
     def save(self, path: Path) -> None:
         """Write the map as JSON."""
-        value = {"rule": self.rule, "classes": self.classes, "unmatched": self.unmatched}
+        value = {"classes": self.classes, "unmatched": self.unmatched}
         text = json.dumps({**value, "clusters": [asdict(m) for m in self.matches]}, indent=2, ensure_ascii=False)
         write_text(path, text + "\n")
 
@@ -86,13 +84,14 @@ class Alignment:
     def load(cls, path: str | Path) -> Alignment:
         """Read what :meth:`save` wrote, or raise :class:`DamagedError`: no such file, or not such a map."""
         value = read_json(path, _map, "is not a map of clusters to classes", "make one with odc align")
-        return cls(value["rule"], tuple(value["classes"]), tuple(Match(**m) for m in value["clusters"]))
+        return cls(tuple(value["classes"]), tuple(Match(**m) for m in value["clusters"]))
 
 
 _MATCH = fields(
-    {"cluster": whole(), "label": optional(text), "support": whole(), "labelled": whole(), "margin": real()}
+    {"cluster": whole(), "label": optional(text), "rule": text}
+    | {"support": whole(), "labelled": whole(), "margin": real()}
 )
-_FIELDS = fields({"rule": text, "classes": listing(text), "clusters": listing(_MATCH)}, unmatched=listing(text))
+_FIELDS = fields({"classes": listing(text), "clusters": listing(_MATCH)}, unmatched=listing(text))
 
 
 def _map(value: Any) -> dict[str, Any]:
@@ -112,17 +111,17 @@ def align(
     label: IntArray,
     classes: tuple[str, ...],
     features: npt.NDArray[np.float32] | None = None,
-    min_margin: float = 0.0,
+    min_margin: float = MIN_MARGIN,
 ) -> Alignment:
     """Match clusters with classes.
 
     Args:
-        clusters: (N,) cluster of every image.
+        clusters: (N,) cluster of every image, -1: in none.
         num_clusters: K.
         index: (L,) ids of the labelled images, each at most once.
         label: (L,) their classes.
         classes: C names.
-        features: (N, D), for classes with fewer than three labels.
+        features: (N, D); without them every class needs three labels, and votes alone decide.
         min_margin: a cluster whose class is less than this ahead of the next one abstains, and so does one that no
             label supports, and, unless this is negative, one in which two classes are equally good.
 
@@ -133,43 +132,39 @@ def align(
     C = len(classes)
     if len(index) == 0 or C == 0:
         raise InputError("no labelled image is among the clustered ones: there is nothing to name the clusters by")
-    scores = votes = np.zeros((num_clusters, C))
-    np.add.at(votes, (clusters[index], label), 1)
-    per_class = votes.sum(axis=0)
-    by_votes = bool((per_class >= ENOUGH_VOTES).all())
-    if not by_votes:
-        if features is None:
+    votes = _counts(clusters[index], label, num_clusters, C)
+    shares = votes / np.maximum(votes.sum(1, keepdims=True), 1)
+    by_votes = np.ones(num_clusters, dtype=bool)
+    if features is None:
+        per_class = votes.sum(axis=0)
+        if (per_class < ENOUGH_VOTES).any():
             few = int(per_class.argmin())
             raise InputError(
                 f"class '{classes[few]}' has {int(per_class[few])} labelled images, but votes need {ENOUGH_VOTES} of "
-                "each class: label more, or give the features (odc extract) to compare by similarity"
+                "each class: label more, or give the features (odc extract) to compare by"
             )
-        bad = int((~np.isfinite(features).all(axis=1)).sum())
-        if bad:
-            raise InputError(f"{bad} of {len(features)} rows of features are not finite: extract them anew")
-        unit = unit_rows(features.astype(np.float64))
-        scores = _prototypes(unit, clusters, num_clusters) @ _prototypes(unit[index], label, C).T
-    assigned = scores.argmax(axis=1)
-    rows, columns = linear_sum_assignment(scores, maximize=True)
-    assigned[rows] = columns
+    else:
+        flow = propagate(features, index, label, C)
+        reached = flow.any(1)
+        flows = _counts(clusters[reached], flow[reached].argmax(1), num_clusters, C)
+        by_votes = (votes.sum(1) >= ENOUGH_VOTES) & (shares.max(1) > 0.5)
+        sizes = np.bincount(clusters[clusters >= 0], minlength=num_clusters)[:, None]
+        shares = np.where(by_votes[:, None], shares, flows / np.maximum(sizes, 1))
     matches = []
     for k in range(num_clusters):
-        c, labelled = int(assigned[k]), int(votes[k].sum())
-        margin = float(scores[k, c] - (np.delete(scores[k], c).max() if C > 1 else 0.0))
-        if by_votes:
-            margin /= max(labelled, 1)
-        supported = votes[k, c] > 0 if by_votes else bool((clusters == k).any())
-        told = round(margin, 4)
-        ahead = margin >= min_margin and (told > 0 or min_margin < 0)
-        matches.append(Match(k, classes[c] if supported and ahead else None, int(votes[k, c]), labelled, told))
-    return Alignment("votes" if by_votes else "similarity", classes, tuple(matches))
+        c = int(shares[k].argmax())
+        margin = round(float(shares[k, c] - (np.delete(shares[k], c).max() if C > 1 else 0.0)), 4)
+        named = shares[k, c] > 0 and margin >= min_margin and (margin > 0 or min_margin < 0)
+        rule, labelled = "votes" if by_votes[k] else "neighbours", int(votes[k].sum())
+        matches.append(Match(k, classes[c] if named else None, rule, int(votes[k, c]), labelled, margin))
+    return Alignment(classes, tuple(matches))
 
 
-def _prototypes(unit: FloatArray, groups: IntArray, n: int) -> FloatArray:
-    """Return the directions (n, D) of the means of the rows of each group."""
-    total = np.zeros((n, unit.shape[1]))
-    np.add.at(total, groups, unit)
-    return unit_rows(total)
+def _counts(cluster: IntArray, label: IntArray, num_clusters: int, num_classes: int) -> IntArray:
+    """Return how many of each class (K, C) are in each cluster."""
+    counts = np.zeros((num_clusters, num_classes), dtype=np.int64)
+    np.add.at(counts, (cluster[cluster >= 0], label[cluster >= 0]), 1)
+    return counts
 
 
 def align_clusters(
@@ -179,7 +174,7 @@ def align_clusters(
     *,
     features: str | Path | None = None,
     test: str | Path | None = None,
-    min_margin: float = 0.0,
+    min_margin: float = MIN_MARGIN,
 ) -> str:
     """Name the clusters of a ``clusters.csv`` by a few labelled images; write the map as JSON; tell what was found.
 
@@ -211,14 +206,14 @@ def align_clusters(
         x = table.features[[place[path] for path in paths]].numpy()
     found = align(of, int(of.max()) + 1, index, label, classes, x, min_margin)
     found.save(file)
-    lines = [f"cluster {m.cluster}: {_told(m)}" for m in found.matches]
+    lines = [f"cluster {m.cluster}: {told(m)}" for m in found.matches]
     if found.unmatched:
         lines.append(f"no cluster is of class {', '.join(found.unmatched)}")
     if unlabelled:
         lines.append(f"{unlabelled} rows of {labels} have no label yet (empty or {UNLABELLED}) and take no part")
     if test is not None:
         lines.append(_accuracy(found, of, paths, set(index.tolist()), test))
-    lines.append(f"{len(found.matches)} clusters, {len(classes)} classes, by {found.rule}: {out}")
+    lines.append(f"{len(found.matches)} clusters, {len(classes)} classes: {out}")
     return "\n".join(lines)
 
 
@@ -241,8 +236,10 @@ def _clusters(rows: Sequence[Mapping[str, str]], source: str | Path) -> Any:
     return np.array(numbers, dtype=np.int64)
 
 
-def _told(match: Match) -> str:
-    votes = f"{match.support} of its {match.labelled} labelled images, margin {match.margin:.2f}"
+def told(match: Match) -> str:
+    """Return in words what a cluster is named by."""
+    of = "them" if match.rule == "votes" else "all its images, by their neighbours"
+    votes = f"{match.support} of its {match.labelled} labelled images; ahead by {match.margin:.0%} of {of}"
     return f"{match.label} ({votes})" if match.label is not None else f"no class stands out ({votes})"
 
 
