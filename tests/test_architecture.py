@@ -61,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "pages": METHODS | {"data", "comparison", "results"},
     "cli": {"errors", "files"}
-    | {"pages", "folder"}
+    | {"pages", "folder", "results", "labelling"}
     | {"options", "config", "models", "apis", "probe", "recipes", "evaluation", "comparison", "sources"},
     "results": METHODS | {"data"},
     "folder": METHODS
@@ -70,6 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "estimator": METHODS
     | {"logs", "config", "data", "evaluation", "models", "engine", "recipes", "sources", "comparison", "results"},
     "__init__": {"estimator"},  # when it is asked for
+    "labelling": METHODS | {"apis", "checkpoints", "data", "evaluation", "models", "results"},
 }
 
 

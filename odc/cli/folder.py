@@ -47,7 +47,7 @@ def _reliable(args: Arguments) -> None:
     Reliable("reliable", **args).find(cfg, **files)
 
 
-def _progress(what: str) -> Callable[[int, int], None]:
+def progress(what: str) -> Callable[[int, int], None]:
     """Return what is told how many of how many are done: on a terminal it says so, and how long the rest will take."""
     start = last = time.monotonic()
 
@@ -69,17 +69,11 @@ def _report(args: Arguments) -> None:
 
     as_json = args.pop("json")
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):  # where logs go
-        page = report(**args, watch=_progress("thumbnails"))
+        page = report(**args, watch=progress("thumbnails"))
     if as_json:
         print(json.dumps({"page": str(page)}))
     else:
         show(f"{page}: open it in a browser")
-
-
-def _align(args: Arguments) -> None:
-    from odc.evaluation.align import align_clusters
-
-    show(align_clusters(**args))
 
 
 _RELIABLE = (
@@ -103,14 +97,6 @@ _RELIABLE = (
     ),
     arg("--align", "which cluster is which class, from odc align", metavar="JSON", dest="alignment"),
     flag("--allow-empty", "go on where a cluster has no reliable image"),
-)
-_ALIGN = (
-    arg("clusters", "clusters.csv of a run"),
-    arg("labels", "CSV with the columns path and label: some images whose class you know"),
-    arg("--out", "file for the map from clusters to classes", metavar="JSON", required=True),
-    arg("--features", "from odc extract; needed for classes with fewer than 3 labels", metavar="FILE"),
-    arg("--test", "other labelled images to measure the map on", metavar="CSV"),
-    arg("--min-margin", "leave a cluster unnamed where its class is ahead by less", type=float, default=0.0),
 )
 _REPORT = (
     arg("folder", "what odc cluster left", metavar="DIR"),
@@ -159,12 +145,5 @@ COMMANDS = (
         _reliable,
         _RELIABLE,
         "odc reliable spice-self_convnet_1xb128-30e_digits work_dirs/self/epoch_30.pth --out work_dirs/kept",
-    ),
-    Command(
-        "align",
-        "Find out which cluster is which class, from a few labelled images.",
-        _align,
-        _ALIGN,
-        "odc align clusters.csv labels.csv --out map.json",
     ),
 )

@@ -9,13 +9,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from odc.cli import folder, machine, training
+from odc.cli import folder, labels, machine, training
 from odc.cli.help import build_parser
 from odc.errors import InputError, printable
 from odc.files import explain
 
 GROUPS = {
-    "a folder of images": folder.COMMANDS,
+    "a folder of images": (*folder.COMMANDS, *labels.COMMANDS),
     "methods": training.COMMANDS,
     "files and this machine": machine.COMMANDS,
 }

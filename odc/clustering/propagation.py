@@ -56,7 +56,8 @@ def propagate(
     total = shares.sum(1, keepdims=True)
     shares = np.divide(shares, total, out=np.zeros_like(shares), where=total > 0)
     shares[index] = known[index]
-    return shares
+    found: npt.NDArray[np.float32] = shares
+    return found
 
 
 def _graph(x: npt.NDArray[np.float32], k: int) -> scipy.sparse.csr_matrix:

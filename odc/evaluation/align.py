@@ -63,6 +63,10 @@ class Alignment:
         table = np.array([-1 if m.label is None else number[m.label] for m in self.matches], dtype=np.int64)
         return np.where(clusters < 0, -1, table[clusters])
 
+    def names_of(self, clusters: IntArray) -> list[str | None]:
+        """Map clusters (N,) to the names of their classes, ``None`` where the cluster abstains."""
+        return [None if c < 0 else self.classes[c] for c in self.labels(clusters).tolist()]
+
     def clusters_of(self, label: IntArray, cluster: IntArray) -> IntArray:
         """Map true classes (L,) to clusters (L,): an image's own ``cluster`` if that has its class, else the best one.
 

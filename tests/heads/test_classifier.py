@@ -159,3 +159,16 @@ def test_the_three_blobs_are_learnt(tmp_path: Path) -> None:
     runner = build_runner(config("classifier", str(tmp_path), **options))
     runner.train()
     assert runner.val_loop.values["acc"] >= 0.9
+
+
+def test_features_of_unit_length_in_each_space() -> None:
+    head = ClassifierHead(3, 2, normalize="unit", spaces=(2, 1))
+    head.classifier.weight.data.copy_(torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 1.0]]))
+    # (3, 4) of length 5 becomes √2 · (.6, .8); -7 becomes √1 · -1.
+    scores = head.predict(torch.tensor([[3.0, 4.0, -7.0]]))
+    torch.testing.assert_close(scores, torch.tensor([[2**0.5 * 1.4 - 1, -1.0]]))
+    torch.testing.assert_close(head.predict(torch.tensor([[30.0, 40.0, -0.7]])), scores)
+    with pytest.raises(InputError, match="'none' or 'unit', not 'l2'"):
+        ClassifierHead(3, 2, normalize="l2")
+    with pytest.raises(InputError, match="are 4 wide, but features have 3"):
+        ClassifierHead(3, 2, spaces=(2, 2))
