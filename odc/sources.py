@@ -238,11 +238,10 @@ def extraction_config(
         InputError: the pictures cannot be read.
     """
     assert space.model is not None
-    grey = build_dataset(pictures).image(0).shape[0] == 1
-    colour = [{"type": "Grayscale", "num_output_channels": 3}] if grey and space.size is not None else []
+    view = view_of(space, len(build_dataset(pictures).image(0)))
     config = {
         "model": {"type": "ClusterModel", **space.model, "head": _HEAD, "frozen": ["backbone", "neck"]},
-        "data": {"dataset": dict(pictures), "views": {"extract": [*colour, *space.view]}, "extract_batch_size": 64},
+        "data": {"dataset": dict(pictures), "views": {"extract": view}, "extract_batch_size": 64},
         "train_cfg": {"max_epochs": 1},
         "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 0.1}},
         "randomness": {"seed": 0},
@@ -251,17 +250,33 @@ def extraction_config(
     return prepare_config(Config(config), work_dir=work_dir, strict=strict, launcher=launcher)
 
 
-def load_network(space: Space) -> None:
-    """Make the network of a space, if it has one, and load its weights, which are fetched where they are not there.
+def view_of(space: Space, channels: int) -> list[dict[str, Any]]:
+    """Return the transforms by which the network of a space sees pictures of so many channels."""
+    colour = channels == 1 and space.size is not None
+    grey = [{"type": "Grayscale", "num_output_channels": 3}] if colour else []
+    return [*grey, *(dict(transform) for transform in space.view)]
 
-    So that what is wrong with them is said before anything else is done.
+
+def network_of(space: Space) -> ClusterModel:
+    """Return the network of a space, in evaluation mode, with its weights, fetched where they are not there.
 
     Raises:
         InputError: the weights cannot be had, or are not those of this network.
     """
+    model: ClusterModel = build(MODELS, {"type": "ClusterModel", **(space.model or {}), "head": _HEAD})
+    model.init_weights()
+    model.eval()
+    return model
+
+
+def load_network(space: Space) -> None:
+    """Load the network of a space, if it has one: so that what is wrong with it is said before anything else is done.
+
+    Raises:
+        InputError: as :func:`network_of`.
+    """
     if space.model is not None:
-        model: ClusterModel = build(MODELS, {"type": "ClusterModel", **space.model, "head": _HEAD})
-        model.init_weights()
+        network_of(space)
 
 
 def extract_space(space: Space, config: Config, out: Path, watch: Callable[[int, int], None] | None = None) -> None:

@@ -61,16 +61,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "pages": METHODS | {"data", "comparison", "results"},
     "cli": {"errors", "files"}
-    | {"pages", "folder", "results", "labelling"}
+    | {"pages", "folder", "results", "labelling", "portable"}
     | {"options", "config", "models", "apis", "probe", "recipes", "evaluation", "comparison", "sources"},
     "results": METHODS | {"data"},
+    "portable": METHODS
+    | {"checkpoints", "data", "heads", "models", "engine", "sources", "recipes", "comparison", "results"},
     "folder": METHODS
     | {"logs", "config", "data", "evaluation", "models", "engine", "apis", "recipes", "comparison", "sources"}
-    | {"work_dir", "results"},
+    | {"work_dir", "results", "portable"},
     "estimator": METHODS
-    | {"logs", "config", "data", "evaluation", "models", "engine", "recipes", "sources", "comparison", "results"},
+    | {"logs", "config", "data", "evaluation", "models", "engine", "recipes", "sources", "comparison", "results"}
+    | {"portable"},
     "__init__": {"estimator"},  # when it is asked for
-    "labelling": METHODS | {"apis", "checkpoints", "data", "evaluation", "models", "results"},
+    "labelling": METHODS | {"apis", "checkpoints", "data", "evaluation", "models", "results", "portable"},
 }
 
 

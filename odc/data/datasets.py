@@ -125,6 +125,11 @@ class ImageDataset(ABC):
         """The shape (C, H, W) that all images have, or ``None`` where they differ or it is not known."""
         return None
 
+    @property
+    def transforms(self) -> list[dict[str, Any]]:
+        """What was done to the :attr:`pictures` before they are given here, as a view has it: by default nothing."""
+        return []
+
     def images(self) -> Tensor:
         """Return all images as :meth:`present` does, uint8 (N, C, H, W), not to be changed; refuses several shapes."""
         out = torch.empty(0, dtype=torch.uint8)

@@ -79,7 +79,7 @@ class ClusterModel(BaseModel):
                 f"backbone '{backbone['type']}' has no out_channels: set it in __init__ to the width of its output"
             )
         self.neck = build(NECKS, neck or {"type": "AvgPool"}, in_channels=width)
-        self.head: ClusterHead = build(HEADS, head, **self._given(head))
+        self.head: ClusterHead = build(HEADS, head, **self.given(head))
         if not isinstance(self.head, ClusterHead):
             raise InputError(f"head '{type(self.head).__name__}' must inherit from odc.heads.ClusterHead")
         self.labels = LabelStore(0)
@@ -93,8 +93,8 @@ class ClusterModel(BaseModel):
             self.get_submodule(part).requires_grad_(False)
         self.average = None if ema is None else MovingAverage(self._parts(), ema)
 
-    def _given(self, head: dict[str, Any]) -> dict[str, Any]:
-        """Return what the head need not be told in the config."""
+    def given(self, head: dict[str, Any]) -> dict[str, Any]:
+        """Return what a head need not be told in its config: ``in_channels``, and ``spaces`` where it takes them."""
         width = self.neck.out_channels
         kept = width == self.backbone.out_channels and not any(True for _ in self.neck.parameters())
         spaces = tuple(getattr(self.backbone, "spaces", ())) if kept else ()

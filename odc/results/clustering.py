@@ -79,6 +79,7 @@ class Clustering:
     names: Mapping[int, str] = field(default_factory=dict)  # of clusters, where they have some
     about: Mapping[str, Any] = field(default_factory=dict)  # JSON values: method, features, seed, versions, fingerprint
     spaces: tuple[int, ...] = ()  # widths of the spaces that features consist of, their sum is D; (): one
+    prints: Prints | None = None  # of the pictures, where they were looked at just now; not saved
 
     def __post_init__(self) -> None:
         N = len(self.paths)
@@ -137,7 +138,7 @@ class Clustering:
         root: str | Path,
         paths: Sequence[str],
         features: Tensor | npt.NDArray[Any],
-        found: Tensor | tuple[Ints, Floats],
+        found: Tensor | tuple[npt.NDArray[Any], npt.NDArray[Any]],
         num_clusters: int,
         images: ImageDataset | None = None,
         *,
@@ -176,8 +177,8 @@ class Clustering:
         if len(x) != N or c.shape != (N,) or m.shape != (N,) or (images is not None and len(images) != N):
             told = f"{len(x):,} features, {len(c):,} clusters" + (f" and {len(images):,} images" if images else "")
             raise InputError(f"{N:,} paths do not go with {told}")
-        if not np.isfinite(m).all():
-            raise InputError(f"{int((~np.isfinite(m)).sum()):,} of {N:,} scores are not finite: cluster anew")
+        if np.isnan(m).any():
+            raise InputError(f"{int(np.isnan(m).sum()):,} of {N:,} scores are not numbers: cluster anew")
         unit = unit_vectors(x, spaces)
         neighbours, similarities = np.zeros((N, 0), np.int64), np.zeros((N, 0), np.float32)
         if N > 1:
@@ -198,6 +199,7 @@ class Clustering:
             names=dict(names or {}),
             about=dict(about or {}),
             spaces=tuple(spaces),
+            prints=prints,
         )
 
     def rows(self) -> list[tuple[object, ...]]:
@@ -294,7 +296,9 @@ class Clustering:
                 names={int(c): name for c, name in about["names"].items()},
                 about=about["about"],
                 spaces=tuple(about["spaces"]),
-                **columns,
+                confidence=columns["confidence"],
+                consistency=columns["consistency"],
+                distance=columns["distance"],
             )
 
 

@@ -56,21 +56,30 @@ def distances(unit: Floats, cluster: Ints, centers: Floats) -> Floats:
     return found.clip(0, 2)
 
 
-def consistency(cluster: Ints, neighbours: Ints, of: Ints | None = None) -> Floats:
+def consistency(cluster: Ints, neighbours: Ints, of: Ints | None = None, valid: Bools | None = None) -> Floats:
     """Return the share of an image's neighbours (N, k), rows of ``of``, that are in its cluster (N,), in [0, 1].
 
-    0 for images in no cluster, 1 where there are no neighbours. Without ``of`` neighbours are rows of ``cluster``.
+    0 for images in no cluster, 1 where there are no neighbours. Without ``of`` neighbours are rows of ``cluster``;
+    with ``valid`` (N, k) only some of them count.
     """
-    if not neighbours.shape[1]:
-        return (cluster >= 0).astype(np.float32)
-    same = (cluster if of is None else of)[neighbours] == cluster[:, None]
-    return np.where(cluster >= 0, same.mean(1), 0).astype(np.float32)
+    valid = np.ones(neighbours.shape, np.bool_) if valid is None else valid
+    same = ((cluster if of is None else of)[neighbours] == cluster[:, None]) & valid
+    count = valid.sum(1)
+    share = np.where(count > 0, same.sum(1) / np.maximum(count, 1), 1)
+    return np.where(cluster >= 0, share, 0).astype(np.float32)
 
 
-def loneliness(similarities: Floats) -> Floats:
-    """Return the distance, 1 - cosine, to the tenth of the neighbours (N, k), or the last where there are fewer."""
-    k = similarities.shape[1]
-    return 1 - similarities[:, min(LONELY, k) - 1] if k else np.zeros(len(similarities), np.float32)
+def loneliness(similarities: Floats, valid: Bools | None = None) -> Floats:
+    """Return the distance, 1 - cosine, to the tenth of the neighbours (N, k), or the last where there are fewer.
+
+    0 where there are none; with ``valid`` (N, k) only some of them count.
+    """
+    N, k = similarities.shape
+    if not k:
+        return np.zeros(N, np.float32)
+    rank = np.cumsum(np.ones((N, k), np.bool_) if valid is None else valid, axis=1)
+    tenth = (rank >= np.minimum(LONELY, rank[:, -1:])).argmax(1)
+    return np.where(rank[:, -1] > 0, 1 - similarities[np.arange(N), tenth], 0).astype(np.float32)
 
 
 def lonely_from(lonely: Floats, cluster: Ints, num_clusters: int) -> Floats:
@@ -96,8 +105,10 @@ def lonely_from(lonely: Floats, cluster: Ints, num_clusters: int) -> Floats:
     mine = np.where(cluster >= 0, cluster, num_clusters)
     away = (lonely - center[mine]) / spread[mine]
     away[lonely <= whole[0]] = 0
-    most = int(len(lonely) * MOST_OUTLIERS)
-    limit = max(SPREADS, float(np.sort(away)[-most - 1]))
+    most, order = int(len(lonely) * MOST_OUTLIERS), np.sort(away)[::-1]
+    limit = SPREADS
+    if order[most] > SPREADS:  # halfway between the last one that is an outlier and the first that is none
+        limit = float(order[most - 1] + order[most]) / 2 if most else np.inf
     limits: Floats = np.maximum(center + limit * spread, whole[0]).astype(np.float32)
     return limits
 

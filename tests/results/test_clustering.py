@@ -198,8 +198,8 @@ def test_no_clustering_there(tmp_path: Path) -> None:
 def test_lengths_that_do_not_fit() -> None:
     with pytest.raises(InputError, match="6 paths do not go with 5 features, 6 clusters"):
         Clustering.describe("", PATHS, points()[:5], (CLUSTER, MARGIN), 3)
-    with pytest.raises(InputError, match="1 of 6 scores are not finite"):
-        Clustering.describe("", PATHS, points(), (CLUSTER, np.where(CLUSTER < 0, np.inf, MARGIN)), 3)
+    with pytest.raises(InputError, match="1 of 6 scores are not numbers"):
+        Clustering.describe("", PATHS, points(), (CLUSTER, np.where(CLUSTER < 0, np.nan, MARGIN)), 3)
 
 
 def test_about_is_json(tmp_path: Path) -> None:
