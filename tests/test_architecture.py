@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "logs": {"errors", "files", "registry"},
     "checkpoints": {"errors", "files", "reading", "logs"},
     "clustering": BASE,
-    "choosing": {"errors", "structures", "clustering"},
+    "choosing": {"errors", "files", "structures", "clustering"},
     "memory": BASE,
     "data": BASE | {"processes", "registry"},
     "evaluation": BASE | {"registry", "data", "clustering"},
@@ -62,13 +62,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pages": METHODS | {"data", "comparison", "results"},
     "cli": {"errors", "files"}
     | {"pages", "folder", "results", "labelling", "portable"}
+    | {"choosing"}
     | {"options", "config", "models", "apis", "probe", "recipes", "evaluation", "comparison", "sources"},
     "results": METHODS | {"data"},
     "portable": METHODS
     | {"checkpoints", "data", "heads", "models", "engine", "sources", "recipes", "comparison", "results"},
     "folder": METHODS
     | {"logs", "config", "data", "evaluation", "models", "engine", "apis", "recipes", "comparison", "sources"}
-    | {"work_dir", "results", "portable"},
+    | {"work_dir", "results", "portable", "choosing"},
     "estimator": METHODS
     | {"logs", "config", "data", "evaluation", "models", "engine", "recipes", "sources", "comparison", "results"}
     | {"portable"},

@@ -33,6 +33,7 @@ _NULLS = 2  # data sets without clusters
 _NULL_KS = 10  # numbers of clusters that these are looked at with; between them, a line over log K
 _GATE = 0.15  # agreement of halves beyond that of structureless data: below, there is nothing to count
 _COVERED = 0.5  # share of the samples that HDBSCAN must place for its count to say anything
+_NEARLY = 0.9  # of the largest excess of the stability: as good
 _APART = 3.0  # ratio of the largest to the smallest K that criteria may name, the one furthest off left out
 _FROM, _TO = 2, 60
 
@@ -42,8 +43,8 @@ class Choice:
     """A number of clusters, how sure it is, and where it comes from."""
 
     k: int | None  # None: the data do not say
-    lowest: int  # the interval: criteria name numbers from here ...
-    highest: int  # ... to here, the one furthest off left out; where k is None, what is plausible
+    lowest: int  # the interval, see :func:`choose_k`; where k is None, what is plausible
+    highest: int
     why: str  # a sentence
     samples: int  # N
     looked_at: int  # samples that the criteria have seen
@@ -82,6 +83,22 @@ def default_ks(lowest: int = _FROM, highest: int = _TO) -> tuple[int, ...]:
     return tuple(found)
 
 
+def read_ks(text: str) -> tuple[int, ...]:
+    """Return the numbers of ``2-30`` (as :func:`default_ks`), ``2,3,5``, or both: ``2-10,20``.
+
+    Raises:
+        InputError: it is something else, or a number is less than 2.
+    """
+    found: set[int] = set()
+    for part in text.replace(" ", "").split(","):
+        first, dash, last = part.partition("-")
+        ends = [int(end) for end in (first, last if dash else first) if end.isdigit()]
+        if len(ends) < 2 or ends[0] < 2 or ends[1] < ends[0]:
+            raise InputError(f"'{text}' are no numbers of clusters to try, from 2 on: write 2-30, or 5,10,20")
+        found.update(default_ks(*ends))
+    return tuple(sorted(found))
+
+
 def choose_k(
     x: npt.NDArray[Any],
     ks: Sequence[int] | None = None,
@@ -93,9 +110,10 @@ def choose_k(
     The rows are scaled to unit length; of more than :data:`SAMPLES` a random part is looked at; principal components
     reduce them to :data:`DIMENSIONS`. Each criterion votes: silhouette, Davies-Bouldin index, stability under
     resampling (each against data without clusters), coding length, and HDBSCAN's count. Recommended is the median of
-    the votes, within the interval that they span without the one that is furthest off. There is no recommendation
+    the votes. The interval is what they span without the one that is furthest off; where they differ, it goes on to the
+    largest number of clusters that halves of the data agree on nearly as well as on any. There is no recommendation
     where halves of the data do not agree more than those of structureless data, where all samples as one cluster have
-    the shortest code, or where the interval's ends differ by a factor of more than three.
+    the shortest code, or where votes, without the furthest, differ by a factor of more than three.
 
     Args:
         x: (N, D) floating features, finite; they need not be normalised.
@@ -151,10 +169,16 @@ def choose_k(
     one = coding_length(z, np.zeros(len(z), dtype=np.int32))
     counts = hdbscan_counts(z)
     step()
-    votes = _votes(tried, evidence, found.spread, coding, counts)
+    votes = _votes(tried, evidence, found.spread, coding, one, counts)
     own, empty = evidence["stability"]
+    excess = own - empty
+    as_stable = max(
+        K
+        for K, value in zip(tried, excess, strict=True)
+        if value >= excess.max() * (_NEARLY if excess.max() > 0 else 1)
+    )
     return Choice(
-        *decide(votes, float((own - empty).max()), bool(coding.min() < one), tried),
+        *decide(votes, float(excess.max()), bool(coding.min() < one), tried, as_stable),
         votes=votes,
         ks=tried,
         curves={**{name: _plain(own) for name, (own, _) in evidence.items()}, "coding_length": _plain(coding)},
@@ -196,7 +220,7 @@ def _between(
 
 
 def decide(
-    votes: Mapping[str, int | None], excess: float, splits: bool, ks: Sequence[int]
+    votes: Mapping[str, int | None], excess: float, splits: bool, ks: Sequence[int], as_stable: int = 0
 ) -> tuple[int | None, int, int, str]:
     """Return the recommendation, the interval and the reason.
 
@@ -205,6 +229,7 @@ def decide(
         excess: largest agreement of halves beyond that of structureless data.
         splits: whether some number of clusters has a shorter code than one cluster.
         ks: numbers of clusters that were tried, ascending.
+        as_stable: the largest of them with which halves agree nearly as well as with the best.
     """
     given = sorted(vote for vote in votes.values() if vote is not None)
     if excess < _GATE or not splits:
@@ -226,7 +251,13 @@ def decide(
     if highest > _APART * lowest:
         named = ", ".join(f"{name.replace('_', ' ')} {vote}" for name, vote in votes.items() if vote is not None)
         return None, lowest, highest, f"the data do not say: criteria are far apart ({named})"
-    told = f"{len(given)} criteria name {given[0]} to {given[-1]}"
+    if lowest == highest:
+        told = f"{given.count(k)} of {len(given)} criteria name {k}"
+    else:
+        told = f"{len(given)} criteria name {given[0]} to {given[-1]}"
+        if as_stable > highest:
+            told += f", and up to {as_stable} clusters are found again as reliably: they may be parts of larger ones"
+            highest = as_stable
     if k == ks[-1]:
         told += f"; there may be more clusters than the {ks[-1]} that were tried"
     return k, min(k, lowest), max(k, highest), told
@@ -243,6 +274,7 @@ def _votes(
     evidence: Mapping[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]],
     spread: npt.NDArray[np.float64],
     coding: npt.NDArray[np.float64],
+    one: float,
     counts: Sequence[tuple[int, float]],
 ) -> dict[str, int | None]:
     """Return the number of clusters that each criterion names."""
@@ -257,6 +289,6 @@ def _votes(
         "davies_bouldin": ks[int(np.log(own_d / empty_d).argmin())],
         # One cluster too many is cut at random, and agrees nearly as well: the fewest within a standard error.
         "stability": ks[int((excess >= excess[best] - spread[best]).argmax())],
-        "coding_length": ks[int(coding.argmin())],
+        "coding_length": ks[int(coding.argmin())] if coding.min() < one else None,
         "hdbscan": round(statistics.median(found)) if found else None,
     }

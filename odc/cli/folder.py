@@ -39,6 +39,20 @@ def _cluster(args: Arguments) -> int:
     return 0
 
 
+def _choose_k(args: Arguments) -> None:
+    from odc.choosing.chart import table
+    from odc.choosing.choose import read_ks
+    from odc.folder.number import PICTURE, number_of_clusters
+
+    as_json, ks = args.pop("json"), args.pop("ks")
+    args["ks"] = None if ks is None else read_ks(ks)
+    choice, place = number_of_clusters(**args, stream=sys.stderr if as_json else sys.stdout)
+    if as_json:
+        print(json.dumps(choice.describe()))
+    else:
+        show(table(choice) + (f"\n{place / PICTURE}" if choice.ks else ""))
+
+
 def _reliable(args: Arguments) -> None:
     from odc.recipes import Reliable
 
@@ -124,6 +138,15 @@ _CLUSTER = (
     pairs("--cfg-options", "settings of the recipe, e.g. moco.train_cfg.max_epochs=200"),
     flag("--json", "print the result as JSON, and progress on the standard error stream"),
 )
+_CHOOSE_K = (
+    arg("source", "folder of pictures, folder that odc cluster left, or a file of features"),
+    arg("--features", "a network by which pictures are seen (default: their pixels)", metavar="SOURCE"),
+    arg("--ks", "numbers to try: 2-30, or 5,10,20; of many, some (default: 2-60)", metavar="NUMBERS"),
+    arg("--out", "where the picture and the numbers go (default: work_dirs/NAME-choose-k)", metavar="DIR"),
+    SIZE,
+    arg("--seed", "of everything random (default 0)", type=int, default=0),
+    flag("--json", "print the result as JSON, and progress on the standard error stream"),
+)
 COMMANDS = (
     Command(
         "cluster",
@@ -138,6 +161,13 @@ COMMANDS = (
         _report,
         _REPORT,
         "odc report work_dirs/photos",
+    ),
+    Command(
+        "choose-k",
+        "Find out how many clusters the features speak for, or that they do not say.",
+        _choose_k,
+        _CHOOSE_K,
+        "odc choose-k photos --features dinov2-small --out choice",
     ),
     Command(
         "reliable",

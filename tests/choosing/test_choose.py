@@ -121,6 +121,12 @@ def test_the_end_of_what_was_tried_is_said() -> None:
     assert "may be more clusters than the 20 that were tried" in decide(dict.fromkeys("abcde", 20), 0.5, True, KS)[3]
 
 
+def test_what_is_as_stable_widens_an_interval_but_not_one_answer() -> None:
+    assert decide(dict(zip("abcde", [7, 8, 7, 9, 7], strict=True)), 0.5, True, KS, 14)[1:3] == (7, 14)
+    assert decide(dict(zip("abcde", [7, 8, 7, 9, 7], strict=True)), 0.5, True, KS, 5)[1:3] == (7, 8)
+    assert decide(dict(zip("abcde", [7, 7, 7, 9, 7], strict=True)), 0.5, True, KS, 14)[1:3] == (7, 7)
+
+
 def test_default_numbers() -> None:
     assert default_ks(2, 24) == (*range(2, 21), 22, 24)
     assert default_ks()[-3:] == (52, 56, 60)
