@@ -61,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "pages": METHODS | {"data", "comparison", "results"},
     "cli": {"errors", "files"}
-    | {"pages", "folder", "results", "labelling", "portable"}
+    | {"pages", "folder", "results", "labelling", "portable", "sharing"}
     | {"choosing"}
     | {"options", "config", "models", "apis", "probe", "recipes", "evaluation", "comparison", "sources"},
     "results": METHODS | {"data"},
@@ -74,6 +74,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"logs", "config", "data", "evaluation", "models", "engine", "recipes", "sources", "comparison", "results"}
     | {"portable"},
     "__init__": {"estimator"},  # when it is asked for
+    "sharing": METHODS | {"data", "pages", "results"},
     "labelling": METHODS | {"apis", "checkpoints", "data", "evaluation", "models", "results", "portable"},
 }
 

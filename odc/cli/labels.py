@@ -1,4 +1,4 @@
-"""Commands for a clustering and a few labels of a person."""
+"""Commands for a clustering: a few labels of a person, and other tools."""
 
 from __future__ import annotations
 
@@ -51,6 +51,17 @@ def _refine(args: Arguments) -> None:
     _page(refined.out)
 
 
+def _share(args: Arguments) -> None:
+    from odc.sharing import share
+
+    show("\n".join(share(**args, watch=progress("thumbnails"))))
+
+
+_SHARE = (
+    arg("folder", "folder that odc cluster left"),
+    arg("--to", "the tool", choices=["fiftyone", "datasets", "embedding-atlas", "labelstudio"], required=True),
+    arg("--out", "folder for its files", metavar="DIR", required=True),
+)
 _LABELS = arg("labels", "CSV with the columns path and label: some images whose class you know")
 _JSON = flag("--json", "print what was found as JSON")
 _ALIGN = (
@@ -92,5 +103,12 @@ COMMANDS = (
         _refine,
         _REFINE,
         "odc refine work_dirs/photos labels.csv --out work_dirs/photos-2",
+    ),
+    Command(
+        "share",
+        "Write a clustering in the files of another tool, and tell how to open them.",
+        _share,
+        _SHARE,
+        "odc share work_dirs/photos --to fiftyone --out work_dirs/fiftyone",
     ),
 )
