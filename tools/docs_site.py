@@ -24,7 +24,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 _LANGUAGES = {".py": "python", ".sh": "bash", ".html": "html", ".json": "json", "Makefile": "make"}
-_NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
+_NOT_SEARCHED = "---\nsearch: {exclude: true}\nhide: [toc]\n---\n\n"
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 _FENCE = re.compile(r"^(`{3,}).*?^\1", re.M | re.S)
 
