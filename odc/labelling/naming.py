@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from odc.evaluation.align import MIN_MARGIN, Alignment, align, told
-from odc.files import alone, writable_file
+from odc.files import alone, writable_file, write_text
 from odc.labelling.given import Given, Score, check_apart, score_table
+from odc.portable.files import MODEL
+from odc.reading import mapping, plain, read_json
 from odc.results import Clustering
 from odc.structures import UNLABELLED
 
@@ -101,6 +105,16 @@ def name_clusters(
         score, table = Score.of(other.names, names), score_table(other.names, {"right": names})
     result = Named(found, tuple(clustering.sizes.tolist()), given, file, score, table)
     with alone(folder):
+        _name_model(folder / "model" / MODEL, result.names)
         clustering.named(result.names).save(folder)
         found.save(file)
     return result
+
+
+def _name_model(file: Path, names: Mapping[int, str]) -> None:
+    """Let a model call the clusters so, if there is one; its weights are not looked at."""
+    if file.is_file():
+        told = read_json(file, mapping(plain), "does not describe a model", "make it again (odc cluster)")
+        write_text(
+            file, json.dumps({**told, "names": {str(c): name for c, name in sorted(names.items())}}, indent=1) + "\n"
+        )

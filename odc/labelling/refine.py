@@ -33,6 +33,8 @@ from odc.evaluation.align import align
 from odc.files import alone, writable
 from odc.labelling.given import Given, Score, check_apart, score_table
 from odc.models.cluster_model import unwrap
+from odc.portable import PortableModel
+from odc.portable.packing import pack_training
 from odc.results import Clustering
 from odc.results.clustering import ABOUT, FEATURES, TABLE
 from odc.structures import UNLABELLED
@@ -192,25 +194,27 @@ def refine(
     with alone(writable(out)):
         measured = None
         if other is not None:
-            found = _trained(clustering, given, folder, out / RUN, named_only, seed, say)
+            found, config = _trained(clustering, given, folder, out / RUN, named_only, seed, say)
             measured = _measure(clustering, given, other, found, f"the labels of {test}")
         else:
             held = given.third()
             if held.any():
                 say("training on two thirds of the labels, to measure on the others")
                 with tempfile.TemporaryDirectory(dir=out) as place:
-                    part = _trained(clustering, given.part(~held), folder, Path(place), named_only, seed, say)
+                    part, _ = _trained(clustering, given.part(~held), folder, Path(place), named_only, seed, say)
                 measured = _measure(
                     clustering, given.part(~held), given.part(held), part, "a third of the labels, held out"
                 )
             say("training on all labels")
-            found = _trained(clustering, given, folder, out / RUN, named_only, seed, say)
+            found, config = _trained(clustering, given, folder, out / RUN, named_only, seed, say)
         names = _names_before(clustering, given, np.arange(len(clustering)))
         moved = sum(
             a != b
             for a, b, c in zip(names, _names(found), found.cluster.tolist(), strict=True)
             if c < len(given.classes)
         )
+        if (model := _packed(folder, found, config)) is not None:
+            model.save(out / "model")
         found.save(out)
     others = tuple(found.about["refined"]["others"])
     return Refined(found, out, len(given), len(given.classes), others, moved, measured)
@@ -249,8 +253,8 @@ def _trained(
     named_only: bool,
     seed: int,
     say: Callable[[str], None],
-) -> Clustering:
-    """Return the clustering of a classifier that is trained in a folder, where an earlier one goes."""
+) -> tuple[Clustering, Config]:
+    """Return the clustering of a classifier that is trained in a folder, where an earlier one goes, and its config."""
     labelling = spread(clustering, given, named_only)
     if work_dir.exists():
         shutil.rmtree(work_dir)
@@ -275,7 +279,27 @@ def _trained(
         about=about,
         spaces=clustering.spaces,
     )
-    return dataclasses.replace(found, duplicate_of=clustering.duplicate_of)
+    return dataclasses.replace(found, duplicate_of=clustering.duplicate_of), config
+
+
+def _packed(folder: Path, found: Clustering, config: Config) -> PortableModel | None:
+    """Return the model of a new clustering: the networks of the old one, if there is one, and the classifier."""
+    if not (folder / "model").is_dir():
+        return None
+    old, checkpoint = PortableModel.load(folder), next(find_resume(config.work_dir))
+    new = pack_training(found, config, checkpoint, None)
+    reference = new.reference
+    if old.reference.paths == reference.paths:  # the same pictures have the same prints
+        reference = dataclasses.replace(reference, prints=old.reference.prints)
+    told = {"features": old.about.get("features", new.about["features"])}
+    return dataclasses.replace(
+        new,
+        networks=old.networks,
+        levels=old.levels,
+        spaces=old.spaces,
+        reference=reference,
+        about=dict(new.about) | told,
+    )
 
 
 def training(folder: Path, clustering: Clustering, labelling: Labelling, work_dir: Path, seed: int) -> Config:

@@ -16,6 +16,8 @@ from odc.cli import main
 from odc.labelling import name_clusters, refine
 from odc.labelling.given import Given, Score, score_table
 from odc.labelling.refine import Measured, Refined, spread
+from odc.portable import PortableModel
+from odc.portable.packing import pack_nearest
 from odc.results import Clustering
 from odc.structures import make_generator
 
@@ -37,7 +39,9 @@ def saved(folder: Path, cluster: np.ndarray | None = None, K: int = SIDES) -> Pa
     if cluster is None:
         cluster = np.where((of == 0) & (np.arange(len(of)) < 20), 1, of)
     margin = np.linspace(0, 1, len(of), dtype=np.float32)
-    Clustering.describe("photos", [f"{i:02d}.png" for i in range(len(of))], x, (cluster, margin), K).save(folder)
+    found = Clustering.describe("photos", [f"{i:02d}.png" for i in range(len(of))], x, (cluster, margin), K)
+    found.save(folder)
+    pack_nearest(found, [], None).save(folder / "model")
     return folder
 
 
@@ -76,7 +80,7 @@ def test_names_go_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     parquet = pyarrow.parquet.read_table(folder / "clusters.parquet").to_pydict()
     assert parquet["name"] == [row["name"] for row in rows]
     again = Clustering.load(folder)
-    assert dict(again.names) == dict(enumerate(NAMES))
+    assert dict(again.names) == dict(PortableModel.load(folder).names) == dict(enumerate(NAMES))
     assert [match["label"] for match in json.loads((folder / "map.json").read_text())["clusters"]] == list(NAMES)
 
 
@@ -175,8 +179,16 @@ def test_refining_is_better_and_keeps_what_was_given(refined: Path) -> None:
     assert after.about["refined"] == {"labels": 10, "classes": 3, "others": [], "seed": 0}
     assert np.array_equal(after.features, before.features)
     assert sorted(p.name for p in (refined / "out").iterdir()) == [
-        *("clustering.json", "clusters.csv", "clusters.parquet", "features.npy", "run")
+        *("clustering.json", "clusters.csv", "clusters.parquet", "features.npy", "model", "run")
     ]
+
+
+def test_the_model_is_the_classifier(refined: Path) -> None:
+    model, after = PortableModel.load(refined / "out"), Clustering.load(refined / "out")
+    assert dict(model.names) == dict(enumerate(NAMES))
+    cluster = model.judge(torch.from_numpy(np.array(after.features))).cluster
+    assert np.flatnonzero(cluster != after.cluster).tolist() == [27], "the label that was wrong"
+    assert model.about["agreement"] == pytest.approx(59 / 60, abs=1e-6)
 
 
 def test_it_repeats_itself_and_what_it_made_may_be_made_again(refined: Path, tmp_path: Path) -> None:
