@@ -174,6 +174,20 @@ def test_photographs_are_cropped_to_their_middle(tmp_path: Path) -> None:
     assert (np.abs(sheet[:, 2 * sheets.LARGE :][inside] - 128) < 3).all()  # not in the data set
 
 
+def test_few_images_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (200, 100), "red").save(tmp_path / "a.png")
+    dataset = FileDataset(str(tmp_path), ["a.png"], {}, {})
+
+    def sides(count: int, large: int) -> list[int]:
+        return [opened(s).width // s.columns for s in sheets.draw_sheets(dataset, [0] * count, large).sheets]
+
+    monkeypatch.setattr(sheets, "FEW", 96)
+    assert sides(96, 0) == [sheets.LARGE] * 2
+    assert sides(100, 50) == [sheets.LARGE] * 2 + [sheets.SMALL]  # 50 are two sheets
+    assert sides(200, 200) == [sheets.LARGE] * 2 + [sheets.SMALL] * 3
+    assert sides(100, 0) == [sheets.SMALL] * 3
+
+
 def test_a_large_photograph_is_decoded_small(tmp_path: Path) -> None:
     ramp = np.linspace(0, 255, 1600, dtype=np.uint8)
     Image.fromarray(np.broadcast_to(ramp[:, None], (1600, 1200)).copy()).convert("RGB").save(tmp_path / "a.jpg")
@@ -460,6 +474,7 @@ def test_every_view_fits(browser: Any, run: Run, folder: Path, width: int, schem
 
 
 def test_by_keyboard(browser: Any, run: Run) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
     active = "document.activeElement"
@@ -468,6 +483,8 @@ def test_by_keyboard(browser: Any, run: Run) -> None:
     assert run(f"return {active}.classList[0]") == "tile"  # behind four buttons; one stop a strip
     first = run(f"return {active}.dataset.i")
     press(browser, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    ActionChains(browser).move_to_element(browser.find_element("css selector", ".tile:focus")).perform()
+    assert run(f"return getComputedStyle({active}).backgroundImage").startswith("url")  # also under the mouse
     at = run(f"return {active}.dataset.i")
     assert at != first
     assert run(f"return getComputedStyle({active}).outlineStyle") == "solid"

@@ -19,7 +19,7 @@ from odc.data.datasets import ImageDataset
 from odc.errors import InputError
 
 LARGE, SMALL = 128, 80  # pixels a side: of an image in a strip, and of another; whole blocks of JPEG
-FEW = 1500  # up to so many images all are large
+FEW = 1500  # images that are large at most; up to so many images all are
 TINY = 64  # pixels of the longer side up to which images are shown pixel by pixel
 _TILES = 48  # images of a sheet
 _ACROSS = 8
@@ -48,15 +48,14 @@ class Sheets:
 def draw_sheets(
     dataset: ImageDataset, ids: Sequence[int], large: int, watch: Callable[[int, int], None] | None = None
 ) -> Sheets:
-    """Draw the images ``ids`` of a data set, -1 for one that is not in it; the first ``large`` of them large.
+    """Draw the images ``ids`` of a data set, -1 for one that is not in it; the first ``large`` of many large.
 
     An image that cannot be decoded, because it has gone since it was clustered, is a grey square. ``watch`` is told
     how many of how many are drawn.
     """
     shape = dataset.image_shape
     pixels = shape is not None and max(shape[1:]) <= TINY
-    if len(ids) <= FEW:
-        large = len(ids)
+    large = len(ids) if len(ids) <= FEW else min(large, FEW)
     # A sheet has one size of tiles, the small ones begin with a sheet of their own.
     large = math.ceil(large / _TILES) * _TILES
 
