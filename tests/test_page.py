@@ -589,7 +589,15 @@ def test_what_a_browser_has_kept_may_be_anything(browser: Any, run: Run) -> None
     ):
         run(f"localStorage.setItem({key}, arguments[0])", kept)
         browser.refresh()
-        assert run("return document.getElementById('labelled').textContent") == "1"  # "blue", which was there before
+        assert run("return document.getElementById('labelled').textContent") == "0"
+
+
+def test_names_that_were_there_count_when_they_are_looked_at(run: Run) -> None:
+    assert run("return document.querySelector('#cluster-2 .name').value") == "blue"
+    assert run("return document.getElementById('labelled').textContent") == "0"
+    run("document.querySelector('#cluster-2 .buttons button:nth-child(3)').click()")
+    until(run, "document.getElementById('labelled').textContent == '1'")
+    assert run("return document.getElementById('table').textContent").startswith("blue")
 
 
 def test_names_that_are_no_text_leave_as_their_bytes(browser: Any, tmp_path: Path) -> None:

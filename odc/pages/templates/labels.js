@@ -22,11 +22,11 @@ function nameOf(c) {
   return "";
 }
 
-// What a cluster's images are labelled as; nothing where nobody said anything.
+// What a cluster's images are labelled as; nothing where nobody said anything. A name that a cluster had before, by a
+// program perhaps, counts once a person has looked at it.
 function labelOf(c) {
-  const name = nameOf(c).trim();
-  if (name) return name;
-  const all = groupMembers(groupOf(c));
+  const all = groupMembers(groupOf(c)), name = nameOf(c).trim();
+  if (name && (said.names.has(groupOf(c)) || all.some(one => said.seen.has(one)))) return name;
   return all.length > 1 ? all.join("+") : "";
 }
 
@@ -53,7 +53,6 @@ function separate(c) {
   for (const other of rest) said.group.set(other, head);
   if (name) said.names.set(head, name);
   said.group.set(c, c);
-  said.names.set(c, CLUSTERS.get(c).name);
   changed();
 }
 
