@@ -222,16 +222,20 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def write_table(path: str | Path, heading: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file whose names are the disk's, byte by byte.
+    """Write a CSV file whose names are the disk's, byte by byte; see :func:`table_lines`."""
+    with written_whole(path) as file:
+        file.write(table_lines([heading, *rows]))
+
+
+def table_lines(rows: Iterable[Sequence[object]]) -> bytes:
+    """Return rows as lines of a CSV file, whose names are the disk's, byte by byte.
 
     A text that a spreadsheet would take for a formula gets ``./`` in front, which leaves a path what it is.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(heading)
     writer.writerows([f"./{x}" if isinstance(x, str) and x.startswith(_FORMULA) else x for x in row] for row in rows)
-    with written_whole(path) as file:
-        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")

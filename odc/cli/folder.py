@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
 
 from odc.cli.arguments import CHECKPOINT, SIZE, Arguments, Command, arg, flag, pairs, prepare, show
+from odc.errors import printable
 
 
 def _cluster(args: Arguments) -> int:
@@ -78,6 +81,36 @@ def progress(what: str) -> Callable[[int, int], None]:
     return watch
 
 
+def _predict(args: Arguments) -> int:
+    from odc.portable import PortableModel
+    from odc.portable.following import follow
+    from odc.portable.predicting import STDOUT, Rows, predict
+
+    new, out, as_json, link = args["new"], args["out"], args["json"], args["link"]
+    stdout = sys.stdout.buffer if out == STDOUT else None
+    terminates = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in good order, as Ctrl-C does
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # where logs go
+            model = PortableModel.load(args["model"])
+            if args["watch"]:
+                rows = None if stdout is None else Rows(stdout, model.columns, as_json)
+                print(f"odc: looking at {new}; Ctrl-C ends it", file=sys.stderr)
+                said = follow(model, new, None if out == STDOUT else out, rows_out=rows, link=link)
+            else:
+                watch = progress("images")
+                said = predict(model, new, out, stream=stdout, as_json=as_json, link=link, watch=watch)
+    except KeyboardInterrupt:
+        again = "" if out == STDOUT else "; the same command goes on"
+        print(f"\nodc: stopped{again}", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, terminates)
+    if as_json and out != STDOUT:
+        print(json.dumps(dataclasses.asdict(said)))
+    print(printable(said.told(), keep="\n"), file=sys.stderr)
+    return 0
+
+
 def _report(args: Arguments) -> None:
     from odc.pages import report
 
@@ -138,6 +171,14 @@ _CLUSTER = (
     pairs("--cfg-options", "settings of the recipe, e.g. moco.train_cfg.max_epochs=200"),
     flag("--json", "print the result as JSON, and progress on the standard error stream"),
 )
+_PREDICT = (
+    arg("model", "what odc cluster left, or the folder model in it", metavar="DIR"),
+    arg("new", "folder, list of files (.txt, .csv), an image, or a file of features"),
+    arg("--out", "table to write, .csv or .parquet (default: the rows are printed)", metavar="FILE", default="-"),
+    flag("--watch", "go on with images as they arrive in the folder, until Ctrl-C"),
+    arg("--link", "make a folder a cluster there, of links to the images", metavar="DIR"),
+    flag("--json", "print an object an image, or with --out one of the whole"),
+)
 _CHOOSE_K = (
     arg("source", "folder of pictures, folder that odc cluster left, or a file of features"),
     arg("--features", "a network by which pictures are seen (default: their pixels)", metavar="SOURCE"),
@@ -154,6 +195,13 @@ COMMANDS = (
         _cluster,
         _CLUSTER,
         "odc cluster photos -k 10 --out clusters --features dinov2-small",
+    ),
+    Command(
+        "predict",
+        "Find the clusters of new images.",
+        _predict,
+        _PREDICT,
+        "odc predict work_dirs/photos /path/to/new_photos --out new.csv",
     ),
     Command(
         "report",

@@ -343,6 +343,17 @@ class ImageCSV(_Listed):
         super().__init__(file, root, pairs, **options)
 
 
+def list_images(root: str) -> tuple[list[str], dict[str, str]]:
+    """Return which files below a folder are images, by their names, and ``{path: reason}`` of what is none.
+
+    Unlike :class:`ImageFolder` it opens no file whose name tells what it is. Raises InputError where the folder cannot
+    be read.
+    """
+    files, unreadable = _walk(root)
+    images, left_out = _choose(root, files, None)
+    return images, left_out | unreadable
+
+
 def _walk(root: str) -> tuple[list[str], dict[str, str]]:
     """Return what is below ``root`` and no folder, relative to it, with ``/``; and ``{folder: why it is unreadable}``.
 

@@ -27,6 +27,7 @@ from odc.portable.files import FORMAT, MODEL, WEIGHTS, read_model, reference_ten
 from odc.portable.heads import Nearest, Trained
 from odc.portable.networks import Finish, Network, seen_through, split_view
 from odc.portable.reference import Reference
+from odc.results.clustering import COLUMNS
 from odc.results.columns import Bools, Floats, Ints, distances, unit_vectors
 from odc.results.duplicates import Prints, print_of
 
@@ -72,6 +73,11 @@ class PortableModel:
     def _parts(self) -> nn.ModuleDict:
         return nn.ModuleDict({"networks": nn.ModuleList(self.networks), "head": self.head})
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a table of predictions: ``name`` is there only where clusters have names."""
+        return COLUMNS if self.names else tuple(name for name in COLUMNS if name != "name")
+
     # -- from pictures to clusters
 
     def decode(self, path: str | Path) -> Tensor:
@@ -81,6 +87,10 @@ class PortableModel:
             return decoding.decode(str(path), grey, MAX_PIXELS, self.levels)
         except Exception as error:  # decoders raise whatever the damaged bytes lead them to
             raise InputError(f"cannot decode {path} ({one_line(error)})") from error
+
+    def check_pictures(self) -> None:
+        """Raise InputError where the model takes vectors, and no pictures."""
+        self._seeing()
 
     def _seeing(self) -> Sequence[Network]:
         if not self.networks:
