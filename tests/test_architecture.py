@@ -71,8 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"logs", "config", "data", "evaluation", "models", "engine", "apis", "recipes", "comparison", "sources"}
     | {"work_dir", "results", "portable", "choosing"},
     "estimator": METHODS
-    | {"logs", "config", "data", "evaluation", "models", "engine", "recipes", "sources", "comparison", "results"}
-    | {"portable"},
+    | {"logs", "data", "evaluation", "recipes", "sources", "comparison", "results", "folder", "portable"},
     "__init__": {"estimator"},  # when it is asked for
     "sharing": METHODS | {"data", "pages", "results"},
     "labelling": METHODS | {"apis", "checkpoints", "data", "evaluation", "models", "results", "portable"},

@@ -15,10 +15,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from odc.data.datasets import build_dataset
 from odc.errors import InputError
 from odc.estimator.inputs import are_images, read_images
 from odc.estimator.isolation import isolated
-from odc.estimator.training import train
+from odc.estimator.training import Samples, see_pictures, see_vectors, train
+from odc.portable import PortableModel
 from odc.sources import SCRATCH
 
 
@@ -41,14 +43,14 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
     Args:
         n_clusters: K.
-        method: name of a method as ``odc compare --methods`` takes it, or the path of a config. ``None``: "scan" on
-            vectors and features, or "kmeans" where these are too few to train on (less than 100, or than 4 a cluster);
-            "odc" from scratch. On vectors and features "spice" is its first part, "spice-self": the second trains a
-            network on images.
+        method: name of a method, as ``odc cluster --method`` takes it, or the path of a config. ``None``: "scan", on
+            vectors, on features, or from scratch after a pre-training by MoCo; k-means where the samples are too few to
+            train on (less than 100, or than 4 a cluster). On vectors and features "spice" is its first part,
+            "spice-self": the second trains a network on images.
         features: what images become before they are clustered: a network that others have trained, as ``odc compare
             --features`` takes it ("dinov2-small", say); or "scratch", a network is trained on these images alone.
-        max_epochs: of the training; ``None``: those of the method's config. Where a method consists of several
-            trainings they share them.
+        max_epochs: of a pre-training, and of the training after it; where that consists of several they share them.
+            ``None``: what suits the samples.
         options: settings of the config to change, ``{"dotted.key": value}``, as ``--cfg-options``.
         random_state: an int for results that repeat; a ``RandomState``, or ``None`` for NumPy's global one, to draw
             from.
@@ -56,8 +58,11 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
     Attributes:
         labels_: (N,) int64 cluster of each sample, -1 for noise of methods that know some.
+        confidence_: (N,) float32 in [0, 1]: the share of the samples whose margin between the best and the second
+            cluster is not larger.
         cluster_centers_: (K, D) float32, the mean direction of the features in each cluster, of length 1: where X was
             vectors among these, else among what the network makes of images. Zeros for a cluster without samples.
+        model_: the :class:`odc.portable.PortableModel` behind ``predict``, which tells more of images.
         n_features_in_: D, where X was vectors.
         feature_names_in_: names of the D columns, where X was a table of vectors with names.
         paths_: N paths relative to the folder, in the order of ``labels_``, where X was a folder.
@@ -105,21 +110,20 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             raise ValueError(f"features='{self.features}' is for images, but X has vectors: leave it out")
         with isolated(self.verbose) as level, tempfile.TemporaryDirectory(prefix="odc-") as folder:
             pictures = read_images(X, Path(folder)) if images else None
+            config = None if pictures is None else pictures.config
             found, model = train(
-                self.method,
+                Samples(vectors, config, self.features or SCRATCH),
                 self.n_clusters,
                 Path(folder),
-                vectors=vectors,
-                pictures=None if pictures is None else pictures.config,
-                features=self.features or SCRATCH,
+                method=self.method,
                 seed=self._seed(),
                 max_epochs=self.max_epochs,
                 options=self.options,
                 log_level=level,
             )
-        labels = found.numpy()
-        if pictures is not None:
-            labels = labels[pictures.order]
+            if pictures is not None and pictures.levels is not None:
+                model.levels = pictures.levels
+        order = np.arange(len(found)) if pictures is None else pictures.order
         self.__dict__.pop("paths_", None)
         if pictures is not None and pictures.paths is not None:
             self.paths_ = pictures.paths
@@ -127,11 +131,10 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 path, reason = next(iter(pictures.unreadable.items()))
                 left_out = f"{len(pictures.unreadable)} of {len(self.paths_) + len(pictures.unreadable)} images"
                 warnings.warn(f"{left_out} cannot be read and are left out, {path} first ({reason})", stacklevel=2)
-        self.labels_: npt.NDArray[np.int64] = labels
-        self.cluster_centers_: npt.NDArray[np.float32] = model.centers.numpy()
-        self._model, self._levels = model, None if pictures is None else pictures.levels
-        self._n_features_out = len(self.cluster_centers_)
-        filled = len(np.unique(labels[labels >= 0]))
+        self.labels_: npt.NDArray[np.int64] = found.cluster[order]
+        self.confidence_: npt.NDArray[np.float32] = found.confidence[order]
+        self._use(model)
+        filled = len(np.unique(self.labels_[self.labels_ >= 0]))
         if filled < self.n_clusters:
             warnings.warn(
                 f"{self.n_clusters - filled} of {self.n_clusters} clusters have no sample: take fewer clusters, more "
@@ -178,13 +181,55 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         check_is_fitted(self)
         if not hasattr(self, "n_features_in_") and are_images(X):
             with isolated(self.verbose), tempfile.TemporaryDirectory(prefix="odc-") as folder:
-                pictures = read_images(X, Path(folder), self._levels)
-                found, distances = self._model.see_pictures(pictures.config, Path(folder))
-            return found.numpy()[pictures.order], distances.numpy()[pictures.order]
+                pictures = read_images(X, Path(folder), self.model_.levels)
+                found, distances = see_pictures(self.model_, build_dataset(pictures.config))
+            return found[pictures.order], distances[pictures.order]
         if not hasattr(self, "n_features_in_"):
             raise ValueError("DeepClusterer was fitted on images, but X has none: give images")
-        found, distances = self._model.see_vectors(self._vectors(X, reset=False))
-        return found.numpy(), distances.numpy()
+        return see_vectors(self.model_, self._vectors(X, reset=False))
+
+    def save(self, folder: str | Path) -> None:
+        """Write what ``predict`` needs into a folder, as JSON and safetensors: see :mod:`odc.portable`."""
+        check_is_fitted(self)
+        self.model_.save(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> DeepClusterer:
+        """Return what :meth:`save`, or ``odc cluster``, has written: it predicts, but has no ``labels_`` of its own.
+
+        Raises:
+            InputError: there is no model, or a damaged one.
+        """
+        model = PortableModel.load(folder)
+        found = cls(model.num_clusters, method=model.about.get("method"))
+        if not model.networks:
+            found.n_features_in_ = sum(model.spaces)
+        found._use(model)
+        return found
+
+    def _use(self, model: PortableModel) -> None:
+        self.model_ = model
+        self.cluster_centers_: npt.NDArray[np.float32] = model.prototypes
+        self._n_features_out = model.num_clusters
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a pickle: of the model its files."""
+        state: dict[str, Any] = dict(super().__getstate__())
+        if isinstance(state.get("model_"), PortableModel):
+            with tempfile.TemporaryDirectory(prefix="odc-") as folder:
+                self.model_.save(folder)
+                state["model_"] = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up the state of a pickle."""
+        files = state.get("model_")
+        if isinstance(files, dict):
+            with tempfile.TemporaryDirectory(prefix="odc-") as folder:
+                for name, content in files.items():
+                    (Path(folder) / name).write_bytes(content)
+                state = {**state, "model_": PortableModel.load(folder)}
+        super().__setstate__(state)
 
     def __sklearn_tags__(self) -> Any:
         """Return what scikit-learn asks of an estimator: images are taken, and distances are float32."""

@@ -23,6 +23,7 @@ from odc.files import write_table
 
 Levels = tuple[float, float]
 _CHANNELS = (1, 3, 4)
+_SHARES = (0.0, 1.0)  # floating-point numbers that become 0 and 255, whatever else a model was trained on
 _AT_ONCE = 1024  # images
 _KINDS = (
     "(N, H, W), (N, H, W, C) or (N, C, H, W) arrays or tensors with 1, 3 or 4 channels, a folder, a list of paths, of "
@@ -40,7 +41,7 @@ class Pictures:
     unreadable: Mapping[str, str] = field(
         default_factory=dict
     )  # {path: reason} of images in a folder that are left out
-    levels: Levels | None = None  # values of an array that became 0 and 255, where these were not 0 and 255
+    levels: Levels | None = None  # values that became 0 and 255 in an array, where it was neither of bytes nor shares
 
 
 def are_images(X: Any) -> bool:
@@ -75,20 +76,20 @@ def read_images(X: Any, folder: Path, levels: Levels | None = None) -> Pictures:
     """Return the data set of images, whatever form they have; files that it needs are written to ``folder``.
 
     Args:
-        levels: of the images that a model was trained on, so that arrays of other than 8 bits are scaled as these were.
+        levels: of the images that a model was trained on, so that what has other than 8 bits is scaled as these were.
 
     Raises:
         InputError: they are none, or some of them cannot be read.
     """
     if isinstance(X, str | os.PathLike):
-        config = {"type": "ImageFolder", "root": os.fspath(X)}
+        config = {"type": "ImageFolder", "root": os.fspath(X), **_of_files(levels)}
         dataset = build_dataset(config)
         named_so = {path: why for path, why in dataset.skipped.items() if path.lower().endswith(endings())}
         return Pictures(config, np.arange(len(dataset)), tuple(dataset.paths), named_so)
     if len(getattr(X, "shape", ())) > 1:
         return _array(X, folder, levels)
     if isinstance(_first(X), str | os.PathLike):
-        return _files([os.path.abspath(os.fspath(path)) for path in X], folder)
+        return _files([os.path.abspath(os.fspath(path)) for path in X], folder, levels)
     return _items(X, folder)
 
 
@@ -102,16 +103,17 @@ def _array(X: Any, folder: Path, levels: Levels | None) -> Pictures:
     axis = _channels(x.shape, first=tensor)
     if x.dtype.kind not in "buif":
         raise InputError(f"images cannot be of {x.dtype}: give uint8, or floating-point numbers from 0 to 1")
-    levels = _levels(x, levels)
+    scale = _levels(x, levels)
     size = [side for i, side in enumerate(x.shape[1:], 1) if i != axis]
     file = folder / "images.npy"
     out = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(len(x), 3, *size))
     for start in range(0, len(x), _AT_ONCE):
         rows = slice(start, start + _AT_ONCE)
         part = x[rows] if axis else x[rows, None]
-        out[rows] = _colour(_to_bytes(np.moveaxis(part, axis or 1, 1), levels))
+        out[rows] = _colour(_to_bytes(np.moveaxis(part, axis or 1, 1), scale))
     out.flush()
-    return Pictures({"type": "ImageArray", "file": str(file)}, np.arange(len(x)), levels=levels)
+    kept = None if scale == _SHARES else scale
+    return Pictures({"type": "ImageArray", "file": str(file)}, np.arange(len(x)), levels=kept)
 
 
 def _channels(shape: tuple[int, ...], first: bool) -> int | None:
@@ -139,13 +141,13 @@ def _levels(x: npt.NDArray[Any], levels: Levels | None) -> Levels | None:
     if levels is not None:
         return levels
     if x.dtype.kind == "f" and low >= 0 and high <= 1:
-        return 0.0, 1.0
+        return _SHARES
     return low, max(high, low + 1)
 
 
 def _to_bytes(x: npt.NDArray[Any], levels: Levels | None) -> npt.NDArray[np.uint8]:
     if levels is None:
-        levels = (0.0, 1.0) if x.dtype == np.bool_ else (0.0, 255.0)
+        levels = _SHARES if x.dtype == np.bool_ else (0.0, 255.0)
     low, high = levels
     scaled = (x.astype(np.float32) - low) * (255 / (high - low))
     pixels: npt.NDArray[np.uint8] = np.rint(scaled.clip(0, 255)).astype(np.uint8)
@@ -164,11 +166,15 @@ def _colour(x: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 # ------------------------------------------------------------------------------------------------------------- files
 
 
-def _files(paths: Sequence[str], folder: Path) -> Pictures:
+def _of_files(levels: Levels | None) -> dict[str, Any]:
+    return {} if levels is None else {"value_range": list(levels)}
+
+
+def _files(paths: Sequence[str], folder: Path, levels: Levels | None) -> Pictures:
     """List files; one that is named twice is one sample."""
     table = folder / "images.csv"
     write_table(table, ["path"], [[path.lstrip("/")] for path in dict.fromkeys(paths)])
-    config = {"type": "ImageCSV", "file": str(table), "root": "/", "strict": True}
+    config = {"type": "ImageCSV", "file": str(table), "root": "/", "strict": True, **_of_files(levels)}
     place = {path: i for i, path in enumerate(build_dataset(config).paths)}
     return Pictures(config, np.array([place[path.lstrip("/")] for path in paths], dtype=np.int64))
 
@@ -202,7 +208,7 @@ def _picture(item: Any, number: int) -> Image.Image:
     if x.ndim not in (2, 3) or x.dtype.kind not in "buif":
         raise InputError(f"item {number} of X, {type(item).__name__} {x.shape}, is no image: give {_KINDS}")
     axis = _channels((1, *x.shape), first=tensor)
-    levels = None if x.dtype in (np.uint8, np.bool_) else (0.0, 1.0 if x.dtype.kind == "f" else 255.0)
+    levels = None if x.dtype in (np.uint8, np.bool_) else _SHARES if x.dtype.kind == "f" else (0.0, 255.0)
     if levels is not None and not (x.min() >= 0 and x.max() <= levels[1]):
         raise InputError(
             f"item {number} of X has values from {x.min():g} to {x.max():g}: give uint8 images, or floating-point "

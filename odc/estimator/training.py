@@ -1,8 +1,9 @@
-"""From samples to a trained model, by the parts that train everywhere else, in a folder that goes away."""
+"""From samples to a model, by the parts that train everywhere else, in a folder that goes away."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,94 +11,69 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from mmengine import Config
 from mmengine.hooks import Hook
 from torch import Tensor
 
-from odc.clustering.preprocess import unit_in_spaces
-from odc.comparison.estimators import RAW, Estimate
+from odc.clustering import margins
+from odc.comparison.estimators import ESTIMATORS, RAW, Estimate
 from odc.comparison.plan import Request, plan
 from odc.comparison.results import Outcome
-from odc.data.datasets import build_dataset
+from odc.data.datasets import ImageDataset, build_dataset, in_threads
 from odc.data.feature_files import read_space
-from odc.data.pipeline import Pipeline as View
-from odc.engine.data import EXTRACT_VIEW, Source
-from odc.engine.extract import extract
 from odc.errors import InputError
 from odc.evaluation.evaluator import Evaluation
-from odc.models.cluster_model import ClusterModel, unwrap
-from odc.recipes.pipeline import Pipeline
-from odc.recipes.stage import Train
-from odc.results.columns import prototypes, unit_vectors
+from odc.folder.choice import Choice, choose
+from odc.folder.looking import Look, look
+from odc.folder.running import shorter
+from odc.portable import PortableModel, pack
+from odc.portable.packing import networks_of, pack_nearest, pack_training
+from odc.recipes import Features, Left, Pipeline, Recipe, Train
+from odc.recipes.stage import place_spaces
+from odc.results.clustering import Clustering
+from odc.results.columns import unit_vectors
 from odc.sources import SCRATCH, Space, extract_space, extraction_config, read_source
-from odc.structures import UNLABELLED, LocalComm
+from odc.structures import UNLABELLED
 
 _NEVER = 2**31  # epochs between two checkpoints: the last is kept in any case
-_AT_ONCE = 4096  # vectors
-_FEWEST = 100, 4  # vectors, in all and a cluster, from which a head has something to learn from
+_AT_ONCE = 256  # samples
+_FILES = "vectors"  # what features are called that are there already
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Model:
-    """Maps samples to clusters."""
-
-    centers: Tensor  # (K, D) float32, mean directions, of length 1; zeros where there is no sample
-    spaces: tuple[int, ...]  # widths of the spaces that features consist of, D in all
-    networks: tuple[Space, ...]  # that pictures pass first, where they were trained elsewhere
-    trained: ClusterModel | None  # maps pictures, or vectors, to scores; None: the nearest of means
-    view: Sequence[Mapping[str, Any]]  # transforms by which it sees pictures
-    means: Tensor | None = None  # (K, D) float32 of vectors, of length 1 in each space where `unit`
-    unit: bool = True
-
-    def see_vectors(self, x: npt.NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-        """Return cluster (N,) int64 and distance to each centre (N, K) float32 of vectors (N, D)."""
-        vectors = torch.from_numpy(x)
-        if self.trained is None:
-            assert self.means is not None
-            means = self.means
-            found = [torch.cdist(self._as_clustered(part), means).min(1) for part in vectors.split(_AT_ONCE)]
-            near = torch.cat([distance.isfinite() for distance, _ in found])
-            return torch.where(near, torch.cat([c for _, c in found]), UNLABELLED), self._distances(vectors)
-        with torch.no_grad(), self.trained.averaged():
-            scores = [self._scores(self.trained.features(part[:, :, None, None])) for part in vectors.split(_AT_ONCE)]
-        return torch.cat(scores).argmax(1), self._distances(vectors)
-
-    def see_pictures(self, config: Mapping[str, Any], folder: Path) -> tuple[Tensor, Tensor]:
-        """Return the same of the pictures of a data set; ``folder`` is for files on the way."""
-        if self.networks:
-            files = features_of(self.networks, config, folder / "new")
-            return self.see_vectors(np.concatenate([_rows(file) for file in files], axis=1))
-        assert self.trained is not None
-        source = Source(build_dataset(config), {EXTRACT_VIEW: View(self.view)}, 0)
-        try:
-            z = extract(self.trained, source, LocalComm(), batch_size=256).features.cpu()
-        finally:
-            source.loader.close()
-        with torch.no_grad(), self.trained.averaged():
-            clusters = self._scores(z).argmax(1)
-        return clusters, self._distances(z)
-
-    def _scores(self, z: Tensor) -> Tensor:
-        assert self.trained is not None
-        scores: Tensor = self.trained.head.predict(z)
-        return scores
-
-    def _as_clustered(self, x: Tensor) -> Tensor:
-        return unit_in_spaces(x, self.spaces) if self.unit else x
-
-    def _distances(self, x: Tensor) -> Tensor:
-        return 1 - torch.from_numpy(unit_vectors(x.numpy(), self.spaces)) @ self.centers.T
+# ------------------------------------------------------------------------------------------------------------ seeing
 
 
-def centers_of(x: Tensor, cluster: Tensor, num_clusters: int, spaces: Sequence[int]) -> Tensor:
-    """Return the mean directions (K, D) of the vectors (N, D) in each cluster, zeros where there are none."""
-    return torch.from_numpy(prototypes(unit_vectors(x.numpy(), spaces), cluster.numpy(), num_clusters))
+def see_vectors(model: PortableModel, x: Floats) -> tuple[Ints, Floats]:
+    """Return the cluster (N,) of vectors (N, D), -1 where none has a sample, and 1 - cosine to each (N, K)."""
+    return _see(model, (torch.from_numpy(x[i : i + _AT_ONCE]) for i in range(0, len(x), _AT_ONCE)))
+
+
+def see_pictures(model: PortableModel, dataset: ImageDataset) -> tuple[Ints, Floats]:
+    """Return the same of pictures, of which few are in memory at a time."""
+    images = iter(in_threads(dataset.image, range(len(dataset)), "decoded"))
+    batches = iter(lambda: list(itertools.islice(images, _AT_ONCE)), [])
+    return _see(model, map(model.features, batches))
+
+
+def _see(model: PortableModel, batches: Iterator[Tensor]) -> tuple[Ints, Floats]:
+    clusters, distances = list[Ints](), list[Floats]()
+    for features in batches:
+        best, cluster = model.scores(features).max(1)
+        clusters.append(torch.where(best > -torch.inf, cluster, UNLABELLED).numpy())
+        distances.append(1 - unit_vectors(features.numpy(), model.spaces) @ model.prototypes.T)
+    return np.concatenate(clusters), np.concatenate(distances)
+
+
+# ---------------------------------------------------------------------------------------------------------- training
 
 
 class _Watch(Hook):
-    """Keeps the model of the last training, and what it says of the samples."""
+    """Keeps what the last training says of the samples."""
 
     def __init__(self) -> None:
-        self.model: ClusterModel | None = None
         self.evaluation: Evaluation | None = None
         self._runners = list[Any]()
 
@@ -106,8 +82,8 @@ class _Watch(Hook):
         self._runners.append(runner)
 
     def after_val(self, runner: Any) -> None:
-        """Keep both."""
-        self.model, self.evaluation = unwrap(runner.model), runner.val_loop.evaluation
+        """Keep it."""
+        self.evaluation = runner.val_loop.evaluation
 
     def release(self) -> None:
         """Let go of all else: runners and loops refer to themselves, and would hold samples and files for long."""
@@ -117,127 +93,189 @@ class _Watch(Hook):
         self._runners.clear()
 
 
-def method_for(wanted: str | None, num_clusters: int, vectors: int | None) -> str:
-    """Return which method clusters so many vectors, or where these are ``None`` pictures, if ``wanted`` is not one."""
-    if vectors is None:
-        return wanted or "odc"
-    if num_clusters == 1:  # the same by every method, and most need two
-        return "kmeans"
-    if wanted is None:
-        few, of_each = _FEWEST
-        return "kmeans" if vectors < max(few, of_each * num_clusters) else "scan"
-    # Of a method whose last part trains on images, the one that does not.
-    return "spice-self" if wanted == "spice" else wanted
+@dataclass(frozen=True)
+class Samples:
+    """What is clustered: vectors, or pictures."""
+
+    vectors: Floats | None  # (N, D)
+    pictures: Mapping[str, Any] | None = None  # config of a data set
+    features: str = SCRATCH  # what pictures become first, see odc.sources
 
 
 def train(
-    method: str | None,
+    samples: Samples,
     num_clusters: int,
     folder: Path,
     *,
-    vectors: npt.NDArray[np.float32] | None = None,
-    pictures: Mapping[str, Any] | None = None,
-    features: str = SCRATCH,
+    method: str | None = None,
     seed: int = 0,
     max_epochs: int | None = None,
     options: Mapping[str, Any] | None = None,
     log_level: str = "INFO",
-) -> tuple[Tensor, Model]:
-    """Cluster vectors (N, D) or pictures, a config of a data set; return the cluster (N,) of each, and the model.
+) -> tuple[Clustering, PortableModel]:
+    """Cluster samples.
 
     Args:
-        method: as ``odc compare --methods`` takes it; ``None``: see :func:`method_for`.
+        samples: N of them.
         num_clusters: K.
         folder: for all that is written on the way.
-        features: what pictures become first, as ``odc compare --features`` takes it.
+        method: as ``odc cluster --method`` takes it; ``None``: what that chooses.
         seed: of everything random.
-        max_epochs: that the trainings of the method share; ``None``: those of its config.
+        max_epochs: of a pre-training, and that the trainings after it share; ``None``: those of their configs.
         options: settings to change, ``{"dotted.key": value}``.
         log_level: of all logs.
 
     Raises:
         InputError: for an unknown method or option, or one that cannot be of these samples.
     """
-    networks, files = tuple[Space, ...](), list[Path]()
-    N = len(build_dataset(pictures or {})) if vectors is None else len(vectors)
+    dataset = None if samples.pictures is None else build_dataset(samples.pictures)
+    N = len(dataset if samples.vectors is None else samples.vectors)  # type: ignore[arg-type]
     if num_clusters > N:
         raise InputError(f"n_samples={N} should be >= n_clusters={num_clusters}: take fewer clusters")
-    if vectors is not None:
-        files = [folder / "vectors.npy"]
-        np.save(files[0], vectors)
-        files[0].with_suffix(".txt").write_text("".join(f"{i:09d}\n" for i in range(len(vectors))), encoding="utf-8")
-    elif features != SCRATCH:
-        networks = read_source(features)
-        if any(space.model is None for space in networks):
-            raise InputError(f"features='{features}' are there already: give them as X")
-        assert pictures is not None
-        files = features_of(networks, pictures, folder / "features", log_level)
-    rows = [_rows(file) for file in files]
-    chosen = method_for(method, num_clusters, len(rows[0]) if rows else None)
-    if chosen == "kmeans" and method != chosen:  # which trains nothing
-        max_epochs = None
+    networks, files = tuple[Space, ...](), list[Path]()
+    if samples.vectors is not None:
+        files = [_written(samples.vectors, folder)]
+    elif samples.features != SCRATCH:
+        networks = read_source(samples.features)
+        files = _extracted(networks, samples, folder, log_level)
+    choice = _choice(method, num_clusters, max_epochs, N, dataset, bool(files), folder)
+    trains = choice.row.partition("-")[0] not in ESTIMATORS  # besides a pre-training
+    if max_epochs is not None and choice.row == method and not trains and not choice.row.endswith("-moco"):
+        raise InputError(f"max_epochs={max_epochs} is for methods that are trained: '{method}' is not, leave it out")
     # Nobody goes on with a training that was interrupted, or looks at its log.
-    quiet: dict[str, Any] = {"default_hooks.checkpoint.interval": _NEVER, "log_level": log_level}
+    given: dict[str, Any] = {"default_hooks.checkpoint.interval": _NEVER, "log_level": log_level, **choice.options}
     if log_level != "INFO":
-        quiet["custom_hooks"] = []
+        given["custom_hooks"] = []
+    if not files:
+        given["data.dataset"] = {**_pictures(samples, choice), "_delete_": True}
     request = Request(
-        methods=[chosen],
+        methods=[choice.row],
         out=folder / "run",
         dataset=None if files else "folder32",
         features="+".join(map(str, files)) or None,
         seeds=[seed],
         threads=torch.get_num_threads(),
-        epochs=max_epochs,
+        epochs=max_epochs if trains else None,
         clusters=num_clusters,
-        options={
-            **quiet,
-            **({} if files else {"data.dataset": {**(pictures or {}), "_delete_": True}}),
-            **(options or {}),
-        },
+        options={**given, **(options or {})},
     )
     cell = plan(request)[-1]
-    watch, last = _Watch(), cell.recipe.stages[-1]
+    watch = _Watch()
+    pipeline = Pipeline(shorter(cell.recipe), cell.folder, places=cell.places, hooks=[watch])
     try:
-        results = Pipeline(cell.recipe, cell.folder, places=cell.places, hooks=[watch]).run()
+        results = pipeline.run()
     finally:
         watch.release()
-    x = torch.from_numpy(np.concatenate(rows, axis=1)) if rows else None
-    spaces = tuple(part.shape[1] for part in rows)
-    if isinstance(last, Train):
-        assert watch.model is not None
-        assert watch.evaluation is not None
-        if not watch.evaluation.scores.shape[1]:
-            raise InputError(f"the method '{chosen}' has no clusters: it only trains a network")
-        x = watch.evaluation.features if x is None else x
-        spaces, clusters = spaces or (x.shape[1],), watch.evaluation.clusters
-        model, view = watch.model.cpu().eval(), last.config.data.views[EXTRACT_VIEW]
-        return clusters, Model(centers_of(x, clusters, num_clusters, spaces), spaces, networks, model, view)
-    if x is None or not isinstance(last, Estimate):
-        raise InputError(f"the method '{chosen}' has no model for new images: take it on features of a network")
-    outcome = Outcome.load(cell.home, int(results[last.name]["images"]))
-    assert outcome is not None
-    clusters, unit = torch.from_numpy(outcome.cluster), last.features != RAW
-    K = max(num_clusters, int(clusters.max()) + 1)
-    seen = unit_in_spaces(x, spaces) if unit else x
-    inside = clusters != UNLABELLED
-    means = torch.zeros(K, x.shape[1]).index_add_(0, clusters[inside], seen[inside])
-    counts = torch.bincount(clusters[inside], minlength=K)[:, None]
-    means = torch.where(counts > 0, means / counts, torch.inf)  # never the nearest
-    return clusters, Model(centers_of(x, clusters, K, spaces), spaces, networks, None, (), means, unit)
+    left = {s.name: Left(s, pipeline.places[s.name], results[s.name]) for s in pipeline.recipe.stages}
+    clustering = _described(left, pipeline.recipe, watch.evaluation, files, num_clusters, pipeline.dataset)
+    return clustering, _packed(clustering, left, pipeline.recipe, dataset, networks, bool(files))
 
 
-def features_of(
-    networks: Sequence[Space], pictures: Mapping[str, Any], folder: Path, log_level: str = "ERROR"
-) -> list[Path]:
-    """Write what networks make of pictures; return a folder of each, as :func:`read_space` reads it."""
+def _choice(
+    method: str | None,
+    num_clusters: int,
+    max_epochs: int | None,
+    samples: int,
+    dataset: ImageDataset | None,
+    features: bool,
+    folder: Path,
+) -> Choice:
+    """Return the row of a comparison that ``odc cluster`` would take."""
+    if num_clusters == 1:  # the same by every method, and most need two
+        method = "kmeans" if features else "kmeans-pixels"
+    elif features and method == "spice":  # whose last part trains on images
+        method = "spice-self"
+    if features or dataset is None:
+        seen = Look(samples, sides=(1, 1, 1), grey=False, skipped=0, duplicates=0, load_seconds=0.0, cores=1)
+        return choose(seen, num_clusters, _FILES, method)
+    return choose(look(dataset, folder), num_clusters, SCRATCH, method, max_epochs)
+
+
+def _pictures(samples: Samples, choice: Choice) -> dict[str, Any]:
+    """Return the config of the data set of pictures that a training sees."""
+    assert samples.pictures is not None
+    if choice.square is None:
+        return {**samples.pictures}
+    return {"type": "Shrunk", "dataset": {**samples.pictures}, "size": choice.square}
+
+
+def _written(vectors: Floats, folder: Path) -> Path:
+    """Write vectors (N, D) as a file of features."""
+    file = folder / "vectors.npy"
+    np.save(file, vectors)
+    file.with_suffix(".txt").write_text("".join(f"{i:09d}\n" for i in range(len(vectors))), encoding="utf-8")
+    return file
+
+
+def _extracted(networks: Sequence[Space], samples: Samples, folder: Path, log_level: str) -> list[Path]:
+    """Write what networks make of pictures; return a folder of features of each."""
+    if any(space.model is None for space in networks):
+        raise InputError(f"features='{samples.features}' are there already: give them as X")
+    assert samples.pictures is not None
     files = [folder / f"space{i}" for i in range(len(networks))]
     for space, file in zip(networks, files, strict=True):
-        config = extraction_config(space, pictures, folder / "work")
+        config = extraction_config(space, samples.pictures, folder / "extraction")
         config.log_level = log_level
         extract_space(space, config, file)
     return files
 
 
-def _rows(file: Path) -> npt.NDArray[np.float32]:
-    rows: npt.NDArray[np.float32] = read_space(str(file)).rows.astype(np.float32, copy=False)
-    return rows
+def _described(
+    left: Mapping[str, Left],
+    recipe: Recipe,
+    evaluation: Evaluation | None,
+    files: Sequence[Path],
+    num_clusters: int,
+    dataset: ImageDataset,
+) -> Clustering:
+    """Return the clustering that a recipe has left, of the vectors in ``files`` or of what it has learnt."""
+    last = left[recipe.stages[-1].name]
+    rows = [read_space(str(file)).rows.astype(np.float32, copy=False) for file in files]
+    found: Tensor | tuple[Ints, Floats]
+    if isinstance(last.stage, Train):
+        assert evaluation is not None
+        if not evaluation.scores.shape[1]:
+            raise InputError(f"the method '{recipe.name}' has no clusters: it only trains a network")
+        features, found = evaluation.features.numpy(), evaluation.scores
+        if evaluation.lost is not None and bool(evaluation.lost.any()):
+            cluster = torch.where(evaluation.lost, UNLABELLED, evaluation.clusters)
+            found = cluster.numpy(), margins(evaluation.scores).numpy()
+    else:
+        outcome = Outcome.load(last.folder, len(dataset))
+        assert outcome is not None
+        features, found = outcome.features, (outcome.cluster, outcome.margin)
+        num_clusters = max(num_clusters, int(outcome.cluster.max()) + 1)
+    return Clustering.describe(
+        "",
+        dataset.paths,
+        np.concatenate(rows, axis=1) if rows else features,
+        found,
+        num_clusters,
+        about={"method": recipe.name},
+        spaces=[part.shape[1] for part in rows],
+    )
+
+
+def _packed(
+    clustering: Clustering,
+    left: Mapping[str, Left],
+    recipe: Recipe,
+    pictures: ImageDataset | None,
+    networks: Sequence[Space],
+    features: bool,
+) -> PortableModel:
+    """Return the model of a recipe that has run on pictures, or on ``features`` that ``networks`` have made of them."""
+    last = left[recipe.stages[-1].name]
+    if not features:
+        return pack(clustering, left, recipe, pictures)
+    if isinstance(last.stage, Train):
+        config: Config = last.stage.config.copy()
+        place_spaces(config, left[_features_in(recipe)].file("spaces"))
+        return pack_training(clustering, config, last.file("checkpoint"), pictures, networks)
+    assert isinstance(last.stage, Estimate)
+    unit = last.stage.features != RAW
+    return pack_nearest(clustering, networks_of(networks, pictures), pictures, unit, networks)
+
+
+def _features_in(recipe: Recipe) -> str:
+    return next(stage.name for stage in recipe.stages if isinstance(stage, Features))

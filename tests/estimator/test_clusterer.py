@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_blobs
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -54,7 +54,7 @@ def digits() -> Array:
 
 @pytest.fixture(scope="module")
 def on_images(digits: Array) -> DeepClusterer:
-    return DeepClusterer(3, max_epochs=1).fit(digits)
+    return DeepClusterer(3, method="odc", max_epochs=1).fit(digits)
 
 
 def trained(**arguments: Any) -> DeepClusterer:
@@ -209,6 +209,37 @@ def test_a_fitted_one_is_pickled_whole(on_images: DeepClusterer, digits: Array) 
     again = pickle.loads(pickle.dumps(on_images))
     assert (again.predict(digits) == on_images.labels_).all()
     assert again.get_params() == on_images.get_params()
+    assert (again.labels_ == on_images.labels_).all()
+
+
+def test_a_saved_one_predicts_the_same(
+    on_images: DeepClusterer, digits: Array, blobs: tuple[Array, Array], tmp_path: Path
+) -> None:
+    on_images.save(tmp_path / "images")
+    again = DeepClusterer.load(tmp_path / "images")
+    assert (again.predict(digits) == on_images.labels_).all()
+    assert again.n_clusters == 3
+    found = DeepClusterer(3).fit(blobs[0])
+    found.save(tmp_path / "vectors")
+    again = DeepClusterer.load(tmp_path / "vectors")
+    assert again.n_features_in_ == 4
+    assert (again.predict(blobs[0]) == found.labels_).all()
+    assert (again.transform(blobs[0]) == found.transform(blobs[0])).all()
+    with pytest.raises(InputError, match="holds no model"):
+        DeepClusterer.load(tmp_path)
+    with pytest.raises(NotFittedError):
+        DeepClusterer().save(tmp_path)
+
+
+def test_confidence_is_a_rank(blobs: tuple[Array, Array]) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 6))
+    found = DeepClusterer(3).fit(x)
+    share = np.sort(found.confidence_)
+    assert np.allclose(share, np.arange(1, 51) / 50, atol=1e-4), "no two margins are the same"
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    means = np.stack([unit[found.labels_ == k].mean(0) for k in range(3)])
+    far = np.sort(np.linalg.norm(unit[:, None] - means, axis=2), axis=1)
+    assert (np.argsort(found.confidence_) == np.argsort(far[:, 1] - far[:, 0])).all()
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # random weights
@@ -222,7 +253,8 @@ def test_features_of_a_network(digits: Array, tmp_path: Path, capfd: pytest.Capt
     x = torch.from_numpy(digits).float()[:, None]
     found = DeepClusterer(3, method="scan", features=source, max_epochs=2).fit(x)
     assert found.cluster_centers_.shape == (3, network.num_features)
-    assert (found.predict(x[:5]) == found.labels_[:5]).all()
+    (tmp_path / "tiny.safetensors").unlink()  # the model has the weights
+    assert (found.predict(x) == found.labels_).all()
     assert capfd.readouterr() == ("", "")
     with pytest.raises(ValueError, match="is for images, but X has vectors"):
         found.fit(digits.reshape(40, -1))
@@ -247,6 +279,7 @@ def test_a_folder_names_its_images(digits: Array, tmp_path: Path) -> None:
         ({"n_clusters": 121}, "n_samples=120 should be >= n_clusters=121"),
         ({"n_clusters": 0}, "n_clusters must be at least 1, not 0"),
         ({"max_epochs": 0}, "max_epochs must be at least 1, not 0"),
+        ({"method": "spectral", "max_epochs": 3}, "max_epochs=3 is for methods that are trained: 'spectral' is not"),
         ({"method": "scam"}, "unknown method 'scam'; did you mean 'scan'?"),
         ({"options": {"model.head.num_head": 1}}, "num_head"),
         ({"random_state": -1}, "Seed must be between 0 and 2**32 - 1"),

@@ -102,6 +102,9 @@ def test_other_numbers_are_scaled_by_those_of_the_fit(tmp_path: Path) -> None:
     assert found.levels == (-1.0, 3.0)
     assert pixels(x, tmp_path)[:, 0, 0].tolist() == [[0, 255], [128, 64]]
     assert pixels(x + 2, tmp_path, found.levels)[:, 0, 0].tolist() == [[128, 255], [255, 191]], "clipped, not rescaled"
+    assert read_images(abs(x) / 3, tmp_path).levels is None, "shares are the same everywhere"
+    Image.fromarray(np.array([[0, 3000]], np.uint16)).save(tmp_path / "deep.png")
+    assert pixels([tmp_path / "deep.png"], tmp_path, (0.0, 6000.0))[0, 0].tolist() == [[0, 128]]
 
 
 def test_images_may_differ_in_size(tmp_path: Path) -> None:
