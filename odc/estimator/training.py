@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,11 +73,18 @@ def _see(model: PortableModel, batches: Iterator[Tensor]) -> tuple[Ints, Floats]
 
 
 class _Watch(Hook):
-    """Keeps what the last training says of the samples."""
+    """Keeps what the last training says of the samples, and lets Ctrl-C stop it at once, as the rest of a program."""
 
     def __init__(self) -> None:
         self.evaluation: Evaluation | None = None
         self._runners = list[Any]()
+        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def before_train(self, runner: Any) -> None:
+        """Take the signals back: a loop ends its process in an orderly way, but this one is not its own."""
+        with contextlib.suppress(ValueError):  # only the main thread may, and no other loop has them
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
 
     def before_run(self, runner: Any) -> None:
         """Remember the runner."""

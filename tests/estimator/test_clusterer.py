@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -186,6 +187,18 @@ def test_nothing_is_left_behind(
         trained().fit(blobs[0]).predict(blobs[0])
     assert state() == before
     assert capfd.readouterr() == ("", "")
+
+
+def test_ctrl_c_ends_a_training_and_not_the_program(
+    blobs: tuple[Array, Array], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("odc.heads.scan.SCANHead.loss", lambda *args: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        trained().fit(blobs[0])
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_log_is_shown_when_asked_for(blobs: tuple[Array, Array], capfd: pytest.CaptureFixture[str]) -> None:
