@@ -113,9 +113,10 @@ def test_the_number_of_clusters_may_be_searched(blobs: tuple[Array, Array]) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_a_search_on_several_processes(blobs: tuple[Array, Array]) -> None:
     grid = {"deepclusterer__n_clusters": [2, 3]}
-    pipeline = make_pipeline(StandardScaler(with_mean=False), trained())
+    pipeline = make_pipeline(StandardScaler(with_mean=False), trained(max_epochs=5))
     one = GridSearchCV(pipeline, grid, cv=2, n_jobs=1).fit(blobs[0])
     two = GridSearchCV(pipeline, grid, cv=2, n_jobs=2).fit(blobs[0])
     assert (one.cv_results_["mean_test_score"] == two.cv_results_["mean_test_score"]).all()
