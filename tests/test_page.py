@@ -478,6 +478,9 @@ def test_by_keyboard(browser: Any, run: Run) -> None:
     from selenium.webdriver.common.keys import Keys
 
     active = "document.activeElement"
+    run("document.querySelector('#search').focus()")
+    press(browser, Keys.TAB, Keys.ARROW_RIGHT, Keys.ENTER)  # the second bar
+    assert run(f"return {active}.id") == "cluster-1"
     run("document.querySelector('#cards .name').focus()")
     press(browser, Keys.TAB, Keys.TAB, Keys.TAB, Keys.TAB, Keys.TAB)
     assert run(f"return {active}.classList[0]") == "tile"  # behind four buttons; one stop a strip

@@ -83,7 +83,7 @@ def write_page(
     style, script = (report.TEMPLATES / report.TOKENS).read_text(encoding="utf-8") + _text("page.css"), _script()
     page = report.environment(_TEMPLATES).get_template("page.html")
     stream = page.generate(
-        title=Path(found.root).name or "vectors",
+        title=Path(found.root).name or out.absolute().parent.name,
         found=found,
         told=told,
         gone=gone,

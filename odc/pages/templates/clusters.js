@@ -7,11 +7,13 @@ function drawSizes() {
   for (const c of DATA.clusters) {
     const bar = el("i");
     bar.style.height = `${(6.6 * c.size / largest).toFixed(2)}rem`;
-    const button = el("button", { type: "button" }, el("span", {}, number(c.size)), bar, el("b", {}, String(c.id)));
+    const button = el("button", { type: "button", className: "stop", tabIndex: box.children.length ? -1 : 0 },
+      el("span", {}, number(c.size)), bar, el("b", {}, String(c.id)));
     button.onclick = () => goTo(c.id);
     button.dataset.cluster = c.id;
     box.append(button);
   }
+  box.dataset.tiles = "";
   scrolls(box);
 }
 

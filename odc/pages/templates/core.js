@@ -94,7 +94,9 @@ function inWords(i) {
   return place + (OUTLIER.has(i) ? ", outlier" : "") + (FIRST.has(i) ? ", repetition" : "");
 }
 
-// ---- groups of tiles have one stop of the tab key; the arrow keys move among them
+// ---- groups of tiles, or of bars, have one stop of the tab key; the arrow keys move among them
+
+const STOPS = ".tile, .stop";
 
 // Each with what ``caption`` says of it below, where there is one.
 function tiles(group, images, caption = null, into = group) {
@@ -122,7 +124,7 @@ function gallery(container, images) {
       button.onclick = () => {
         button.remove();
         add();
-        focusTile(container, start + MORE);
+        focusOn(container, start + MORE);
       };
       container.append(button);
     }
@@ -130,24 +132,24 @@ function gallery(container, images) {
   add();
 }
 
-function focusTile(container, k) {
-  const all = [...container.querySelectorAll(".tile")];
+function focusOn(container, k) {
+  const all = [...container.querySelectorAll(STOPS)];
   if (!all[k]) return;
   for (const one of all) one.tabIndex = one === all[k] ? 0 : -1;
   all[k].focus();
 }
 
 document.addEventListener("keydown", event => {
-  const from = event.target.closest && event.target.closest(".tile"), group = from && from.closest("[data-tiles]");
+  const from = event.target.closest && event.target.closest(STOPS), group = from && from.closest("[data-tiles]");
   if (!group || event.altKey || event.ctrlKey || event.metaKey) return;
-  const all = [...group.querySelectorAll(".tile")], k = all.indexOf(from);
+  const all = [...group.querySelectorAll(STOPS)], k = all.indexOf(from);
   const steps = { ArrowRight: 1, ArrowLeft: -1, Home: -k, End: all.length - 1 - k };
   let to = event.key in steps ? k + steps[event.key] : -1;
   if (event.key === "ArrowDown" || event.key === "ArrowUp") to = across(all, k, event.key === "ArrowDown");
   if (!(event.key in steps) && !event.key.startsWith("Arrow")) return;
   event.preventDefault();
   event.stopPropagation();
-  if (to >= 0 && to < all.length) focusTile(group, to);
+  if (to >= 0 && to < all.length) focusOn(group, to);
 });
 
 // The nearest tile in the next row down or up.
