@@ -17,6 +17,7 @@ TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "selenium>=4.20"]
 TIMM = ["timm>=1.0.9"]
 PARQUET = ["pyarrow>=16"]
 SLURM = ["submitit>=1.5"]
+EXPORT = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.27", "latex2mathml>=3.77"]
 
 setup(
@@ -37,8 +38,8 @@ setup(
     },
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.6",
-        "torchvision>=0.21",
+        "torch>=2.7",
+        "torchvision>=0.22",
         "numpy>=1.26",
         "scipy>=1.11",
         "scikit-learn>=1.4",
@@ -57,8 +58,9 @@ setup(
         "timm": TIMM,
         "parquet": PARQUET,
         "slurm": SLURM,
+        "export": EXPORT,
         "docs": DOCS,
-        "test": [*TEST, *TIMM, *PARQUET, *SLURM, *DOCS],
+        "test": [*TEST, *TIMM, *PARQUET, *SLURM, *EXPORT, *DOCS],
         "dev": ["ruff>=0.9", "mypy>=1.14", "pre-commit>=3.5"],
     },
     entry_points={"console_scripts": ["odc = odc.cli:main"]},

@@ -62,11 +62,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pages": METHODS | {"data", "comparison", "results"},
     "cli": {"errors", "files"}
     | {"pages", "folder", "results", "labelling", "portable", "sharing"}
-    | {"choosing"}
+    | {"choosing", "export"}
     | {"options", "config", "models", "apis", "probe", "recipes", "evaluation", "comparison", "sources"},
     "results": METHODS | {"data"},
     "portable": METHODS
     | {"checkpoints", "data", "heads", "models", "engine", "sources", "recipes", "comparison", "results"},
+    "export": {"errors", "files", "structures", "clustering", "results", "portable"},
     "folder": METHODS
     | {"logs", "config", "data", "evaluation", "models", "engine", "apis", "recipes", "comparison", "sources"}
     | {"work_dir", "results", "portable", "choosing"},

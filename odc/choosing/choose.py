@@ -111,7 +111,8 @@ def choose_k(
     reduce them to :data:`DIMENSIONS`. Each criterion votes: silhouette, Davies-Bouldin index, stability under
     resampling (each against data without clusters), coding length, and HDBSCAN's count. Recommended is the median of
     the votes. The interval is what they span without the one that is furthest off; where they differ, it goes on to the
-    largest number of clusters that halves of the data agree on nearly as well as on any. There is no recommendation
+    largest number of clusters, not above three times its beginning, that halves of the data agree on nearly as well as
+    on any. There is no recommendation
     where halves of the data do not agree more than those of structureless data, where all samples as one cluster have
     the shortest code, or where votes, without the furthest, differ by a factor of more than three.
 
@@ -172,11 +173,8 @@ def choose_k(
     votes = _votes(tried, evidence, found.spread, coding, one, counts)
     own, empty = evidence["stability"]
     excess = own - empty
-    as_stable = max(
-        K
-        for K, value in zip(tried, excess, strict=True)
-        if value >= excess.max() * (_NEARLY if excess.max() > 0 else 1)
-    )
+    least = excess.max() * (_NEARLY if excess.max() > 0 else 1)
+    as_stable = [K for K, value in zip(tried, excess, strict=True) if value >= least]
     return Choice(
         *decide(votes, float(excess.max()), bool(coding.min() < one), tried, as_stable),
         votes=votes,
@@ -220,7 +218,7 @@ def _between(
 
 
 def decide(
-    votes: Mapping[str, int | None], excess: float, splits: bool, ks: Sequence[int], as_stable: int = 0
+    votes: Mapping[str, int | None], excess: float, splits: bool, ks: Sequence[int], as_stable: Sequence[int] = ()
 ) -> tuple[int | None, int, int, str]:
     """Return the recommendation, the interval and the reason.
 
@@ -229,7 +227,7 @@ def decide(
         excess: largest agreement of halves beyond that of structureless data.
         splits: whether some number of clusters has a shorter code than one cluster.
         ks: numbers of clusters that were tried, ascending.
-        as_stable: the largest of them with which halves agree nearly as well as with the best.
+        as_stable: those of them with which halves agree nearly as well as with the best.
     """
     given = sorted(vote for vote in votes.values() if vote is not None)
     if excess < _GATE or not splits:
@@ -255,9 +253,10 @@ def decide(
         told = f"{given.count(k)} of {len(given)} criteria name {k}"
     else:
         told = f"{len(given)} criteria name {given[0]} to {given[-1]}"
-        if as_stable > highest:
-            told += f", and up to {as_stable} clusters are found again as reliably: they may be parts of larger ones"
-            highest = as_stable
+        more = max((K for K in as_stable if highest < K <= _APART * lowest), default=highest)
+        if more > highest:
+            told += f", and up to {more} clusters are found again as reliably: they may be parts of larger ones"
+            highest = more
     if k == ks[-1]:
         told += f"; there may be more clusters than the {ks[-1]} that were tried"
     return k, min(k, lowest), max(k, highest), told

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from odc.cli.arguments import CONFIG, Arguments, Command, arg, show
+import json
+import sys
+
+from odc.cli.arguments import CONFIG, Arguments, Command, arg, flag, show
+from odc.errors import printable
 
 
 def _convert(args: Arguments) -> None:
     from odc.models.convert import convert
 
     show(convert(**args))
+
+
+def _export(args: Arguments) -> int:
+    from odc.export import export
+
+    as_json = args.pop("json")
+    found = export(args.pop("folder"), args.pop("form"), **args)
+    if as_json:
+        print(json.dumps(found.describe()))
+    elif found.file is None:
+        print(f"odc: {printable(str(found))}", file=sys.stderr)
+    else:
+        show(str(found))
+    return int(found.file is None)
 
 
 def _print_config(args: Arguments) -> None:
@@ -26,7 +44,28 @@ _CONVERT = (
     arg("--layout", "layout of the checkpoint (default: recognised by its names)"),
     arg("--to", "names to write: those of odc (default), torchvision or timm", default="odc"),
 )
+_EXPORT = (
+    arg("folder", "the model, DIR/model, or DIR of odc cluster itself", metavar="model"),
+    arg(
+        "--format",
+        "onnx, for other programs, or torch-export, for PyTorch without this package",
+        choices=["onnx", "torch-export"],
+        metavar="FORMAT",
+        dest="form",
+        required=True,
+    ),
+    arg("--out", "file to write (default: model.onnx or model.pt2 in the model's folder)", metavar="FILE"),
+    arg("--size", "pixels a side of the input, where the model takes pictures of any size", type=int),
+    flag("--json", "print the result as JSON"),
+)
 COMMANDS = (
+    Command(
+        "export",
+        "Write the model of a clustering as one graph, and see whether it does the same.",
+        _export,
+        _EXPORT,
+        "odc export work_dirs/photos/model --format onnx --out photos.onnx",
+    ),
     Command(
         "convert",
         "Take the backbone out of a checkpoint of any known layout.",

@@ -27,11 +27,24 @@ def l2_normalize(x: Tensor, eps: float = 1e-12) -> tuple[Tensor, int]:
     Zero rows become exact zeros. Same dtype and device.
     """
     norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    if torch.compiler.is_exporting():  # a graph that is exported does not branch; it counts nothing
+        return torch.where(norms <= eps, 0, x / norms.clamp(min=eps)), 0
     if bool(norms.isinf().any()):  # long rows, whose squares overflow; rows that are not finite stay so
         x = torch.where(norms.isinf(), x / x.abs().amax(dim=1, keepdim=True), x)
         norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     zero = norms <= eps
     return torch.where(zero, 0, x / norms.masked_fill(zero, 1)), int(zero.sum())
+
+
+def distances_to(x: Tensor, centers: Tensor) -> Tensor:
+    """Return the Euclidean distances (B, K) of ``x`` (B, D) to ``centers`` (K, D), both floating.
+
+    They are those of :func:`torch.cdist`, which chooses its algorithm by B: a graph that is exported cannot.
+    """
+    if not torch.compiler.is_exporting():
+        return torch.cdist(x, centers)
+    squares = x.square().sum(1, keepdim=True) - 2 * x @ centers.T + centers.square().sum(1)
+    return squares.clamp(min=0).sqrt()
 
 
 def unit_in_spaces(x: Tensor, spaces: Sequence[int]) -> Tensor:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odc.clustering.kmeans import kmeans_over_ranks
-from odc.clustering.preprocess import fit_whitening, l2_normalize
+from odc.clustering.preprocess import distances_to, fit_whitening, l2_normalize
 from odc.errors import InputError
 from odc.heads.base import ClusterHead, LinearClassifier, weighted_mean
 from odc.registry import HEADS
@@ -105,4 +105,4 @@ class DeepClusterHead(ClusterHead):
     def predict(self, z: Tensor) -> Tensor:
         """Map features (B, D) to minus half the squared distances (B, K) to the centroids of the last clustering."""
         x, _ = l2_normalize((z - self.mean) @ self.projection)
-        return torch.cdist(x, self.centroids).square() / -2
+        return distances_to(x, self.centroids).square() / -2

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odc.clustering.preprocess import unit_in_spaces
+from odc.clustering.preprocess import distances_to, unit_in_spaces
 from odc.errors import InputError
 from odc.heads.base import ClusterHead
 from odc.reading import fields, flag, listing, mapping, optional, plain, text, whole
@@ -90,7 +90,7 @@ class Nearest(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (B, D) to minus the distances (B, K); -inf for a cluster that has no image."""
-        distance = torch.cdist(self._input(features), self.centers)
+        distance = distances_to(self._input(features), self.centers)
         return (-distance).masked_fill(~self.filled, -torch.inf)
 
 

@@ -122,9 +122,11 @@ def test_the_end_of_what_was_tried_is_said() -> None:
 
 
 def test_what_is_as_stable_widens_an_interval_but_not_one_answer() -> None:
-    assert decide(dict(zip("abcde", [7, 8, 7, 9, 7], strict=True)), 0.5, True, KS, 14)[1:3] == (7, 14)
-    assert decide(dict(zip("abcde", [7, 8, 7, 9, 7], strict=True)), 0.5, True, KS, 5)[1:3] == (7, 8)
-    assert decide(dict(zip("abcde", [7, 7, 7, 9, 7], strict=True)), 0.5, True, KS, 14)[1:3] == (7, 7)
+    some, same = (dict(zip("abcde", votes, strict=True)) for votes in ([7, 8, 7, 9, 7], [7, 7, 7, 9, 7]))
+    assert decide(some, 0.5, True, KS, [5, 8, 12, 14])[1:3] == (7, 14)
+    assert decide(some, 0.5, True, KS, [14, 21, 22, 40])[1:3] == (7, 21)  # three times 7
+    assert decide(some, 0.5, True, KS, [5])[1:3] == (7, 8)
+    assert decide(same, 0.5, True, KS, [14])[1:3] == (7, 7)
 
 
 def test_default_numbers() -> None:
