@@ -14,8 +14,6 @@ ROOT = Path(__file__).parent
 VERSION = re.findall(r'__version__ = "(.+)"', (ROOT / "odc" / "__init__.py").read_text(encoding="utf-8"))[0]
 
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "selenium>=4.20"]
-TIMM = ["timm>=1.0.9"]
-PARQUET = ["pyarrow>=16"]
 SLURM = ["submitit>=1.5"]
 EXPORT = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.27", "latex2mathml>=3.77"]
@@ -50,17 +48,17 @@ setup(
         "safetensors>=0.4",
         "onedl-mmengine>=0.10.12,<0.11",  # private names of it: tests/test_private.py
         "opencv-python-headless>=4.8",
+        "pyarrow>=16",
+        "timm>=1.0.9",
     ],
     extras_require={
         # Both own the module `faiss`: with both installed either breaks. Install exactly one.
         "cpu": ["faiss-cpu>=1.15"],
         "gpu": ["faiss-gpu>=1.15"],
-        "timm": TIMM,
-        "parquet": PARQUET,
         "slurm": SLURM,
         "export": EXPORT,
         "docs": DOCS,
-        "test": [*TEST, *TIMM, *PARQUET, *SLURM, *EXPORT, *DOCS],
+        "test": [*TEST, *SLURM, *EXPORT, *DOCS],
         "dev": ["ruff>=0.9", "mypy>=1.14", "pre-commit>=3.5"],
     },
     entry_points={"console_scripts": ["odc = odc.cli:main"]},

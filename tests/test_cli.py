@@ -106,7 +106,8 @@ def test_train_then_test(write: Write, capsys: pytest.CaptureFixture[str]) -> No
     assert [row["path"] for row in rows] == [f"{i:03d}" for i in range(48)]
     clusters = {int(row["cluster"]) for row in rows}
     assert clusters <= set(range(4))
-    assert all(1 / 4 - 1e-3 <= float(row["confidence"]) <= 1 for row in rows)
+    ranks = sorted(float(row["confidence"]) for row in rows)
+    assert ranks == pytest.approx([(i + 1) / 48 for i in range(48)], abs=1e-5)
     with Image.open(out / "clusters.png") as picture:
         assert picture.format == "PNG"
         assert picture.height > 60 * len(clusters), "a row of 64 pixels for each cluster"

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from odc import cli
+from odc.cli.arguments import Command
 from odc.errors import InputError
 from odc.files import alone, explain, write_text, written_whole
 
@@ -213,7 +214,8 @@ def test_the_command_line_says_what_is_wrong_with_a_file(
     def fail(args: Any) -> None:
         raise OSError(number, os.strerror(number), "some/file")
 
-    monkeypatch.setattr(cli, "_COMMANDS", [("fail", "fail", fail, ())])
+    command = Command("fail", "fail", fail, (), "odc fail")
+    monkeypatch.setattr(sys.modules["odc.cli.main"], "GROUPS", {"some": (command,)})
     assert cli.main(["fail"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("odc: error: 'some/file': ")

@@ -14,6 +14,7 @@ import torch
 from small_heads import HEAD_CONFIGS, config
 
 from odc.apis import build_runner
+from odc.clustering import margins, rank_share
 from odc.engine.comm import get_comm
 from odc.engine.extract import extract
 from odc.errors import InputError
@@ -61,8 +62,8 @@ def clusters(folder: Path) -> dict[str, tuple[str, float]]:
         write_clusters(data.dataset, evaluation, folder)
     table = extract(model, data.train, LocalComm(), batch_size=5, logits=model.head.predict)
     assert table.logits is not None
-    confidence, cluster = table.logits.softmax(1).max(1)
-    found = zip(table.index.tolist(), cluster.tolist(), confidence.tolist(), strict=True)
+    margin = margins(table.logits)
+    found = zip(table.index.tolist(), table.logits.argmax(1).tolist(), rank_share(margin).tolist(), strict=True)
     return {data.dataset.paths[i]: (str(c), p) for i, c, p in found}
 
 

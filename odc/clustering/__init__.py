@@ -3,7 +3,7 @@
 What takes ``comm`` works on the rows of all ranks, each of which gives its own.
 """
 
-from odc.clustering.confidence import margins, rank_share
+from odc.clustering.confidence import confidence, margins, rank_share
 from odc.clustering.consensus import agreement, consensus
 from odc.clustering.consistency import local_consistency, log_odds, reliable_samples
 from odc.clustering.kmeans import KMeansResult, MissingFaissError, imbalance, kmeans, kmeans_over_ranks, size_entropy
@@ -17,6 +17,7 @@ __all__ = [
     "MissingFaissError",
     "TwoLevelResult",
     "agreement",
+    "confidence",
     "consensus",
     "fit_whitening",
     "imbalance",

@@ -28,3 +28,11 @@ def rank_share(margin: Tensor, among: Tensor | None = None) -> Tensor:
         return torch.zeros(margin.shape, dtype=torch.float32, device=margin.device)
     place = torch.searchsorted(reference, margin.to(reference.dtype).contiguous(), right=True)
     return (place.double() / len(reference)).float()
+
+
+def confidence(margin: Tensor, held: Tensor) -> Tensor:
+    """Return the confidence (N,) float32 of images by their margins (N,): the rank among those ``held`` (N,) bool.
+
+    These are the images in a cluster; for others, in none or lost, it is 0.
+    """
+    return rank_share(margin, margin[held]).where(held, 0.0)

@@ -32,7 +32,7 @@ def is_consensus(method: str) -> bool:
 
 @dataclass(frozen=True)
 class Consensus(Stage):
-    """The consensus of rows that have ended; the confidence of an image is the share of them that agree on it."""
+    """The consensus of rows that have ended; the margin of an image is the share of them that agree on it."""
 
     writes: ClassVar[tuple[str, ...]] = (OUTCOME, CLUSTERS)
 

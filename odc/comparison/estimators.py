@@ -207,7 +207,9 @@ class Estimate(Stage):
         evaluation = Evaluation(features, scores, dataset.targets)
         outcome = Outcome.from_clusters(x, clusters)
         outcome.save(folder)
-        write_assigned(dataset, clusters, outcome.nearness, torch.from_numpy(outcome.confidence), folder)
+        write_assigned(
+            dataset, clusters, torch.from_numpy(outcome.margin), torch.from_numpy(outcome.confidence), folder
+        )
         noise = int((clusters < 0).sum())
         return {
             **ClusterMetrics()(evaluation),

@@ -248,17 +248,6 @@ class Outcome:
         other = distance.scatter(1, own, torch.inf).min(1).values if len(ids) > 1 else mine
         return cls._of(features, cluster, -mine, other - mine)
 
-    @property
-    def nearness(self) -> Tensor:
-        """(N,) in [0, 1] of clusters that were judged by distances: d'/(d + d'), d to the own mean, d' to the next.
-
-        1 is at the mean and ½ between two; 0 for images in no cluster.
-        """
-        own = -torch.from_numpy(self.confidence)
-        other = own + torch.from_numpy(self.margin)
-        share = torch.where(own + other > 0, other / (own + other), 1.0)
-        return torch.where(torch.from_numpy(self.cluster) < 0, 0.0, share)
-
     @classmethod
     def _of(cls, *columns: Tensor) -> Outcome:
         return cls(*(column.numpy() for column in columns))

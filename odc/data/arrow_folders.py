@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from odc.data.embeddings import require_pyarrow
+from odc.data.embeddings import import_pyarrow
 from odc.errors import InputError, nearest
 from odc.reading import anything, fields, inside, listing, read_json, reading, text
 
@@ -89,7 +89,7 @@ def _split(folder: Path, split: str | None) -> Path:
 
 
 def _table(folder: Path) -> Any:
-    pyarrow, _ = require_pyarrow()
+    pyarrow, _ = import_pyarrow()
     files = [entry["filename"] for entry in read_json(folder / _STATE, _FILES, *_WHAT)["_data_files"]]
     if not files:
         raise InputError(f"'{folder}' is empty: it has no rows")
@@ -109,7 +109,7 @@ def _storage(kind: Any) -> Any:
 
 
 def _is_vector(kind: Any) -> bool:
-    pyarrow, _ = require_pyarrow()
+    pyarrow, _ = import_pyarrow()
     kind = _storage(kind)
     if not _is_list(kind):
         return False
@@ -119,12 +119,12 @@ def _is_vector(kind: Any) -> bool:
 
 
 def _is_list(kind: Any) -> bool:
-    types = require_pyarrow()[0].types
+    types = import_pyarrow()[0].types
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
 def _is_name(kind: Any) -> bool:
-    types = require_pyarrow()[0].types
+    types = import_pyarrow()[0].types
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind))
 
 

@@ -28,7 +28,7 @@ class Embeddings:
     """Features of (a part of) a data set.
 
     A ``.npz`` file holds the arrays ``index``, ``paths``, ``features``, ``fingerprint`` and ``meta`` (JSON), and no
-    pickles. A ``.parquet`` file, which needs the extra ``[parquet]``, has one row a sample, ``id``, ``path`` and
+    pickles. A ``.parquet`` file has one row a sample, ``id``, ``path`` and
     ``feature`` (a list of D float32), and fingerprint and meta in the metadata of its schema. Both keep every bit.
 
     Attributes:
@@ -122,7 +122,7 @@ class Embeddings:
         )
 
     def _write_parquet(self, file: IO[bytes]) -> None:
-        pa, parquet = require_pyarrow()
+        pa, parquet = import_pyarrow()
         D = self.features.shape[1]
         values = pa.array(self.features.numpy().reshape(-1))
         try:
@@ -138,7 +138,7 @@ class Embeddings:
 
     @classmethod
     def _read_parquet(cls, path: Path) -> Embeddings:
-        _, parquet = require_pyarrow()
+        _, parquet = import_pyarrow()
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             D = _check_parquet(file)
             table = file.read()
@@ -158,13 +158,11 @@ class Embeddings:
 def check_ending(path: str | Path) -> str:
     """Return the ending of a path, ``".npz"`` or ``".parquet"``, before long work whose result goes there.
 
-    Raises InputError where it is neither, or pyarrow, which ``.parquet`` needs, is not installed.
+    Raises InputError where it is neither.
     """
     suffix = Path(path).suffix
     if suffix not in (".npz", ".parquet"):
         raise InputError(f"'{path}' ends in neither .npz nor .parquet: the ending says which of the two it is")
-    if suffix == ".parquet":
-        require_pyarrow()
     return suffix
 
 
@@ -185,13 +183,9 @@ def _check_parquet(file: Any) -> int:
     return D
 
 
-def require_pyarrow() -> tuple[Any, Any]:
-    """Return the modules pyarrow and pyarrow.parquet; raises InputError where pyarrow is not installed."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError(
-            "pyarrow is not installed: pip install 'online-deep-clustering[parquet]', or use an .npz file"
-        ) from error
+def import_pyarrow() -> tuple[Any, Any]:
+    """Return the modules pyarrow and pyarrow.parquet, imported where they are needed, and not before."""
+    import pyarrow
+    import pyarrow.parquet
+
     return pyarrow, pyarrow.parquet

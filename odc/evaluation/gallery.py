@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from odc.clustering import log_odds
+from odc.clustering import confidence, log_odds, margins
 from odc.data.datasets import ImageDataset
 from odc.errors import InputError
 from odc.evaluation.evaluator import Evaluation
@@ -29,17 +29,19 @@ def write_clusters(
 ) -> list[Path]:
     """Write ``clusters.csv`` (path, cluster, confidence) and ``clusters.png`` whole, or not at all; return their paths.
 
-    Confidence is the softmax of the head's scores. Images that were lost are in neither.
+    Confidence is the share of the images whose margin, of the best score before the second, is not larger. Images that
+    were lost are in neither.
     """
-    confidence, cluster = evaluation.scores.softmax(1).max(1)
-    sureness = log_odds(evaluation.scores).gather(1, cluster[:, None])[:, 0]  # many confidences are exactly 1
-    return write_assigned(dataset, cluster, confidence, sureness, folder, evaluation.lost, names)
+    scores = evaluation.scores
+    cluster = scores.argmax(1)
+    sureness = log_odds(scores).gather(1, cluster[:, None])[:, 0]
+    return write_assigned(dataset, cluster, margins(scores), sureness, folder, evaluation.lost, names)
 
 
 def write_assigned(
     dataset: ImageDataset,
     cluster: Tensor,
-    confidence: Tensor,
+    margin: Tensor,
     sureness: Tensor,
     folder: Path,
     lost: Tensor | None = None,
@@ -47,15 +49,16 @@ def write_assigned(
 ) -> list[Path]:
     """Write clusters (N,) int64, -1: in none, however they were found, as :func:`write_clusters` does.
 
-    ``confidence`` (N,) is written down; by ``sureness`` (N,) the images of a cluster are in order. The picture has a
-    row for each cluster, largest first, with its most confident images. Of vectors without pictures there is the table
-    alone, and a picture that was there before goes. Where the first clusters have ``names``, so has the table (column
-    ``name``, empty for the others).
+    ``margin`` (N,), in any unit that rises with how sure the cluster is, gives confidence; by ``sureness`` (N,) the
+    images of a cluster are in order. The picture has a row for each cluster, largest first, with its surest images. Of
+    vectors without pictures there is the table alone, and a picture that was there before goes. Where the first
+    clusters have ``names``, so has the table (column ``name``, empty for the others).
     """
     lost = torch.zeros(len(cluster), dtype=torch.bool) if lost is None else lost
     table, picture = folder / CLUSTERS, folder / PICTURE
-    rows = zip(dataset.paths, cluster.tolist(), confidence.tolist(), lost.tolist(), strict=True)
-    written = ((path, c, *named(c, names), f"{p:.4f}") for path, c, p, gone in rows if not gone)
+    share = confidence(margin, (cluster >= 0) & ~lost)
+    rows = zip(dataset.paths, cluster.tolist(), share.tolist(), lost.tolist(), strict=True)
+    written = ((path, c, *named(c, names), f"{p:.5f}") for path, c, p, gone in rows if not gone)
     write_table(table, ("path", "cluster", *(("name",) if names else ()), "confidence"), written)
     if dataset.pictures is None:
         picture.unlink(missing_ok=True)
@@ -120,10 +123,10 @@ def _readable(dataset: ImageDataset, samples: list[int]) -> Iterator[Tensor]:
         yield image
 
 
-def draw_clusters(dataset: ImageDataset, cluster: Tensor, confidence: Tensor) -> Image.Image:
-    """Draw the largest clusters, a row each: number, size, and most confident images, the first of equals first.
+def draw_clusters(dataset: ImageDataset, cluster: Tensor, sureness: Tensor) -> Image.Image:
+    """Draw the largest clusters, a row each: number, size, and surest images, the first of equals first.
 
-    ``cluster`` is (N,) int64, ``confidence`` (N,) floating. An image that cannot be read any more is left out, with a
+    ``cluster`` is (N,) int64, ``sureness`` (N,) floating. An image that cannot be read any more is left out, with a
     warning.
     """
     ids, sizes = cluster.unique(return_counts=True)
@@ -136,7 +139,7 @@ def draw_clusters(dataset: ImageDataset, cluster: Tensor, confidence: Tensor) ->
         draw.text((_GAP * 2, top + 12), f"cluster {int(ids[i])}", fill="black", font=font)
         draw.text((_GAP * 2, top + 32), f"{int(sizes[i]):,} images", fill="dimgray", font=font)
         members = (cluster == ids[i]).nonzero().squeeze(1)
-        best = members[confidence[members].argsort(descending=True, stable=True)]
+        best = members[sureness[members].argsort(descending=True, stable=True)]
         readable = _readable(dataset, best[: 4 * _COLUMNS].tolist())  # some may have gone since
         for column, image in enumerate(itertools.islice(readable, _COLUMNS)):
             tile = fitted(to_pil_image(image).convert("RGB"), (_TILE, _TILE))

@@ -228,7 +228,7 @@ class TorchvisionBackbone(Library):
 
 @BACKBONES.register_module()
 class TimmBackbone(Library):
-    """Any timm model by name, without its classifier, pooled to (B, D). Needs the extra ``[timm]``.
+    """Any timm model by name, without its classifier, pooled to (B, D).
 
     Args:
         name: as ``timm.create_model`` takes it, with the weights behind a dot where it is not to be the default.
@@ -244,8 +244,8 @@ class TimmBackbone(Library):
             for other sizes have their positions interpolated.
 
     Raises:
-        InputError: for an unknown name, a model that takes no ``image_size`` or not this one, or has no such ``pool``,
-            or when timm is not installed; and at the first image of a size that the model does not take.
+        InputError: for an unknown name, a model that takes no ``image_size`` or not this one, or has no such ``pool``;
+            and at the first image of a size that the model does not take.
     """
 
     library = "timm"

@@ -97,11 +97,9 @@ def backbone_of(source: str) -> dict[str, Any]:
 
 
 def timm_library() -> Any:
-    """Return the module ``timm``. Raises InputError where it is not installed."""
-    try:
-        import timm
-    except ImportError as e:
-        raise InputError("timm is not installed: pip install 'online-deep-clustering[timm]'") from e
+    """Return the module ``timm``, which takes seconds to import: where it is needed, and not before."""
+    import timm
+
     return timm
 
 

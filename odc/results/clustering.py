@@ -26,7 +26,7 @@ import pyarrow
 import pyarrow.parquet
 from torch import Tensor, from_numpy
 
-from odc.clustering import knn_search, margins, rank_share
+from odc.clustering import confidence, knn_search, margins
 from odc.data.datasets import ImageDataset
 from odc.data.feature_files import map_features
 from odc.data.table import read_table
@@ -189,7 +189,7 @@ class Clustering:
             root=str(root),
             paths=tuple(paths),
             cluster=c,
-            confidence=_rounded(ranks_of(m, c)),
+            confidence=_rounded(confidence(from_numpy(m), from_numpy(c >= 0)).numpy()),
             consistency=_rounded(consistency(c, neighbours)),
             distance=_rounded(distances(unit, c, prototypes(unit, c, num_clusters))),
             outlier=is_outlier(lonely, c, lonely_from(lonely, c, num_clusters)),
@@ -300,13 +300,6 @@ class Clustering:
                 consistency=columns["consistency"],
                 distance=columns["distance"],
             )
-
-
-def ranks_of(margin: Floats, cluster: Ints) -> Floats:
-    """Return the confidence of images (N,) by their margins: the rank among those in a cluster; 0 for the others."""
-    held = cluster >= 0
-    shares = rank_share(from_numpy(margin), from_numpy(margin[held])).numpy()
-    return np.where(held, shares, 0).astype(np.float32)
 
 
 def _rounded(x: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""Log-odds against exact arithmetic, and where probabilities no longer tell samples apart."""
+"""Log-odds against exact arithmetic, where probabilities no longer tell samples apart; ranks of margins by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from odc.clustering import log_odds
+from odc.clustering import confidence, log_odds, margins, rank_share
 
 
 def test_by_hand() -> None:
@@ -36,3 +36,28 @@ def test_the_order_is_that_of_the_probabilities(rows: list[list[int]]) -> None:
         exact = [Fraction(2) ** row[c] / sum(Fraction(2) ** z for z in row) for row in rows]
         for i, p in enumerate(exact):
             assert math.isclose(float(found[i, c]), math.log(p / (1 - p)), rel_tol=1e-9, abs_tol=1e-9)
+
+
+def test_margins_by_hand() -> None:
+    scores = torch.tensor([[1.0, 5.0, 2.0], [4.0, 4.0, 0.0], [-torch.inf, 1.0, -torch.inf]])
+    assert margins(scores).tolist() == [3, 0, math.inf]
+    assert margins(torch.ones(2, 1)).tolist() == [0, 0]
+
+
+def test_ranks_by_hand() -> None:
+    margin = torch.tensor([3.0, 1.0, 3.0, math.inf])
+    assert rank_share(margin).tolist() == [0.75, 0.25, 0.75, 1.0]
+    assert rank_share(torch.tensor([0.0, 1.0, 2.0, 9.0]), margin).tolist() == [0, 0.25, 0.25, 0.75]
+    held = torch.tensor([True, True, False, False])
+    assert confidence(margin, held).tolist() == [1.0, 0.5, 0, 0]
+    assert confidence(margin, ~held | held).tolist() == rank_share(margin).tolist()
+    assert confidence(margin, held & ~held).tolist() == [0] * 4
+
+
+@given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=30), st.floats(0.25, 4))
+def test_the_unit_of_a_margin_does_not_matter(values: list[float], factor: float) -> None:
+    margin = torch.tensor(values, dtype=torch.float64)
+    found = rank_share(margin)
+    slow = [sum(y <= x for y in values) / len(values) for x in values]
+    torch.testing.assert_close(found, torch.tensor(slow, dtype=torch.float32))
+    torch.testing.assert_close(found, rank_share(margin * factor))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -242,14 +241,6 @@ def test_other_endings_and_places(tmp_path: Path) -> None:
         TABLE.save(tmp_path / "file" / "f.npz")
     TABLE.save(tmp_path / "new" / "f.npz")
     assert Embeddings.load(tmp_path / "new" / "f.npz").paths == TABLE.paths
-
-
-def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    for act in (TABLE.save, Embeddings.load):
-        with pytest.raises(InputError, match=r"pyarrow is not installed: pip install '.*\[parquet\]'"):
-            act(tmp_path / "f.parquet")
-    TABLE.save(tmp_path / "f.npz")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import builtins
 from typing import Any
 
 import pytest
@@ -194,19 +193,6 @@ def test_timm_models_of_one_size() -> None:
     assert_trains(TimmBackbone(name, image_size=64), 64)
     with pytest.raises(InputError, match=r"'resnet10t' cannot be made with .*img_size=64"):
         TimmBackbone("resnet10t", image_size=64)
-
-
-def test_timm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "timm":
-            raise ImportError(name)
-        return original(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"timm is not installed: pip install"):
-        TimmBackbone("resnet10t")
 
 
 @pytest.mark.parametrize(
