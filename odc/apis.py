@@ -16,6 +16,7 @@ from mmengine.logging import print_log
 
 from odc.config import override, parse_config
 from odc.config.checking import check_compile, check_config, check_monitored, check_parts, check_seed
+from odc.config.modules import copies_in, keep_modules, own_modules
 from odc.config.views import NOTE, fill_views
 from odc.data.datasets import ImageDataset
 from odc.data.embeddings import Embeddings, check_ending
@@ -201,10 +202,13 @@ def train(cfg: Config, hooks: Sequence[Hook] = ()) -> dict[str, float]:
     check_parts(cfg)  # a wrong config leaves no folder
     folder, first = Path(cfg.work_dir), is_first_rank(cfg.get("launcher", "none"))
     with working(folder) if first else contextlib.nullcontext():
+        modules = own_modules(cfg.get("custom_imports")) if first else {}
         earlier = of_another_run(cfg) if first else []
+        earlier += copies_in(folder, modules) if earlier else []
         runner = build_runner(cfg)
         check_monitored(cfg, labelled=runner.train_loop.data.eval.dataset.targets is not None)
         set_aside(folder, earlier)
+        keep_modules(folder, modules)
         for hook in hooks:
             runner.register_hook(hook)
         runner.train()

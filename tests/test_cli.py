@@ -86,6 +86,7 @@ def test_train_then_test(write: Write, capsys: pytest.CaptureFixture[str]) -> No
     starts = [
         "images of 1×8×8 stay in memory",
         "48 images in memory",
+        "the modules of custom_imports lie beside the config: small_heads.py",
         "pre-flight on 48 images",
         "epoch 1/2  loss",
         "epoch 2/2  loss",

@@ -184,6 +184,10 @@ def _import_custom(custom_imports: dict[str, Any], path: Path) -> None:
     names = custom_imports["imports"]
     for name in [names] if isinstance(names, str) else names:
         _import(name, path, custom_imports.get("allow_failed_imports", False))
+        if name in sys.modules:
+            from odc.config.modules import warn_of_another  # it imports torch, which reading a config does not need
+
+            warn_of_another(name, path)
 
 
 def _import(name: str, path: Path, may_be_absent: bool) -> None:
