@@ -34,6 +34,8 @@ def isolated(verbose: bool) -> Iterator[str]:
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             undo.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
         undo.callback(multiprocessing.set_start_method, multiprocessing.get_start_method(allow_none=True), force=True)
+        # As a runner does: it would warn of another's, which is joblib's own in a process of joblib's.
+        multiprocessing.set_start_method("fork", force=True)
         undo.callback(cv2.setNumThreads, cv2.getNumThreads())
         undo.callback(resource.setrlimit, resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))
         undo.enter_context(_settings_of_gpus())

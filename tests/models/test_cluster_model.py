@@ -57,6 +57,17 @@ def count_forwards(m: ClusterModel) -> list[int]:
     return sizes
 
 
+@pytest.mark.parametrize(("images", "left"), [(50, 10), (11, 10), (10, 9), (2, 1)])
+def test_an_image_has_no_more_neighbours_than_there_are_others(images: int, left: int) -> None:
+    before = dict(head=dict(type="SCANHead", neighbours=10))
+    after, told = ClusterModel.fitted(before, images)
+    assert after["head"] == dict(type="SCANHead", neighbours=left)
+    assert before["head"]["neighbours"] == 10
+    assert (told is None) == (left == 10)
+    assert told is None or f"{images} images have {left} neighbours each, not 10" in told
+    assert ClusterModel.fitted(dict(head=dict(type="ODCHead")), images) == (dict(head=dict(type="ODCHead")), None)
+
+
 def test_all_views_of_all_streams_pass_the_backbone_once() -> None:
     m = model()
     sizes = count_forwards(m)
