@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from odc.clustering import margins
 from odc.comparison.estimators import ESTIMATORS, RAW, Estimate
 from odc.comparison.plan import Request, plan
 from odc.comparison.results import Outcome
-from odc.data.datasets import ImageDataset, build_dataset, in_threads
+from odc.data.datasets import ImageDataset, build_dataset
 from odc.data.feature_files import read_space
 from odc.errors import InputError
 from odc.evaluation.evaluator import Evaluation
@@ -38,7 +38,9 @@ from odc.sources import SCRATCH, Space, extract_space, extraction_config, read_s
 from odc.structures import UNLABELLED
 
 _NEVER = 2**31  # epochs between two checkpoints: the last is kept in any case
-_AT_ONCE = 256  # samples
+_AT_ONCE = 4096  # vectors
+_PICTURES = 32  # that are decoded at a time, in so many threads
+_THREADS = 8
 _FILES = "vectors"  # what features are called that are there already
 
 Ints = npt.NDArray[np.int64]
@@ -55,9 +57,10 @@ def see_vectors(model: PortableModel, x: Floats) -> tuple[Ints, Floats]:
 
 def see_pictures(model: PortableModel, dataset: ImageDataset) -> tuple[Ints, Floats]:
     """Return the same of pictures, of which few are in memory at a time."""
-    images = iter(in_threads(dataset.image, range(len(dataset)), "decoded"))
-    batches = iter(lambda: list(itertools.islice(images, _AT_ONCE)), [])
-    return _see(model, map(model.features, batches))
+    N = len(dataset)
+    with ThreadPoolExecutor(max_workers=_THREADS) as pool:
+        batches = (range(i, min(i + _PICTURES, N)) for i in range(0, N, _PICTURES))
+        return _see(model, (model.features(list(pool.map(dataset.image, batch))) for batch in batches))
 
 
 def _see(model: PortableModel, batches: Iterator[Tensor]) -> tuple[Ints, Floats]:

@@ -16,8 +16,8 @@ Check = Callable[[Any], None]
 # Every check must pass. The one that is skipped, check_array_api_input, needs an environment variable of SciPy's.
 EXPECTED_TO_FAIL: dict[str, str] = {}
 QUICK = {
-    *("check_clustering", "check_clusterer_compute_labels_predict", "check_complex_data", "check_dict_unchanged"),
-    *("check_do_not_raise_errors_in_init_or_set_params", "check_dont_overwrite_parameters", "check_dtype_object"),
+    *("check_clusterer_compute_labels_predict", "check_complex_data", "check_dict_unchanged"),
+    *("check_do_not_raise_errors_in_init_or_set_params", "check_dont_overwrite_parameters"),
     *("check_estimator_cloneable", "check_estimator_repr", "check_estimator_sparse_array", "check_estimators_nan_inf"),
     *("check_estimators_pickle", "check_estimators_unfitted", "check_fit1d", "check_fit2d_1feature"),
     *("check_fit2d_1sample", "check_get_params_invariance", "check_methods_subset_invariance", "check_mixin_order"),
