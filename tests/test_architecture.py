@@ -70,7 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"errors", "files", "structures", "clustering", "results", "portable"},
     "folder": METHODS
     | {"logs", "config", "data", "evaluation", "models", "engine", "apis", "recipes", "comparison", "sources"}
-    | {"work_dir", "results", "portable", "choosing"},
+    | {"choosing", "pages", "portable", "results", "work_dir"},
     "estimator": METHODS
     | {"logs", "data", "evaluation", "recipes", "sources", "comparison", "results", "folder", "portable"},
     "__init__": {"estimator"},  # when it is asked for

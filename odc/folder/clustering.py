@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from odc.choosing import choose_k
 from odc.comparison.plan import Request, plan
 from odc.comparison.provenance import provenance
 from odc.config.checking import check_seed
@@ -27,6 +28,7 @@ from odc.folder.running import (
     aside,
     check_fixed,
     found,
+    given_features,
     keep_time,
     run_stages,
     shorter,
@@ -34,14 +36,15 @@ from odc.folder.running import (
     used_before,
 )
 from odc.logs import warn
-from odc.reading import anything, fields, read_json, text
+from odc.pages import PAGE
+from odc.reading import anything, fields, read_json, text, whole
 from odc.recipes import Features, Pipeline, Recipe
 from odc.results.clustering import ABOUT, Clustering
 from odc.sources import SCRATCH
 from odc.work_dir import working
 
 AUTO = "auto"
-RUN, REQUEST, LOG = "run", "request.json", "log.txt"
+RUN, REQUEST, NUMBER, LOG = "run", "request.json", "choose-k.json", "log.txt"
 _SQUARES = "pictures.npz"
 
 
@@ -65,6 +68,7 @@ class Wanted:
         return {**told, "folder": os.path.abspath(self.folder), "options": {k: str(v) for k, v in self.options.items()}}
 
 
+_NUMBER = fields({"k": whole(2)}, anything)
 _REQUEST = fields({"images": text}, anything)
 
 
@@ -82,7 +86,7 @@ def cluster(
     options: Mapping[str, Any] | None = None,
     stream: TextIO | None = None,
 ) -> Clustering:
-    """Cluster the pictures below a folder; leave tables in ``out``.
+    """Cluster the pictures below a folder; leave tables and a page in ``out``.
 
     The same call goes on where it was interrupted, and is done at once where it has ended. Logs go to
     ``out/run/log.txt``.
@@ -181,10 +185,10 @@ def _cluster(wanted: Wanted, out: Path, copies: str | None, stream: TextIO | Non
         write_text(run / REQUEST, json.dumps({**wanted.decides(), "images": dataset.fingerprint}, indent=1) + "\n")
     if choice.square is not None:
         _squares(recipe, clock)
-    if not isinstance(K, int):
-        K = _automatic(wanted, recipe, choice, run, clock)
-        recipe = _recipe(wanted, choice, K, run)
     watch = Watch(clock, lambda: keep_time(run, clock))
+    if not isinstance(K, int):
+        K = _automatic(wanted, recipe, run, watch)
+        recipe = _recipe(wanted, choice, K, run)
     try:
         left = run_stages(Pipeline(recipe, run, hooks=[watch], begins=clock.begin))
         clock.begin("table")
@@ -263,9 +267,9 @@ def _steps(recipe: Recipe, choice: Choice, seen: Look, wanted: Wanted) -> list[S
     if choice.square is not None:
         steps.insert(0, Step("pictures", "reading", seen.images * seen.load_seconds / min(seen.cores, 8)))
     if wanted.num_clusters == AUTO:
-        place = next((i for i, step in enumerate(steps) if step.trains and "clusters" in step.title), len(steps) - 1)
+        place = 1 + next((i for i, step in enumerate(steps) if step.name in recipe.shared), len(steps) - 1)
         steps.insert(place, Step("auto", "number of clusters", 20.0 + 0.01 * min(seen.images, 5000)))
-    return [*steps, Step("table", "table", ends)]
+    return [*steps, Step("table", "table and page", ends)]
 
 
 def _introduction(seen: Look, choice: Choice, wanted: Wanted, clock: Clock, begun: bool) -> list[str]:
@@ -309,7 +313,7 @@ def _about(wanted: Wanted, choice: Choice, dataset: ImageDataset) -> dict[str, A
 
 def _left(out: Path, dataset: ImageDataset) -> Clustering | None:
     """Return the clustering that an earlier call has left, where it is whole and of these pictures."""
-    if not (out / ABOUT).exists():
+    if not all((out / name).exists() for name in (ABOUT, PAGE)):
         return None
     try:
         clustering = Clustering.load(out)
@@ -319,5 +323,27 @@ def _left(out: Path, dataset: ImageDataset) -> Clustering | None:
     return clustering if clustering.about.get("fingerprint") == dataset.fingerprint else None
 
 
-def _automatic(wanted: Wanted, recipe: Recipe, choice: Choice, run: Path, clock: Clock) -> int:
-    raise InputError("-k auto: not yet")
+def _automatic(wanted: Wanted, recipe: Recipe, run: Path, watch: Watch) -> int:
+    """Return the number of clusters that the features speak for, which their part of the recipe makes first.
+
+    Raises:
+        InputError: the recipe clusters pictures as they are, and has no features before.
+    """
+    clock, file = watch.clock, run / NUMBER
+    if file.is_file():
+        return int(read_json(file, _NUMBER, "does not say how many clusters there are", f"delete {file}")["k"])
+    if not recipe.shared:
+        raise InputError(
+            f"-k auto needs features before the clusters, and {recipe.name} has none: give a number, or --features"
+        )
+    name = recipe.shared[0]
+    first = recipe.until(name, name)
+    left = run_stages(Pipeline(first, run, hooks=[watch], begins=clock.begin))
+    clock.begin("auto")
+    features = given_features(left, first).numpy()
+    chosen = choose_k(features, seed=wanted.seed, watch=lambda done, total: clock.at(done / total))
+    K = min(chosen.middle, len(features))
+    sure = "" if chosen.k is not None else "the data do not say; taken is the middle of what is plausible, "
+    clock.say(f"-k auto: {sure}{K} ({chosen.lowest} to {chosen.highest}): {chosen.why}")
+    write_text(file, json.dumps({"k": K, **chosen.describe()}, indent=1) + "\n")
+    return K

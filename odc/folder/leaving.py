@@ -15,6 +15,7 @@ from odc.evaluation.gallery import listed
 from odc.files import write_text
 from odc.folder.clock import Clock
 from odc.folder.running import Found
+from odc.pages import PAGE, write_page
 from odc.recipes import Left, Recipe
 from odc.results.clustering import Clustering
 
@@ -114,6 +115,7 @@ def leave(
     )
     write_config(left, recipe, place)
     clustering.save(place)
+    write_page(clustering, dataset, place / PAGE, watch=watch(0.5))
     return clustering
 
 
@@ -150,8 +152,9 @@ def remarks(clustering: Clustering, left: Mapping[str, Left], place: Path, copie
             )
     outliers, repeated = int(clustering.outlier.sum()), int((clustering.duplicate_of >= 0).sum())
     lines.append(f"{outliers:,} outliers and {repeated:,} near-duplicates are marked")
-    lines.append(f"the table is {place / 'clusters.csv'}{f', folders are in {copied}' if copied else ''}")
-    lines.append(f"next: odc align {place / 'clusters.csv'} labels.csv --out map.json")
+    folders = f", folders are in {copied}" if copied else ""
+    lines.append(f"look at {place / PAGE}; the table is {place / 'clusters.csv'}{folders}")
+    lines.append(f"next: odc report {place}; odc align {place / 'clusters.csv'} labels.csv --out map.json")
     return lines
 
 

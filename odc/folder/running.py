@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine import Config
 from mmengine.logging import MMLogger
 from torch import Tensor
 
@@ -190,21 +191,31 @@ def found(left: Mapping[str, Left], recipe: Recipe, images: int) -> Found:
         if outcome is None:
             raise InputError(f"{last.folder} has no clusters any more: delete it, and run this again")
         cluster, margin = torch.from_numpy(outcome.cluster), torch.from_numpy(outcome.margin)
-        features = torch.from_numpy(outcome.features) if given is None else numbers(given)
+        features = torch.from_numpy(outcome.features)  # of pixels, or of an untrained network
+        if recipe.shared:
+            features = given_features(left, recipe)
         return Found(features, None, cluster, margin, spaces=spaces)
-    table, lost = encoded(last)
+    table, lost = encoded(last, with_scores=True)
     assert table.logits is not None
     scores = table.logits.float().cpu()
     features = table.features.float().cpu() if given is None else numbers(given)
     return Found(features, scores, scores.argmax(1), margins(scores), tuple(sorted(lost)), spaces)
 
 
-def encoded(left: Left) -> tuple[FeatureTable, Mapping[int, str]]:
-    """Return features (N, D) and scores (N, K) of all pictures by a training, and which pictures were lost."""
+def given_features(left: Mapping[str, Left], recipe: Recipe) -> Tensor:
+    """Return the features (N, D) float32 that come before the clusters: of networks, or of the pre-training."""
+    given = vectors(left, recipe)
+    if given is not None:
+        return numbers(given)
+    return encoded(left[recipe.shared[0]], with_scores=False)[0].features.float().cpu()
+
+
+def encoded(left: Left, with_scores: bool) -> tuple[FeatureTable, Mapping[int, str]]:
+    """Return features (N, D) and where wanted scores (N, K) of all pictures by a training; and what was lost."""
     runner, data = load_runner(left.config(left.folder / "evaluation"), str(left.file("checkpoint")))
     try:
         model = unwrap(runner.model)
-        predict = model.head.predict
+        predict = model.head.predict if with_scores else None
         table = extract(model, data.train, LocalComm(), batch_size=data.extract_batch_size, logits=predict)
     finally:
         data.close()
@@ -216,7 +227,7 @@ def vectors(left: Mapping[str, Left], recipe: Recipe) -> ImageDataset | None:
     stage = next((stage for stage in recipe.stages if isinstance(stage, Features)), None)
     if stage is None:
         return None
-    config = next(s.config for s in recipe.stages if s.config is not None).copy()
+    config = Config({"data": {"dataset": stage.train.dataset()}, "model": {"backbone": {}}})
     place_spaces(config, left[stage.name].file("spaces"))
     return build_dataset(config.data.dataset)
 

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from small_folder import SHORT, draw
 
 from odc.cli import main
 from odc.config import parse_config
+from odc.data import Embeddings, build_dataset
 from odc.errors import InputError
 from odc.folder import cluster
 from odc.folder import clustering as whole
@@ -52,7 +54,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 def test_everything_is_left(clustered: Clustered, pictures: Path) -> None:
     found, out, _ = clustered
     assert {p.name for p in out.iterdir()} >= {
-        *("clusters.csv", "clusters.parquet", "features.npy", "clustering.json", "config.py", "run"),
+        *("clusters.csv", "clusters.parquet", "features.npy", "clustering.json", "report.html", "config.py", "run"),
         "clusters",
     }
     again = Clustering.load(out)
@@ -79,7 +81,7 @@ def test_it_says_what_it_does_in_three_lines_and_then_how_far_it_is(clustered: C
         "[1/4] reading",
         "[2/4] pre-training (MoCo)",
         "[3/4] clusters (scan)",
-        "[4/4] table",
+        "[4/4] table and page",
     ]
     assert "odc align" in lines[-1]
 
@@ -95,7 +97,7 @@ def test_the_same_call_is_done_at_once_and_touches_nothing(clustered: Clustered,
 
 def test_what_is_missing_is_made_again(clustered: Clustered, pictures: Path, tmp_path: Path) -> None:
     found, out, _ = clustered
-    for file in ("clusters.csv",):
+    for file in ("report.html", "clusters.csv"):
         (out / file).unlink()
         assert (cluster(pictures, 3, out, method="scan", options=SHORT).cluster == found.cluster).all()
         assert (out / file).is_file()
@@ -262,3 +264,18 @@ def test_the_same_command_goes_on_after_it_was_stopped(pictures: Path, tmp_path:
         subprocess.run(command(out), env=environment, check=True, stdout=subprocess.DEVNULL)
     assert (stopped / "clusters.csv").read_bytes() == (straight / "clusters.csv").read_bytes()
     assert (stopped / "features.npy").read_bytes() == (straight / "features.npy").read_bytes()
+
+
+def test_the_number_of_clusters_may_be_left_to_features_that_are_there(pictures: Path, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    names = tuple(p.name for p in sorted(pictures.iterdir()))
+    x = torch.eye(3).repeat(20, 4) + 0.05 * torch.randn(60, 12, generator=generator)
+    dataset = build_dataset({"type": "ImageFolder", "root": str(pictures)})
+    file, said = tmp_path / "features.npz", io.StringIO()
+    Embeddings(torch.arange(60), names, x, dataset.fingerprint, {}).save(file)
+    found = cluster(pictures, "auto", tmp_path / "out", features=str(file), stream=said)
+    assert found.num_clusters == 3
+    assert (np.bincount(found.cluster) == 20).all()
+    assert torch.equal(torch.from_numpy(np.array(found.features)), x)
+    assert "-k auto: 3 (3 to 3)" in said.getvalue()
+    assert cluster(pictures, "auto", tmp_path / "out", features=str(file)).num_clusters == 3
