@@ -19,6 +19,24 @@ _STEPS, _STEPS_GPU = 1500, 8000  # of MoCo: see docs/guide.md for what they reac
 _EPOCHS = 20, 300  # least and most
 _SQUARE = 64  # pixels a side that pictures are kept at; the network sees crops of them at VIEW
 VIEW = 32
+# MoCo's own view without its grey pictures, and with hues that hardly turn: a network that learns to overlook colours
+# cannot tell pictures apart by them, and people's pictures often differ in little else at this size.
+COLOURFUL: tuple[dict[str, Any], ...] = (
+    {"type": "RandomResizedCrop", "size": VIEW, "scale": [0.2, 1.0]},
+    {
+        "type": "RandomApply",
+        "p": 0.8,
+        "transforms": [{"type": "ColorJitter", "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.02}],
+    },
+    {
+        "type": "RandomApply",
+        "p": 0.5,
+        "transforms": [{"type": "GaussianBlur", "kernel_size": 3, "sigma": [0.1, 2.0]}],
+    },
+    {"type": "RandomHorizontalFlip"},
+    {"type": "ToFloat"},
+    {"type": "Normalize", "mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]},
+)
 ADVISED, DOWNLOAD = "dinov2-small", "88 MB"
 
 
@@ -83,6 +101,8 @@ def _from_scratch(look: Look, K: int, method: str | None, epochs: int | None) ->
     if row.endswith("-moco") or row in RECIPES:
         epochs = epochs or epochs_of(look)
         options["moco.train_cfg.max_epochs"] = epochs
+        if not look.grey:
+            options |= {f"moco.data.views.{view}": [dict(step) for step in COLOURFUL] for view in ("query", "key")}
         if look.gpu:
             options["model.backbone.width"] = 64
         width = 64 if look.gpu else 16

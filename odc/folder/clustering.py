@@ -21,7 +21,7 @@ from odc.evaluation.gallery import write_skipped
 from odc.files import writable, write_text
 from odc.folder.choice import Choice, choose
 from odc.folder.clock import Clock, Step, seconds_of, told
-from odc.folder.leaving import COPIES, copy_clusters, leave, remarks
+from odc.folder.leaving import COPIES, MODEL, copy_clusters, leave, remarks
 from odc.folder.looking import Look, look
 from odc.folder.running import (
     Watch,
@@ -86,7 +86,7 @@ def cluster(
     options: Mapping[str, Any] | None = None,
     stream: TextIO | None = None,
 ) -> Clustering:
-    """Cluster the pictures below a folder; leave tables and a page in ``out``.
+    """Cluster the pictures below a folder; leave tables, a model for new pictures and a page in ``out``.
 
     The same call goes on where it was interrupted, and is done at once where it has ended. Logs go to
     ``out/run/log.txt``.
@@ -269,7 +269,7 @@ def _steps(recipe: Recipe, choice: Choice, seen: Look, wanted: Wanted) -> list[S
     if wanted.num_clusters == AUTO:
         place = 1 + next((i for i, step in enumerate(steps) if step.name in recipe.shared), len(steps) - 1)
         steps.insert(place, Step("auto", "number of clusters", 20.0 + 0.01 * min(seen.images, 5000)))
-    return [*steps, Step("table", "table and page", ends)]
+    return [*steps, Step("table", "table, model and page", ends)]
 
 
 def _introduction(seen: Look, choice: Choice, wanted: Wanted, clock: Clock, begun: bool) -> list[str]:
@@ -320,7 +320,8 @@ def _left(out: Path, dataset: ImageDataset) -> Clustering | None:
     except InputError as error:
         warn(f"{error}: it is made again")
         return None
-    return clustering if clustering.about.get("fingerprint") == dataset.fingerprint else None
+    whole = "no_model" in clustering.about or (out / MODEL / "model.json").is_file()
+    return clustering if whole and clustering.about.get("fingerprint") == dataset.fingerprint else None
 
 
 def _automatic(wanted: Wanted, recipe: Recipe, run: Path, watch: Watch) -> int:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from odc.data.datasets import ImageDataset
+from odc.errors import InputError
 from odc.evaluation.gallery import listed
 from odc.files import write_text
 from odc.folder.clock import Clock
 from odc.folder.running import Found
 from odc.pages import PAGE, write_page
+from odc.portable import pack
 from odc.recipes import Left, Recipe
 from odc.results.clustering import Clustering
 
 COPIES = ("link", "copy")
-CLUSTERS, CONFIG = "clusters", "config.py"
+CLUSTERS, CONFIG, MODEL = "clusters", "config.py", "model"
 _FEW = 5  # pictures: a cluster of fewer is named at the end
 
 
@@ -114,8 +117,12 @@ def leave(
         watch=watch(0.0),
     )
     write_config(left, recipe, place)
-    clustering.save(place)
+    try:
+        pack(clustering, left, recipe, dataset).save(place / MODEL)
+    except InputError as error:  # of an untrained network, say: the table is worth having all the same
+        clustering = replace(clustering, about={**clustering.about, "no_model": str(error)})
     write_page(clustering, dataset, place / PAGE, watch=watch(0.5))
+    clustering.save(place)  # last: it says that all is there
     return clustering
 
 
@@ -154,7 +161,10 @@ def remarks(clustering: Clustering, left: Mapping[str, Left], place: Path, copie
     lines.append(f"{outliers:,} outliers and {repeated:,} near-duplicates are marked")
     folders = f", folders are in {copied}" if copied else ""
     lines.append(f"look at {place / PAGE}; the table is {place / 'clusters.csv'}{folders}")
-    lines.append(f"next: odc report {place}; odc align {place / 'clusters.csv'} labels.csv --out map.json")
+    if "no_model" in clustering.about:
+        lines.append(f"there is no model for new pictures: {clustering.about['no_model']}")
+    predict = "" if "no_model" in clustering.about else f"odc predict {place} NEW_FOLDER; "
+    lines.append(f"next: {predict}odc report {place}; odc align {place / 'clusters.csv'} labels.csv --out map.json")
     return lines
 
 

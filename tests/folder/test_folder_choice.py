@@ -25,7 +25,7 @@ def test_photographs_from_scratch_are_pretrained_and_hear_of_better_features() -
     assert choice.square == 64
     assert "--features dinov2-small" in choice.advice
     assert "88 MB" in choice.advice
-    assert choice.options == {"moco.train_cfg.max_epochs": 65}  # 1,500 steps of 23
+    assert choice.options["moco.train_cfg.max_epochs"] == 65  # 1,500 steps of 23
     assert "65 epochs" in choice.told
     assert "32 pixels" in choice.told
 
@@ -39,7 +39,19 @@ def test_pretraining_makes_some_number_of_steps(images: int, epochs: int) -> Non
 
 def test_a_gpu_gets_a_wider_network_and_more_epochs() -> None:
     choice = choose(replace(PHOTOS, gpu="NVIDIA"), 10)
-    assert choice.options == {"moco.train_cfg.max_epochs": 300, "model.backbone.width": 64}
+    assert choice.options["moco.train_cfg.max_epochs"] == 300
+    assert choice.options["model.backbone.width"] == 64
+
+
+def test_colours_are_not_learnt_to_be_overlooked() -> None:
+    options = choose(PHOTOS, 10).options
+    for view in ("query", "key"):
+        steps = options[f"moco.data.views.{view}"]
+        assert "RandomGrayscale" not in [step["type"] for step in steps]
+        assert steps[1]["transforms"][0]["hue"] == 0.02
+    grey = choose(replace(PHOTOS, grey=True), 10)
+    assert grey.options == {"moco.train_cfg.max_epochs": 65}
+    assert grey.advice == ""
 
 
 def test_icons_stay_as_large_as_they_are_and_hear_of_nothing() -> None:

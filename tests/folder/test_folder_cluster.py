@@ -24,6 +24,7 @@ from odc.data import Embeddings, build_dataset
 from odc.errors import InputError
 from odc.folder import cluster
 from odc.folder import clustering as whole
+from odc.portable import PortableModel
 from odc.results.clustering import Clustering
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +55,16 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 def test_everything_is_left(clustered: Clustered, pictures: Path) -> None:
     found, out, _ = clustered
     assert {p.name for p in out.iterdir()} >= {
-        *("clusters.csv", "clusters.parquet", "features.npy", "clustering.json", "report.html", "config.py", "run"),
+        *(
+            "clusters.csv",
+            "clusters.parquet",
+            "features.npy",
+            "clustering.json",
+            "report.html",
+            "config.py",
+            "model",
+            "run",
+        ),
         "clusters",
     }
     again = Clustering.load(out)
@@ -63,6 +73,8 @@ def test_everything_is_left(clustered: Clustered, pictures: Path) -> None:
     assert again.root == str(pictures)
     assert again.num_clusters == 3
     assert again.about["method"] == "scan-moco"
+    seen = PortableModel.load(out).predict([build_dataset({"type": "ImageFolder", "root": str(pictures)}).image(0)])
+    assert seen.cluster[0] == found.cluster[0]
     links = sorted((out / "clusters").rglob("*.png"))
     assert sorted(p.name for p in links) == list(found.paths)
     assert all(p.resolve().parent == pictures and p.is_symlink() for p in links)
@@ -81,9 +93,9 @@ def test_it_says_what_it_does_in_three_lines_and_then_how_far_it_is(clustered: C
         "[1/4] reading",
         "[2/4] pre-training (MoCo)",
         "[3/4] clusters (scan)",
-        "[4/4] table and page",
+        "[4/4] table, model and page",
     ]
-    assert "odc align" in lines[-1]
+    assert "odc predict" in lines[-1]
 
 
 def test_the_same_call_is_done_at_once_and_touches_nothing(clustered: Clustered, pictures: Path) -> None:
@@ -97,10 +109,11 @@ def test_the_same_call_is_done_at_once_and_touches_nothing(clustered: Clustered,
 
 def test_what_is_missing_is_made_again(clustered: Clustered, pictures: Path, tmp_path: Path) -> None:
     found, out, _ = clustered
-    for file in ("report.html", "clusters.csv"):
+    gone = ("model/model.json", "report.html", "clusters.csv")
+    for file in gone:
         (out / file).unlink()
-        assert (cluster(pictures, 3, out, method="scan", options=SHORT).cluster == found.cluster).all()
-        assert (out / file).is_file()
+    assert (cluster(pictures, 3, out, method="scan", options=SHORT).cluster == found.cluster).all()
+    assert all((out / file).is_file() for file in gone)
 
 
 @pytest.mark.parametrize(
