@@ -313,3 +313,26 @@ def test_a_view_is_split_behind_what_gives_the_size() -> None:
     view: list[dict[str, Any]] = [{"type": "Resize", "size": 9}, {"type": "CenterCrop", "size": 8}, {"type": "ToFloat"}]
     assert split_view(view) == (view[:2], view[2:])
     assert split_view(view[2:]) == ([], view[2:])
+
+
+# -- models that were written long ago
+
+WRITTEN = Path(__file__).parent / "format-1"
+SCORES = {
+    "nearest": [[-0.1861, -0.2462, -0.5928], [-0.3622, -0.5156, -0.8558]],
+    "trained": [[-0.0007, 0.0004, -0.0007], [-0.0003, 0.0001, -0.0003]],
+}
+
+
+@pytest.mark.parametrize("kind", sorted(SCORES))
+def test_a_model_of_the_first_format_still_loads(kind: str) -> None:
+    """Two folders from when the format began: whoever changes it keeps reading them, or says why not."""
+    model = PortableModel.load(WRITTEN / kind)
+    image = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    image[0, 2:4, :5] = 120
+    found = model.predict([image, torch.full((1, 8, 8), 128, dtype=torch.uint8)])
+    np.testing.assert_allclose(found.scores, SCORES[kind], atol=1e-4)
+    assert found.repeats.tolist() == [1, -1], "the first is an image of the clustering"
+    assert model.reference.paths[1] == "1.png"
+    assert model.names == {0: "top", 1: "middle"}
+    assert model.about["method"] == "by hand"
