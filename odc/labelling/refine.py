@@ -30,7 +30,7 @@ from odc.data.datasets import build_dataset
 from odc.data.label_file import LabelFile
 from odc.errors import InputError
 from odc.evaluation.align import align
-from odc.files import alone, writable
+from odc.files import alone, writable, write_table
 from odc.labelling.given import Given, Score, check_apart, score_table
 from odc.models.cluster_model import unwrap
 from odc.portable import PortableModel
@@ -41,7 +41,9 @@ from odc.structures import UNLABELLED
 
 CONFIG = "finetune_features_1xb256-10e"
 RUN = "run"  # the training, in the folder of the clustering
+RELIABLE = "labels.csv"  # what a training on the pictures may start from
 _SURE = 0.5  # consistency of an image that stands for a cluster without labels
+_SHARED = 0.9  # of a label that is to be trusted
 _ROWS = 16_384
 Ints = npt.NDArray[np.int64]
 
@@ -215,6 +217,7 @@ def refine(
         )
         if (model := _packed(folder, found, config)) is not None:
             model.save(out / "model")
+        _write_reliable(found, given, out / RELIABLE)
         found.save(out)
     others = tuple(found.about["refined"]["others"])
     return Refined(found, out, len(given), len(given.classes), others, moved, measured)
@@ -280,6 +283,15 @@ def _trained(
         spaces=clustering.spaces,
     )
     return dataclasses.replace(found, duplicate_of=clustering.duplicate_of), config
+
+
+def _write_reliable(found: Clustering, given: Given, file: Path) -> None:
+    """Write the labels given, and those of images that nine in ten of their neighbours share, as a table."""
+    sure = (found.consistency >= _SHARED) & (found.cluster >= 0)
+    sure[given.index] = True
+    names = {c: found.names.get(c, f"cluster {c}") for c in range(found.num_clusters)}
+    rows = [(found.paths[i], names[int(found.cluster[i])]) for i in np.flatnonzero(sure)]
+    write_table(file, ("path", "label"), rows)
 
 
 def _packed(folder: Path, found: Clustering, config: Config) -> PortableModel | None:

@@ -152,7 +152,7 @@ def _fiftyone(clustering: Clustering, folder: Path, out: Path, watch: Watch | No
     return [
         "import fiftyone as fo",
         f"kind, folder = fo.types.FiftyOneImageClassificationDataset, {str(out)!r}",
-        "dataset = fo.Dataset.from_dir(folder, kind, label_field='cluster')",
+        "dataset = fo.Dataset.from_dir(folder, kind, data_path='data.json', label_field='cluster')",
     ]
 
 

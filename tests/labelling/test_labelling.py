@@ -179,8 +179,12 @@ def test_refining_is_better_and_keeps_what_was_given(refined: Path) -> None:
     assert after.about["refined"] == {"labels": 10, "classes": 3, "others": [], "seed": 0}
     assert np.array_equal(after.features, before.features)
     assert sorted(p.name for p in (refined / "out").iterdir()) == [
-        *("clustering.json", "clusters.csv", "clusters.parquet", "features.npy", "model", "run")
+        *("clustering.json", "clusters.csv", "clusters.parquet", "features.npy", "labels.csv", "model", "run")
     ]
+    reliable = Given.read(refined / "out" / "labels.csv", after.paths)
+    assert {*range(15, 24), 27} < set(reliable.index.tolist())
+    assert (after.consistency[np.setdiff1d(reliable.index, [*range(15, 24), 27])] >= 0.9).all()
+    assert reliable.names == [NAMES[c] for c in after.cluster[reliable.index]]
 
 
 def test_the_model_is_the_classifier(refined: Path) -> None:
