@@ -62,12 +62,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pages": METHODS | {"data", "comparison", "results"},
     "cli": {"errors", "files"}
     | {"pages", "folder", "results", "labelling", "portable", "sharing"}
-    | {"choosing", "export"}
+    | {"choosing", "export", "doctor"}
     | {"options", "config", "models", "apis", "probe", "recipes", "evaluation", "comparison", "sources"},
     "results": METHODS | {"data"},
     "portable": METHODS
     | {"checkpoints", "data", "heads", "models", "engine", "sources", "recipes", "comparison", "results"},
     "export": {"errors", "files", "structures", "clustering", "results", "portable"},
+    "doctor": METHODS | {"config", "data", "engine", "models", "apis", "recipes", "folder"},
     "folder": METHODS
     | {"logs", "config", "data", "evaluation", "models", "engine", "apis", "recipes", "comparison", "sources"}
     | {"choosing", "pages", "portable", "results", "work_dir"},

@@ -29,6 +29,20 @@ def _export(args: Arguments) -> int:
     return int(found.file is None)
 
 
+def _doctor(args: Arguments) -> int:
+    from odc.doctor import Finding, look_at, look_at_machine, told
+    from odc.doctor.findings import PROBLEM
+
+    target = args["target"]
+    found: list[Finding] = look_at_machine()
+    found += [] if target is None else look_at(target, args["clusters"])
+    if args["json"]:
+        print(json.dumps([finding.describe() for finding in found]))
+    else:
+        show(told(found))
+    return int(any(finding.status == PROBLEM for finding in found))
+
+
 def _print_config(args: Arguments) -> None:
     from odc.config import load_config
     from odc.config.checking import check_config
@@ -58,7 +72,19 @@ _EXPORT = (
     arg("--size", "pixels a side of the input, where the model takes pictures of any size", type=int),
     flag("--json", "print the result as JSON"),
 )
+_DOCTOR = (
+    arg("target", "a folder of pictures, or a config, to look at, too: some steps of it run", nargs="?"),
+    arg("-k --clusters", "number of clusters, for a folder (default 10)", metavar="K", type=int, default=10),
+    flag("--json", "print the findings as JSON"),
+)
 COMMANDS = (
+    Command(
+        "doctor",
+        "See whether this machine, and a folder or a config, will do, and how long it takes.",
+        _doctor,
+        _DOCTOR,
+        "odc doctor photos -k 20",
+    ),
     Command(
         "export",
         "Write the model of a clustering as one graph, and see whether it does the same.",

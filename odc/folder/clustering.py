@@ -177,7 +177,7 @@ def _cluster(wanted: Wanted, out: Path, copies: str | None, stream: TextIO | Non
         wanted.method,
         int(epochs) if epochs.isdigit() else None,
     )
-    recipe = _recipe(wanted, choice, K if isinstance(K, int) else 2, run)
+    recipe = recipe_of(wanted, choice, K if isinstance(K, int) else 2, run)
     clock.steps = _steps(recipe, choice, seen, wanted)
     for line in _introduction(seen, choice, wanted, clock, begun):
         clock.say(line)
@@ -188,7 +188,7 @@ def _cluster(wanted: Wanted, out: Path, copies: str | None, stream: TextIO | Non
     watch = Watch(clock, lambda: keep_time(run, clock))
     if not isinstance(K, int):
         K = _automatic(wanted, recipe, run, watch)
-        recipe = _recipe(wanted, choice, K, run)
+        recipe = recipe_of(wanted, choice, K, run)
     try:
         left = run_stages(Pipeline(recipe, run, hooks=[watch], begins=clock.begin))
         clock.begin("table")
@@ -227,7 +227,7 @@ def _begun(wanted: Wanted, dataset: ImageDataset, run: Path) -> bool:
     return True
 
 
-def _recipe(wanted: Wanted, choice: Choice, K: int, run: Path) -> Recipe:
+def recipe_of(wanted: Wanted, choice: Choice, K: int, run: Path) -> Recipe:
     """Return the recipe of a choice, configured for this folder, as a comparison has it.
 
     A comparison's plan is what knows the names of all methods, their stages and their options; the stages then run by
