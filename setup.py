@@ -40,7 +40,7 @@ setup(
         "torchvision>=0.22",
         "numpy>=1.26",
         "scipy>=1.11",
-        "scikit-learn>=1.4",
+        "scikit-learn>=1.6",
         "pillow>=10",
         "jinja2>=3.1",
         "matplotlib>=3.6",

@@ -37,6 +37,7 @@ from odc import DeepClusterer
 from odc.data import ArrayDataset
 from odc.errors import InputError
 from odc.estimator.training import see_pictures
+from odc.folder import cluster
 
 Array = np.ndarray[Any, Any]
 
@@ -270,6 +271,17 @@ def test_a_saved_one_predicts_the_same(
         DeepClusterer.load(tmp_path)
     with pytest.raises(NotFittedError):
         DeepClusterer().save(tmp_path)
+
+
+def test_what_the_command_line_has_left_predicts(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    draws = np.random.default_rng(0)
+    for i in range(8):
+        pixels = (draws.integers(0, 60, (20, 24, 3)) + i % 2 * 150).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{i}.png")
+    left = cluster(tmp_path / "in", 2, tmp_path / "out")
+    again = DeepClusterer.load(tmp_path / "out")
+    assert (again.predict(tmp_path / "in") == left.cluster).all()
 
 
 def test_confidence_is_a_rank(blobs: tuple[Array, Array]) -> None:
