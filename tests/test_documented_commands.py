@@ -123,7 +123,7 @@ def shortened(command: str) -> list[str]:
             words[place] = f"{value}+{value}" if two else value
     options: list[str] = []
     if kind == "compare":
-        words += ["--seeds", "0", "--jobs", "2"]
+        words += ["--seeds", *("01" if "-consensus" in command else "0"), "--jobs", "2"]
         if "--features" not in words:
             named = itertools.takewhile(lambda word: word[:2] != "--", words[words.index("--methods") + 1 :])
             methods = [name for name in named if not name.startswith(ESTIMATORS)]
@@ -136,6 +136,10 @@ def shortened(command: str) -> list[str]:
         options = [] if "max_epochs" in command else ["train_cfg.max_epochs=1"]
         if "digits" in config or config in ("shortest_config.py", "turned.py"):
             options += [f"data.dataset.{option}" for option in DIGITS]
+        if config.startswith("moco") and "folder32" in config:  # what the error for so few images says
+            options += ["model.head.queue_size=32", "model.head.batch_size=32", "model.split_bn=1"]
+        if "folder224" in config:
+            options.append("data.dataset.max_samples=48")
         if "dinov2" in config:
             options += ["model.backbone.name=test_vit", "model.backbone.pretrained=False"]
         if kind != "train" and "spice" in config:
@@ -219,6 +223,9 @@ def prepare(words: tuple[str, ...]) -> None:
     if words[1] == "convert":
         weights = torchvision.models.resnet18().state_dict()
         torch.save({"state_dict": {f"encoder_q.{name}": tensor for name, tensor in weights.items()}}, words[2])
+    if "--names" in words:  # vectors of the width of the clustering's features
+        width = np.load(Path(words[2]) / "features.npy").shape[1]
+        np.savez("words.npz", words=["red", "green"], vectors=np.eye(2, width, dtype=np.float32))
     if words[1] == "align" and words[2].endswith(".csv"):  # labels of the images that are in that table
         with Path(words[2]).open(newline="") as file:
             rows = list(csv.DictReader(file))

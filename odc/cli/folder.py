@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from odc.cli.arguments import CHECKPOINT, SIZE, Arguments, Command, arg, flag, pairs, prepare, show
+from odc.cli.arguments import SIZE, Arguments, Command, arg, flag, pairs, show
 from odc.errors import printable
 
 
@@ -54,14 +54,6 @@ def _choose_k(args: Arguments) -> None:
         print(json.dumps(choice.describe()))
     else:
         show(table(choice) + (f"\n{place / PICTURE}" if choice.ks else ""))
-
-
-def _reliable(args: Arguments) -> None:
-    from odc.recipes import Reliable
-
-    cfg = prepare(args)
-    files = {name: args.pop(name) for name in ("checkpoint", "out", "features", "labelled", "alignment")}
-    Reliable("reliable", **args).find(cfg, **files)
 
 
 def progress(what: str) -> Callable[[int, int], None]:
@@ -123,28 +115,6 @@ def _report(args: Arguments) -> None:
         show(f"{page}: open it in a browser")
 
 
-_RELIABLE = (
-    *CHECKPOINT,
-    arg("--out", "folder for labels.npz and beta.png", metavar="DIR", required=True),
-    arg("--features", "take neighbours in these, from odc extract", metavar="FILE"),
-    arg("--neighbours", "nearest images of each that count (default 100)", type=int, default=100),
-    arg("--threshold", "share of them that must be in the same cluster (default .99)", type=float, default=0.99),
-    arg("--score-threshold", "keep only labels more confident than this", type=float),
-    arg(
-        "--balance",
-        "keep equally many labels of every cluster: those of the smallest, or --quota",
-        choices=["min", "quota"],
-    ),
-    arg("--quota", "labels of every cluster, with --balance quota", type=int),
-    arg(
-        "--labels",
-        "images (path, label) whose class you know: these labels join the others, and win",
-        metavar="CSV",
-        dest="labelled",
-    ),
-    arg("--align", "which cluster is which class, from odc align", metavar="JSON", dest="alignment"),
-    flag("--allow-empty", "go on where a cluster has no reliable image"),
-)
 _REPORT = (
     arg("folder", "what odc cluster left", metavar="DIR"),
     arg("--images", "where the images are now, if they have moved", metavar="FOLDER"),
@@ -216,12 +186,5 @@ COMMANDS = (
         _choose_k,
         _CHOOSE_K,
         "odc choose-k photos --features dinov2-small --out choice",
-    ),
-    Command(
-        "reliable",
-        "Keep the labels that an image's neighbours share.",
-        _reliable,
-        _RELIABLE,
-        "odc reliable spice-self_convnet_1xb128-30e_digits work_dirs/self/epoch_30.pth --out work_dirs/kept",
     ),
 )

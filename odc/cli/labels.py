@@ -59,7 +59,13 @@ def _share(args: Arguments) -> None:
 
 _SHARE = (
     arg("folder", "folder that odc cluster left"),
-    arg("--to", "the tool", choices=["fiftyone", "datasets", "embedding-atlas", "labelstudio"], required=True),
+    arg(
+        "--to",
+        "fiftyone, datasets, embedding-atlas or labelstudio",
+        choices=["fiftyone", "datasets", "embedding-atlas", "labelstudio"],
+        metavar="TOOL",
+        required=True,
+    ),
     arg("--out", "folder for its files", metavar="DIR", required=True),
 )
 _LABELS = arg("labels", "CSV with the columns path and label: some images whose class you know")

@@ -59,7 +59,7 @@ _CONVERT = (
     arg("--to", "names to write: those of odc (default), torchvision or timm", default="odc"),
 )
 _EXPORT = (
-    arg("folder", "the model, DIR/model, or DIR of odc cluster itself", metavar="model"),
+    arg("folder", "the model, DIR/model, or DIR of odc cluster itself", metavar="MODEL"),
     arg(
         "--format",
         "onnx, for other programs, or torch-export, for PyTorch without this package",

@@ -120,6 +120,14 @@ def _compare(args: Arguments) -> int:
     return int(any(r.error is not None for r in records))
 
 
+def _reliable(args: Arguments) -> None:
+    from odc.recipes import Reliable
+
+    cfg = prepare(args)
+    files = {name: args.pop(name) for name in ("checkpoint", "out", "features", "labelled", "alignment")}
+    Reliable("reliable", **args).find(cfg, **files)
+
+
 _TRAIN = (
     *RUN,
     arg(
@@ -203,6 +211,28 @@ _COMPARE = (
         pairs("--executor-options", "of a job: partition=gpu gpus_per_node=1 timeout_min=600"),
     ),
 )
+_RELIABLE = (
+    *CHECKPOINT,
+    arg("--out", "folder for labels.npz and beta.png", metavar="DIR", required=True),
+    arg("--features", "take neighbours in these, from odc extract", metavar="FILE"),
+    arg("--neighbours", "nearest images of each that count (default 100)", type=int, default=100),
+    arg("--threshold", "share of them that must be in the same cluster (default .99)", type=float, default=0.99),
+    arg("--score-threshold", "keep only labels more confident than this", type=float),
+    arg(
+        "--balance",
+        "keep equally many labels of every cluster: those of the smallest, or --quota",
+        choices=["min", "quota"],
+    ),
+    arg("--quota", "labels of every cluster, with --balance quota", type=int),
+    arg(
+        "--labels",
+        "images (path, label) whose class you know: these labels join the others, and win",
+        metavar="CSV",
+        dest="labelled",
+    ),
+    arg("--align", "which cluster is which class, from odc align", metavar="JSON", dest="alignment"),
+    flag("--allow-empty", "go on where a cluster has no reliable image"),
+)
 COMMANDS = (
     Command(
         "train",
@@ -245,6 +275,13 @@ COMMANDS = (
         _recipe,
         _RECIPE,
         "odc spice spice_digits --seed 1",
+    ),
+    Command(
+        "reliable",
+        "Keep the labels that an image's neighbours share.",
+        _reliable,
+        _RELIABLE,
+        "odc reliable spice-self_convnet_1xb128-30e_digits work_dirs/self/epoch_30.pth --out work_dirs/kept",
     ),
     Command(
         "compare",
