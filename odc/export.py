@@ -54,11 +54,10 @@ class Exported:
 
     def __str__(self) -> str:
         C, H, W = self.shape
-        told = (
-            f"scores differ by at most {self.difference:.1e} of their range, {self.other} clusters, on {self.pictures}"
-        )
+        others = f"{self.other or 'no'} clusters are others"
+        told = f"scores differ by at most {self.difference:.1e} of their range, {others}, on {self.pictures}"
         if self.file is None:
-            return f"nothing was written: {told}, and {TOLERANCE:g} and 0 are allowed"
+            return f"nothing was written: {told}; at most {TOLERANCE:g} of it and no cluster may be another"
         return (
             f"{self.file}: uint8 (B, {C}, {H}, {W}) to cluster and scores, {self.bytes / 2**20:.1f} MiB; against the "
             f"model here {told}"
