@@ -43,11 +43,11 @@ def test_a_clustering_has_its_features(features: Path, tmp_path: Path, capsys: p
     x = np.load(features)
     scores = torch.eye(3)[torch.arange(60) % 3]
     Clustering.describe("", [f"{i:02}.png" for i in range(60)], x, scores, 3).save(tmp_path / "clusters")
-    for given in ("clusters", "clusters/features.npy"):
-        assert main(["choose-k", str(tmp_path / given), "--ks", "2,3", "--out", str(tmp_path), "--json"]) == 0
-        printed = capsys.readouterr()
-        assert json.loads(printed.out)["k"] == 3
-        assert "numbers of clusters" in printed.err
+    given = tmp_path / "clusters" / "features.npy"  # stands for its folder
+    assert main(["choose-k", str(given), "--ks", "2,3", "--out", str(tmp_path), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["k"] == 3
+    assert "numbers of clusters" in printed.err
 
 
 def test_pictures_are_seen_by_their_pixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
