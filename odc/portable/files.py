@@ -20,7 +20,6 @@ from odc.portable.heads import Nearest, Trained, build_head, head_spec
 from odc.portable.networks import SPEC, Network
 from odc.portable.reference import MOST, Reference
 from odc.reading import (
-    Kind,
     anything,
     fields,
     listing,
@@ -40,7 +39,8 @@ from odc.results.duplicates import Prints
 MODEL, WEIGHTS = "model.json", "model.safetensors"
 FORMAT = 1
 _AGAIN = "make it again (odc cluster)"
-_MOST_OPTION = 100_000  # of a whole number in the config of a part
+_MOST_OPTION = 100_000  # of a number in the config of a part
+_MOST_PIXELS = 2048  # a side that a view may make of pictures
 
 
 def read_model(folder: Path) -> dict[str, Any]:
@@ -122,19 +122,25 @@ _HASHES = ("exact", "rough")
 _PRINTS = {"exact": (torch.int64, 2), "rough": (torch.int64, 2), "thumbs": (torch.uint8, 256), "side": (torch.int64, 0)}
 
 
-def _part(kind: Kind) -> Kind:
-    """Return the kind of configs whose whole numbers are those of parts that somebody could have trained."""
+def _checked(value: Any, most: float) -> Any:
+    """Return a config whose numbers are those of parts that somebody could have trained, and memory can hold."""
+    stack = [plain(value)]
+    while stack:
+        one = stack.pop()
+        stack += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+        if isinstance(one, int | float) and abs(one) > most:
+            raise ValueError(f"no part has an option {one}")
+    return value
 
-    def check(value: Any) -> Any:
-        stack = [plain(value)]
-        while stack:
-            one = stack.pop()
-            stack += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
-            if isinstance(one, int | float) and abs(one) > _MOST_OPTION:
-                raise ValueError(f"no part has an option {one}")
-        return kind(value)
 
-    return check
+def _network(value: Any) -> Any:
+    found = SPEC(_checked(value, _MOST_OPTION))
+    _checked(found["view"], _MOST_PIXELS)
+    return found
+
+
+def _head(value: Any) -> Any:
+    return head_spec(_checked(value, _MOST_OPTION))
 
 
 _SAID = fields(
@@ -143,8 +149,8 @@ _SAID = fields(
         "written_by": text,
         "num_clusters": whole(1, 1_000_000),
         "names": mapping(text),
-        "networks": listing(_part(SPEC)),
-        "head": _part(head_spec),
+        "networks": listing(_network),
+        "head": _head,
         "spaces": listing(whole(1)),
         "value_range": optional(listing(real())),
         "needs": listing(text),

@@ -203,6 +203,7 @@ def setting(*keys: Any) -> Callable[[dict[str, Any]], None]:
         (setting("networks", 0, "backbone", "type", "subprocess.Popen"), "unknown backbone 'subprocess.Popen'"),
         (setting("networks", 0, "backbone", "widths", [9000, 9000]), "which would have"),
         (setting("networks", 0, "backbone", "widths", [10**9]), "no part has an option 1000000000"),
+        (setting("networks", 0, "view", [{"type": "Resize", "size": [50_000, 50_000]}]), "no part has an option 50000"),
         (setting("networks", 0, "backbone", "weights", "/etc/passwd"), "has no option 'weights'"),
         (setting("networks", 0, "view", [{"type": "RandomCrop", "size": 8}]), "must not draw"),
         (setting("networks", 0, "view", [{"type": "Lambda", "lambd": "x"}]), ""),
