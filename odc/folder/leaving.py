@@ -164,7 +164,7 @@ def remarks(clustering: Clustering, left: Mapping[str, Left], place: Path, copie
     if "no_model" in clustering.about:
         lines.append(f"there is no model for new pictures: {clustering.about['no_model']}")
     predict = "" if "no_model" in clustering.about else f"odc predict {place} NEW_FOLDER; "
-    lines.append(f"next: {predict}odc report {place}; odc align {place / 'clusters.csv'} labels.csv --out map.json")
+    lines.append(f"next: {predict}odc report {place}; odc align {place} labels.csv")
     return lines
 
 
