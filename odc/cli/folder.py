@@ -21,18 +21,16 @@ def _cluster(args: Arguments) -> int:
     as_json, K = args.pop("json"), args.pop("clusters")
     number = K if K == "auto" or not K.lstrip("-").isdigit() else int(K)
     options, copies = dict(args.pop("cfg_options") or {}), args.pop("copies")
+    stream = sys.stderr if as_json else sys.stdout
+    # A training saves a checkpoint first; what comes between trainings only has to end.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        found = cluster(
-            args.pop("folder"),
-            number,
-            **args,
-            options=options,
-            copies=copies,
-            stream=sys.stderr if as_json else sys.stdout,
-        )
+        found = cluster(args.pop("folder"), number, **args, options=options, copies=copies, stream=stream)
     except KeyboardInterrupt:
         print("\nodc: stopped; the same command goes on", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if as_json:
         print(
             json.dumps(

@@ -38,6 +38,7 @@ TIME = "time.json"  # seconds that the calls so far have taken
 _TIME = fields({"seconds": real(0)})
 _SOON = 5.0  # seconds of a step from which its speed is taken for known
 _NEAR_CHANCE = "the features are near chance, so the clusters may say little: more pictures, or --features"
+_LONG = 900.0  # seconds of a training that are worth a line
 _KEEP = 5.0  # seconds between two notes of the time
 
 
@@ -52,7 +53,7 @@ class Watch(ExtractionHook):
     def __init__(self, clock: Clock, keep: Callable[[], None]) -> None:
         self.clock, self.keep = clock, keep
         self.kept = 0.0
-        self.most, self.mark = 1, (0.0, 0.0)
+        self.most, self.mark, self.told = 1, (0.0, 0.0), False
         self.steps = 0
         self.remarks = dict[str, None]()  # what is to be said at the end, once
 
@@ -64,7 +65,7 @@ class Watch(ExtractionHook):
 
     def before_train(self, runner: Any) -> None:
         """Start: the training may have begun in an earlier call."""
-        self.most, self.steps = runner.train_loop.max_epochs, 0
+        self.most, self.steps, self.told = runner.train_loop.max_epochs, 0, False
         self.clock.at(runner.train_loop.progress)
 
     def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
@@ -76,6 +77,8 @@ class Watch(ExtractionHook):
             self.mark = (now, done)
         elif self.steps > 4 and now - self.mark[0] > 2.0 and loop.max_epochs == self.most:
             self._plan(runner, done)
+        if not self.told and self.steps > 4 and now - self.mark[0] > 2.0:
+            self._tell(loop, done)
         self.clock.at(loop.progress)
         self._note()
 
@@ -102,6 +105,18 @@ class Watch(ExtractionHook):
                 f"here, and --budget leaves it {told(max(left, 1.0))}: raise the budget, or take --features"
             )
         runner.train_loop.max_epochs = int(min(self.most, max(runner.epoch + 1, done + max(0.0, left) // epoch)))
+
+    def _tell(self, loop: Any, done: float) -> None:
+        """Say once what a long training takes, by its first steps: whoever waits for hours should know in time."""
+        self.told = True
+        epoch = (self.clock.now() - self.mark[0]) / max(1e-9, done - self.mark[1])
+        left = epoch * (loop.max_epochs - done)
+        if left > _LONG and self.clock.step is not None:
+            budget = "" if self.clock.budget is not None else "; --budget 30m, in another --out, makes it shorter"
+            self.clock.say(
+                f"measured: {self.clock.step.title} takes about {told(left)} here, {loop.max_epochs} epochs of "
+                f"{told(epoch)}; Ctrl-C stops it, the same command goes on{budget}"
+            )
 
     def _note(self) -> None:
         if self.clock.now() - self.kept > _KEEP:
