@@ -111,7 +111,7 @@ class Clock:
         if self.step is None or self.step.done:
             return 0.0
         gone, made = self.now() - self.began, self.share - self.from_share
-        if self.from_share >= 0 and made > 0.02 * (1 - self.from_share) and gone > 1.0:
+        if self.from_share >= 0 and made > 0 and gone > (1.0 if made > 0.02 else 10.0):
             return gone / made * (1 - self.share)
         return max(0.0, self.step.guess * (1 - max(0.0, self.share)) - (gone if self.from_share < 0 else 0.0))
 
