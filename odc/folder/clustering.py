@@ -262,7 +262,7 @@ def _steps(recipe: Recipe, choice: Choice, seen: Look, wanted: Wanted) -> list[S
     """Return all steps of the work, with first guesses of the seconds that they take."""
     # A step of MoCo on 128 pictures, and what the work on a picture at the end takes: measured on two cores.
     per_step = 0.05 if seen.gpu else 0.35 * 2 / seen.cores
-    ends = seen.images * (2 * seen.load_seconds / min(seen.cores, 8) + 0.002) + 3.0
+    ends = seen.images * (2 * seen.load_seconds / min(seen.cores, 8) + 0.006) + 8.0
     steps = steps_of(recipe, wanted.features, seen.images, per_step, seen.cores)
     if choice.square is not None:
         steps.insert(0, Step("pictures", "reading", seen.images * seen.load_seconds / min(seen.cores, 8)))
