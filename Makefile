@@ -6,10 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(FAISS)
 
-.PHONY: help demo benchmark docs test lint types test-fast test-slow reliability benchmark-speed lock clean
+.PHONY: help setup demo benchmark docs test lint types test-fast test-slow reliability benchmark-speed lock clean
 .DEFAULT_GOAL := help
 
 help:
+	@echo "make setup            make .venv, once: then .venv/bin/odc cluster FOLDER -k 10"
 	@echo "make demo             set up, then compare all methods on handwritten digits: a table and a report"
 	@echo "make test             set up, then lint, types and the whole test suite"
 	@echo "make lint, types, test-fast   its three parts;   make test-slow   the long checks"
@@ -33,6 +34,8 @@ $(READY): setup.py pyproject.toml requirements/lock.txt
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements/lock.txt setuptools wheel
 	@$(BIN)/python -m pip install --disable-pip-version-check -c requirements/lock.txt --no-build-isolation -e '.[$(FAISS),test,dev]'
 	@touch $@
+
+setup: $(READY)
 
 # One seed of every method on handwritten digits, with a report; the shared pre-training and SPICE-Semi are short ones.
 demo: $(READY)
