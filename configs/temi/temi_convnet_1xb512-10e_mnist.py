@@ -6,7 +6,7 @@ model = dict(
     pretrained='work_dirs/moco_convnet_1xb64-12e_mnist/epoch_12.pth',
     backbone=dict(type='ConvNet', in_channels=1, widths=[16, 32, 64]),
     frozen=['backbone', 'neck'],
-    head=dict(type='TEMIHead', num_clusters=10))
+    head=dict(type='TEMIHead', num_clusters=10, teacher_momentum=0.98))
 train_cfg = dict(max_epochs=10, schedule=dict(type='Constant', warmup=0.2))
 # The paper's rate is 1e-4 for 256 pairs a step, and its trainings have ten times as many steps.
 optim_wrapper = dict(
