@@ -2,8 +2,10 @@
 
 Clusters come out in arbitrary order and there may be more or fewer of them than classes. A cluster takes the class that
 most of its labelled images have; where these are fewer than three, or disagree, and there are features, the labels flow
-from neighbour to neighbour to all images, and the cluster takes the class that came to most of its own. A cluster whose
-class does not stand out stays without one; several may have the same.
+from neighbour to neighbour to all images, and the cluster takes the class that came to most of its own. But labels flow
+everywhere, also to what nobody has named: a cluster without a labelled image takes a class only if an image of that
+class lies as near to its middle as three in four of its own. A cluster whose class does not stand out stays without one;
+several may have the same.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from odc.clustering.knn import unit_rows
 from odc.clustering.propagation import propagate
 from odc.data.embeddings import Embeddings
 from odc.data.table import classes_of, read_labels, read_table
@@ -27,6 +30,7 @@ from odc.structures import UNLABELLED
 
 ENOUGH_VOTES = 3
 MIN_MARGIN = 0.1
+_FAR = 0.25  # share of a cluster's images that are no measure of how far it reaches
 _FEW = 10_000  # clusters that a table may have, however few of their images it has
 IntArray = npt.NDArray[np.int64]
 
@@ -154,6 +158,8 @@ def align(
         by_votes = (votes.sum(1) >= ENOUGH_VOTES) & (shares.max(1) > 0.5)
         sizes = np.bincount(clusters[clusters >= 0], minlength=num_clusters)[:, None]
         shares = np.where(by_votes[:, None], shares, flows / np.maximum(sizes, 1))
+        unseen = np.flatnonzero(votes.sum(1) == 0)
+        shares[unseen] *= _within_reach(features, clusters, unseen, index, label, C)
     matches = []
     for k in range(num_clusters):
         c = int(shares[k].argmax())
@@ -162,6 +168,24 @@ def align(
         rule, labelled = "votes" if by_votes[k] else "neighbours", int(votes[k].sum())
         matches.append(Match(k, classes[c] if named else None, rule, int(votes[k, c]), labelled, margin))
     return Alignment(classes, tuple(matches))
+
+
+def _within_reach(
+    features: npt.NDArray[np.float32], cluster: IntArray, asked: IntArray, index: IntArray, label: IntArray, C: int
+) -> npt.NDArray[np.bool_]:
+    """Return (len(asked), C): whether a labelled image of a class is as near to a cluster's middle as its own images.
+
+    By the cosine to the cluster's mean direction, features less their mean; all but a quarter of its own count.
+    """
+    x = unit_rows(np.asarray(features, np.float32) - np.asarray(features, np.float32).mean(0))
+    found = np.zeros((len(asked), C), dtype=bool)
+    for row, k in enumerate(asked.tolist()):
+        own = x[cluster == k]
+        if len(own):
+            middle = own.mean(0)
+            near = x[index] @ middle >= np.quantile(own @ middle, _FAR)
+            found[row, label[near]] = True
+    return found
 
 
 def _counts(cluster: IntArray, label: IntArray, num_clusters: int, num_classes: int) -> IntArray:
