@@ -73,8 +73,19 @@ def test_a_cluster_without_a_label_goes_by_the_neighbours_and_abstains_where_the
     assert names(found) == [None, None], "half of the images of each are a, half are b"
     assert [m.margin for m in found.matches] == [0, 0]
     found = align(ids(0, 1, 1, 2, 3, 3), 4, ids(0, 3), ids(0, 1), ("a", "b"), SIDES)
-    assert names(found) == ["a", "a", "b", "b"]
+    # Image 3 points to where image 5 of cluster 3 does; image 0 lies farther from the middle of cluster 1 than both of it.
+    assert names(found) == ["a", None, "b", "b"]
     assert [m.labelled for m in found.matches] == [1, 0, 1, 0]
+
+
+def test_a_cluster_that_no_label_lies_near_stays_without_a_name() -> None:
+    rng = np.random.default_rng(0)
+    x = np.repeat(np.eye(4, dtype=np.float32), 20, axis=0) + 0.1 * rng.standard_normal((80, 4), dtype=np.float32)
+    cluster = np.repeat(np.arange(4), 20)
+    cluster[:10] = 3  # half of what was cluster 0: a label of cluster 3 lies in it as well as in cluster 0
+    cluster[60:] = 1
+    found = align(cluster, 4, ids(0, 5, 20, 21), ids(0, 0, 1, 1), ("a", "b"), x)
+    assert names(found) == ["a", "b", None, "a"]
 
 
 def test_three_labels_that_agree_outvote_the_neighbours() -> None:
