@@ -73,7 +73,7 @@ def test_a_cluster_without_a_label_goes_by_the_neighbours_and_abstains_where_the
     assert names(found) == [None, None], "half of the images of each are a, half are b"
     assert [m.margin for m in found.matches] == [0, 0]
     found = align(ids(0, 1, 1, 2, 3, 3), 4, ids(0, 3), ids(0, 1), ("a", "b"), SIDES)
-    # Image 3 points to where image 5 of cluster 3 does; image 0 lies farther from the middle of cluster 1 than both of it.
+    # Image 3 points to where image 5 of cluster 3 does; image 0 is farther from the middle of cluster 1 than its own.
     assert names(found) == ["a", None, "b", "b"]
     assert [m.labelled for m in found.matches] == [1, 0, 1, 0]
 
