@@ -4,7 +4,7 @@ Clusters come out in arbitrary order and there may be more or fewer of them than
 most of its labelled images have; where these are fewer than three, or disagree, and there are features, the labels flow
 from neighbour to neighbour to all images, and the cluster takes the class that came to most of its own. But labels flow
 everywhere, also to what nobody has named: a cluster without a labelled image takes a class only if an image of that
-class lies as near to its middle as three in four of its own. A cluster whose class does not stand out stays without one;
+class lies as near to its middle as three in four of its own. A cluster whose class does not stand out has none;
 several may have the same.
 """
 
