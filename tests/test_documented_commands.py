@@ -115,6 +115,7 @@ def shortened(command: str) -> list[str]:
     words = [re.sub(r"/path/to/\w+|\bFOLDER\b", "photos", word) for word in words]
     words = [re.sub(r"(num_clusters)=K", r"\1=3", word) for word in words]
     words = ["odc_convnet_1xb64-30e_digits" if word == "CONFIG" else word for word in words]
+    words = [word.replace("=BACKBONE", "=None") for word in words]  # from random weights
     kind, config = words[1], words[2] if len(words) > 2 else ""
     mine = any("photos" in word for word in words)
     for option, value in (("--features", WEIGHTS), ("--clusters", "3" if mine else "10"), ("-k", "3")):
