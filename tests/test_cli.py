@@ -137,7 +137,7 @@ def test_options_reach_the_run(write: Write) -> None:
     assert checkpoint["state_dict"]["head.classifier.weight"].shape == (5, 8)
     assert checkpoint["meta"]["iter"] == 6, "48 rows, 8 a step"
     assert checkpoint["loop"]["seed"] == 11
-    (dump,) = Path("work_dirs/child").glob("*.py")
+    dump = Path("work_dirs/child/child.py")  # beside it is the module that it imports
     assert "precision = 'bfloat16'" in dump.read_text()
     assert main(["train", path, *options, "--work-dir", "other", "--seed", "11"]) == 0
     other = load_plain("other/epoch_1.pth")["state_dict"]

@@ -419,6 +419,7 @@ def test_centre_and_border_of_clusters_by_hand() -> None:
     assert found.margin[:4].tolist() == [10.5, 8.5, 7.5, 10.5]
 
 
+@pytest.mark.slow
 def test_when_its_time_is_up_a_training_ends_with_the_epoch(tmp_path: Path) -> None:
     cell = cells_of(tmp_path, "dc", minutes=1e-4, seeds=[0])[0]
     shares: list[float] = []
@@ -568,6 +569,7 @@ def quality(out: Path) -> dict[tuple[str, int], list[float]]:
     return {place: [r.values[m] for m in ("acc", "nmi", "ari", "knn")] for place, r in read_results(out).items()}
 
 
+@pytest.mark.slow
 def test_rows_of_all_kinds_then_the_same_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -665,6 +667,7 @@ def test_what_needs_a_pretraining_that_failed_is_not_run(tmp_path: Path) -> None
     assert (out / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_and_ends_as_if_unbroken(tmp_path: Path) -> None:
     methods = ["kmeans-pixels", "odc", "dc", "gmm-backbone"]
     options = ["--methods", *methods, "--seeds", "0", "--jobs", "1", "--epochs", "2"]

@@ -319,6 +319,7 @@ def test_a_long_tail_with_duplicates_and_more_clusters_than_classes(
         assert "of 15 clusters have no reliable sample" in out
 
 
+@pytest.mark.slow
 def test_each_training_has_a_visualizer_of_its_own(tmp_path: Path) -> None:
     """W&B and the like log to one run at a time, so each is closed before the next opens, and reading needs none."""
     events: list[str] = []
@@ -453,6 +454,7 @@ def test_a_key_follows_what_a_stage_needs() -> None:
     assert changed(moco__train_cfg__max_epochs=2) == set(ran)
 
 
+@pytest.mark.slow
 def test_a_method_of_two_stages_is_one_file_outside_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -137,6 +137,7 @@ def test_a_worker_tells_what_a_command_ran_and_how_it_died(tmp_path: Path) -> No
         assert worker.ask({"argv": ["print-config", str(tmp_path / "dies.py")]}).died == "killed by SIGSEGV"
 
 
+@pytest.mark.slow
 def test_every_gadget_would_run_something(tmp_path: Path) -> None:
     """Unpickled as no command may, by a config: else a trial that counts none executed would show nothing."""
     mark = str(tmp_path / "mark")

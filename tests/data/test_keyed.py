@@ -422,6 +422,7 @@ def summary(x: Tensor) -> Tensor:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", RANDOM, ids=label)
 def test_views_are_distributed_as_v2_s(config: Config) -> None:
     image = pictures(1)
