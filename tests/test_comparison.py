@@ -460,6 +460,7 @@ def test_curves_join_restarts_and_add_up_losses(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_clustered_images_that_have_changed_are_noticed_where_others_are_evaluated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -641,6 +642,7 @@ def test_rows_of_all_kinds_then_the_same_again(
     assert "has hdbscan-pixels seed 3 with other settings" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_cell_that_lost_what_it_left_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["compare", "--methods", "kmeans-pixels", "--seeds", "0", "--out", str(tmp_path)]
     assert main(arguments) == 0
@@ -652,6 +654,7 @@ def test_a_cell_that_lost_what_it_left_runs_again(tmp_path: Path, capsys: pytest
     assert outcome.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_what_needs_a_pretraining_that_failed_is_not_run(tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ["--seeds", "0", "--jobs", "2", "--cfg-options", "moco.model.head.queue_size=5000"]

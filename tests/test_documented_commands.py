@@ -45,7 +45,6 @@ NOT_RUN = {
 FAST = (
     "odc train moco_convnet_1xb64-100e_digits",
     "odc probe moco_convnet_1xb64-100e_digits work_dirs/moco/epoch_100.pth",
-    "odc train odc_convnet_1xb64-30e_digits-moco",
     "odc train finetune_convnet_1xb64-100e_digits-1pct --work-dir",
     "odc train shortest_config.py",
     "odc print-config",

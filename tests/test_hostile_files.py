@@ -600,6 +600,7 @@ def test_a_map_that_was_tampered_with_is_drawn_anew(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ tables of all kinds
 
 
+@pytest.mark.slow
 def test_a_label_file_that_declares_12_gb(tmp_path: Path) -> None:
     path = tmp_path / "labels.npz"
     bomb(

@@ -73,6 +73,7 @@ def found(out: Path) -> dict[Any, dict[str, Any]]:
     return {place: {k: v for k, v in r.values.items() if k not in COSTS} for place, r in records.items()}
 
 
+@pytest.mark.slow
 def test_jobs_find_what_processes_find(
     pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

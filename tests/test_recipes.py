@@ -276,6 +276,7 @@ def test_labels_by_hand_name_the_clusters_and_win(
             assert target[i] == -1
 
 
+@pytest.mark.slow
 def test_a_long_tail_with_duplicates_and_more_clusters_than_classes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

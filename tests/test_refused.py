@@ -70,7 +70,12 @@ def test_hooks(name: str, tmp_path: Path) -> None:
     works_or_is_refused(config("odc", str(tmp_path), custom_hooks=hooks, **SHORT), name)
 
 
-@pytest.mark.parametrize("name", names(OPTIMIZERS))
+QUICK = {"SGD", "AdamW", *REFUSED_TYPES}  # the others train, too, in the long checks
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names(OPTIMIZERS)]
+)
 @pytest.mark.filterwarnings("ignore::UserWarning:torch")
 def test_optimizers(name: str, tmp_path: Path) -> None:
     """Trained and resumed: the state of the optimiser is in the checkpoint."""
