@@ -1,12 +1,12 @@
 # SCAN on a folder of small images, on the features of configs/moco/moco_resnet18-w16_1xb128-40e_folder32.py.
-_base_ = ['../_base_/default_runtime.py', '../_base_/datasets/folder32.py']
+_base_ = [
+    '../_base_/default_runtime.py',
+    '../_base_/datasets/folder32.py',
+    '../_base_/models/moco_folder32.py',
+]
 
 # The settings of scan_features_1xb512-30e.py: the features do not change either. The view is without augmentation.
 model = dict(
-    type='ClusterModel',
-    pretrained='work_dirs/moco_resnet18-w16_1xb128-40e_folder32/epoch_40.pth',
-    backbone=dict(type='ResNet', depth=18, stem='cifar', width=16),
-    frozen=['backbone', 'neck'],
     head=dict(
         type='SCANHead',
         num_clusters=10,

@@ -1,12 +1,12 @@
 # TEMI on a folder of small images, on the features of configs/moco/moco_resnet18-w16_1xb128-40e_folder32.py, with the
 # settings of temi_features_1xb256-60e.py.
-_base_ = ['../_base_/default_runtime.py', '../_base_/datasets/folder32.py']
+_base_ = [
+    '../_base_/default_runtime.py',
+    '../_base_/datasets/folder32.py',
+    '../_base_/models/moco_folder32.py',
+]
 
 model = dict(
-    type='ClusterModel',
-    pretrained='work_dirs/moco_resnet18-w16_1xb128-40e_folder32/epoch_40.pth',
-    backbone=dict(type='ResNet', depth=18, stem='cifar', width=16),
-    frozen=['backbone', 'neck'],
     head=dict(
         type='TEMIHead', num_clusters=10, num_heads=4, neighbours=10, batch_size=256, teacher_momentum=0.98))
 train_cfg = dict(max_epochs=60, val_interval=30, schedule=dict(type='Constant', warmup=0.2))
