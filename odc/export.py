@@ -28,6 +28,7 @@ from odc.clustering import margins
 from odc.errors import InputError, one_line
 from odc.files import writable_file, written_whole
 from odc.portable import PortableModel
+from odc.portable.files import model_folder
 from odc.results.clustering import ABOUT, Clustering
 from odc.structures import make_generator
 
@@ -96,9 +97,7 @@ def export(folder: str | Path, form: str, out: str | Path | None = None, size: i
         )
     folder = Path(folder)
     model = PortableModel.load(folder)
-    file = writable_file(
-        out or (folder if (folder / "model.json").is_file() else folder / "model") / f"model{ENDINGS[form]}"
-    )
+    file = writable_file(out or model_folder(folder) / f"model{ENDINGS[form]}")
     shape = _shape(model, size)
     module = model.module().cpu()
     tried, told = _pictures(model, folder, shape)

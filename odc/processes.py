@@ -1,4 +1,4 @@
-"""Processes that end when nobody waits for them any more."""
+"""Processes: the cores that they have, and those that end when nobody waits for them any more."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import functools
 import os
 import threading
 import time
+
+
+def cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def end_with_parent() -> None:

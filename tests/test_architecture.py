@@ -68,10 +68,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "portable": METHODS
     | {"checkpoints", "data", "heads", "models", "engine", "sources", "recipes", "comparison", "results"},
     "export": {"errors", "files", "structures", "clustering", "results", "portable"},
-    "doctor": METHODS | {"config", "data", "engine", "models", "apis", "recipes", "folder"},
+    "doctor": METHODS | {"processes", "config", "data", "engine", "models", "apis", "recipes", "folder"},
     "folder": METHODS
     | {"logs", "config", "data", "evaluation", "models", "engine", "apis", "recipes", "comparison", "sources"}
-    | {"choosing", "pages", "portable", "results", "work_dir"},
+    | {"processes", "choosing", "pages", "portable", "results", "work_dir"},
     "estimator": METHODS
     | {"logs", "data", "evaluation", "recipes", "sources", "comparison", "results", "folder", "portable"},
     "__init__": {"estimator"},  # when it is asked for

@@ -33,7 +33,7 @@ from odc.data.keyed import MAX_SMALL
 from odc.data.keys import mix_array
 from odc.data.pipeline import Pipeline
 from odc.errors import InputError, nearest
-from odc.processes import end_with_parent
+from odc.processes import cores, end_with_parent
 
 Views = dict[tuple[str, str], Tensor]
 
@@ -258,10 +258,6 @@ class BatchedLoader:
             yield self._dataset.take(batch, images.__getitem__, self._device)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def make_loader(
     dataset: ViewDataset, num_workers: int = 0, device: torch.device | str | None = None, batched: bool | None = None
 ) -> BatchLoader | BatchedLoader:
@@ -280,7 +276,7 @@ def make_loader(
     """
     if num_workers < 0:
         raise InputError(f"num_workers must be 0 or more, got {num_workers}")
-    num_workers = min(num_workers, _cores())
+    num_workers = min(num_workers, cores())
     if device is None:
         return BatchLoader(dataset, num_workers)
     shape = dataset.source.image_shape or ()

@@ -23,6 +23,7 @@ import torch
 import torchvision
 
 import odc
+from odc import processes
 from odc.clustering.kmeans import load_faiss
 from odc.doctor.findings import ADVICE, OK, PROBLEM, Finding, size
 from odc.engine.precision import lacks_bfloat16
@@ -185,7 +186,7 @@ def runtimes(pools: Iterable[Mapping[str, Any]]) -> Finding:
 
 def cores() -> float:
     """Return the cores that this process may use, a share of one too, as containers give them."""
-    count = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    count = float(processes.cores())
     try:
         quota, period = (_CGROUP / "cpu.max").read_text().split()
         return count if quota == "max" else min(count, int(quota) / int(period))

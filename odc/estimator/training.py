@@ -27,7 +27,7 @@ from odc.errors import InputError
 from odc.evaluation.evaluator import Evaluation
 from odc.folder.choice import Choice, choose
 from odc.folder.looking import Look, look
-from odc.folder.running import shorter
+from odc.folder.running import run_stages, shorter
 from odc.portable import PortableModel, pack
 from odc.portable.packing import networks_of, pack_nearest, pack_training
 from odc.recipes import Features, Left, Pipeline, Recipe, Train
@@ -175,10 +175,9 @@ def train(
     watch = _Watch()
     pipeline = Pipeline(shorter(cell.recipe), cell.folder, places=cell.places, hooks=[watch])
     try:
-        results = pipeline.run()
+        left = run_stages(pipeline)
     finally:
         watch.release()
-    left = {s.name: Left(s, pipeline.places[s.name], results[s.name]) for s in pipeline.recipe.stages}
     clustering = _described(left, pipeline.recipe, watch.evaluation, files, num_clusters, pipeline.dataset)
     return clustering, _packed(clustering, left, pipeline.recipe, dataset, networks, bool(files))
 

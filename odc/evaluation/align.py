@@ -177,7 +177,8 @@ def _within_reach(
 
     By the cosine to the cluster's mean direction, features less their mean; all but a quarter of its own count.
     """
-    x = unit_rows(np.asarray(features, np.float32) - np.asarray(features, np.float32).mean(0))
+    x = np.asarray(features, np.float32)
+    x = unit_rows(x - x.mean(0))
     found = np.zeros((len(asked), C), dtype=bool)
     for row, k in enumerate(asked.tolist()):
         own = x[cluster == k]

@@ -21,7 +21,7 @@ from odc.evaluation.gallery import write_skipped
 from odc.files import writable, write_text
 from odc.folder.choice import Choice, choose
 from odc.folder.clock import Clock, Step, seconds_of, told
-from odc.folder.leaving import COPIES, MODEL, copy_clusters, leave, remarks
+from odc.folder.leaving import COPIES, copy_clusters, leave, remarks
 from odc.folder.looking import Look, look
 from odc.folder.running import (
     Watch,
@@ -37,6 +37,7 @@ from odc.folder.running import (
 )
 from odc.logs import warn
 from odc.pages import PAGE
+from odc.portable.files import FOLDER, MODEL
 from odc.reading import anything, fields, read_json, text, whole
 from odc.recipes import Features, Pipeline, Recipe
 from odc.results.clustering import ABOUT, Clustering
@@ -320,7 +321,7 @@ def _left(out: Path, dataset: ImageDataset) -> Clustering | None:
     except InputError as error:
         warn(f"{error}: it is made again")
         return None
-    whole = "no_model" in clustering.about or (out / MODEL / "model.json").is_file()
+    whole = "no_model" in clustering.about or (out / FOLDER / MODEL).is_file()
     return clustering if whole and clustering.about.get("fingerprint") == dataset.fingerprint else None
 
 

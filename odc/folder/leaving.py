@@ -19,11 +19,12 @@ from odc.folder.clock import Clock
 from odc.folder.running import Found
 from odc.pages import PAGE, write_page
 from odc.portable import pack
+from odc.portable.files import FOLDER
 from odc.recipes import Left, Recipe
-from odc.results.clustering import Clustering
+from odc.results.clustering import Clustering, folder_name
 
 COPIES = ("link", "copy")
-CLUSTERS, CONFIG, MODEL = "clusters", "config.py", "model"
+CLUSTERS, CONFIG = "clusters", "config.py"
 _FEW = 5  # pictures: a cluster of fewer is named at the end
 
 
@@ -38,9 +39,8 @@ def copy_clusters(clustering: Clustering, out: Path, how: str) -> Path:
         return place
     if part.exists():
         shutil.rmtree(part)
-    digits = len(str(max(0, clustering.num_clusters - 1)))
     for c in sorted(set(clustering.cluster.tolist())):
-        folder = part / _folder_name(c, max(3, digits), clustering.names.get(c, ""))
+        folder = part / folder_name(c, clustering.num_clusters, clustering.names.get(c, ""))
         folder.mkdir(parents=True)
         rows = np.flatnonzero(clustering.cluster == c).tolist()
         paths = [clustering.paths[row] for row in rows]
@@ -52,12 +52,6 @@ def copy_clusters(clustering: Clustering, out: Path, how: str) -> Path:
                 shutil.copyfile(source, folder / name)
     part.rename(place)
     return place
-
-
-def _folder_name(cluster: int, digits: int, name: str) -> str:
-    kept = "".join(x if x.isalnum() or x in " ._-" else "_" for x in name).strip(" .")[:60]
-    number = "none" if cluster < 0 else f"{cluster:0{digits}d}"
-    return f"{number}-{kept}" if kept else number
 
 
 def distinct(paths: Iterable[str]) -> list[str]:
@@ -118,7 +112,7 @@ def leave(
     )
     write_config(left, recipe, place)
     try:
-        pack(clustering, left, recipe, dataset).save(place / MODEL)
+        pack(clustering, left, recipe, dataset).save(place / FOLDER)
     except InputError as error:  # of an untrained network, say: the table is worth having all the same
         clustering = replace(clustering, about={**clustering.about, "no_model": str(error)})
     write_page(clustering, dataset, place / PAGE, watch=watch(0.5))

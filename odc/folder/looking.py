@@ -18,6 +18,7 @@ from torch import Tensor
 from odc.data.datasets import ImageDataset
 from odc.errors import InputError
 from odc.files import open_regular
+from odc.processes import cores
 
 _LOOKED_AT = 24  # pictures that are decoded, evenly spaced
 SMALL = 64  # pixels a side up to which pictures are icons and thumbnails, not photographs
@@ -70,7 +71,7 @@ def look(dataset: ImageDataset, root: str | Path) -> Look:
         skipped=len(dataset.skipped),
         duplicates=repeated(root, dataset.paths),
         load_seconds=seconds / len(shown),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=cores(),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "",
     )
 

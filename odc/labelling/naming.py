@@ -11,7 +11,7 @@ from typing import Any
 from odc.evaluation.align import MIN_MARGIN, Alignment, align, told
 from odc.files import alone, writable_file, write_text
 from odc.labelling.given import Given, Score, check_apart, score_table
-from odc.portable.files import MODEL
+from odc.portable.files import FOLDER, MODEL
 from odc.reading import mapping, plain, read_json
 from odc.results import Clustering
 from odc.structures import UNLABELLED
@@ -105,7 +105,7 @@ def name_clusters(
         score, table = Score.of(other.names, names), score_table(other.names, {"right": names})
     result = Named(found, tuple(clustering.sizes.tolist()), given, file, score, table)
     with alone(folder):
-        _name_model(folder / "model" / MODEL, result.names)
+        _name_model(folder / FOLDER / MODEL, result.names)
         clustering.named(result.names).save(folder)
         found.save(file)
     return result

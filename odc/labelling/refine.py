@@ -29,11 +29,12 @@ from odc.clustering.propagation import propagate
 from odc.data.datasets import build_dataset
 from odc.data.label_file import LabelFile
 from odc.errors import InputError
-from odc.evaluation.align import align
+from odc.evaluation.align import Alignment, align
 from odc.files import alone, writable, write_table
 from odc.labelling.given import Given, Score, check_apart, score_table
 from odc.models.cluster_model import unwrap
 from odc.portable import PortableModel
+from odc.portable.files import FOLDER
 from odc.portable.packing import pack_training
 from odc.results import Clustering
 from odc.results.clustering import ABOUT, FEATURES, TABLE
@@ -194,29 +195,28 @@ def refine(
         raise InputError(f"'{labels}' has labels of one class, {given.classes[0]}: a classifier needs at least two")
     _check_place(folder, out)
     with alone(writable(out)):
-        measured = None
+        measured, before = None, _named(clustering, given)
         if other is not None:
             found, config = _trained(clustering, given, folder, out / RUN, named_only, seed, say)
-            measured = _measure(clustering, given, other, found, f"the labels of {test}")
+            measured = _measure(clustering, before, other, found, f"the labels of {test}")
         else:
             held = given.third()
             if held.any():
                 say("training on two thirds of the labels, to measure on the others")
                 with tempfile.TemporaryDirectory(dir=out) as place:
                     part, _ = _trained(clustering, given.part(~held), folder, Path(place), named_only, seed, say)
-                measured = _measure(
-                    clustering, given.part(~held), given.part(held), part, "a third of the labels, held out"
-                )
+                named = _named(clustering, given.part(~held))
+                measured = _measure(clustering, named, given.part(held), part, "a third of the labels, held out")
             say("training on all labels")
             found, config = _trained(clustering, given, folder, out / RUN, named_only, seed, say)
-        names = _names_before(clustering, given, np.arange(len(clustering)))
+        names = before.names_of(clustering.cluster)
         moved = sum(
             a != b
             for a, b, c in zip(names, _names(found), found.cluster.tolist(), strict=True)
             if c < len(given.classes)
         )
         if (model := _packed(folder, found, config)) is not None:
-            model.save(out / "model")
+            model.save(out / FOLDER)
         _write_reliable(found, given, out / RELIABLE)
         found.save(out)
     others = tuple(found.about["refined"]["others"])
@@ -234,15 +234,14 @@ def _names(clustering: Clustering) -> list[str | None]:
     return [clustering.names.get(c) for c in clustering.cluster.tolist()]
 
 
-def _names_before(clustering: Clustering, given: Given, rows: Ints) -> list[str | None]:
-    """Return the names of images by what ``odc align`` makes of the same labels."""
+def _named(clustering: Clustering, given: Given) -> Alignment:
+    """Return what ``odc align`` makes of the same labels."""
     K, x = clustering.num_clusters, clustering.unit
-    found = align(clustering.cluster, K, given.index, given.label, given.classes, x)
-    return found.names_of(clustering.cluster[rows])
+    return align(clustering.cluster, K, given.index, given.label, given.classes, x)
 
 
-def _measure(clustering: Clustering, given: Given, other: Given, found: Clustering, on: str) -> Measured:
-    names = {"before": _names_before(clustering, given, other.index)}
+def _measure(clustering: Clustering, before: Alignment, other: Given, found: Clustering, on: str) -> Measured:
+    names = {"before": before.names_of(clustering.cluster[other.index])}
     names["after"] = [found.names.get(c) for c in found.cluster[other.index].tolist()]
     scores = {when: Score.of(other.names, told) for when, told in names.items()}
     return Measured(on, **scores, table=score_table(other.names, names))
@@ -296,7 +295,7 @@ def _write_reliable(found: Clustering, given: Given, file: Path) -> None:
 
 def _packed(folder: Path, found: Clustering, config: Config) -> PortableModel | None:
     """Return the model of a new clustering: the networks of the old one, if there is one, and the classifier."""
-    if not (folder / "model").is_dir():
+    if not (folder / FOLDER).is_dir():
         return None
     old, checkpoint = PortableModel.load(folder), next(find_resume(config.work_dir))
     new = pack_training(found, config, checkpoint, None)

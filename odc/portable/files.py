@@ -36,11 +36,17 @@ from odc.reading import (
 from odc.registry import BACKBONES, resolve
 from odc.results.duplicates import Prints
 
+FOLDER = "model"  # of a model, in that of its clustering
 MODEL, WEIGHTS = "model.json", "model.safetensors"
 FORMAT = 1
 _AGAIN = "make it again (odc cluster)"
 _MOST_OPTION = 100_000  # of a number in the config of a part
 _MOST_PIXELS = 2048  # a side that a view may make of pictures
+
+
+def model_folder(folder: Path) -> Path:
+    """Return where a model lies: in a folder, or in that of the clustering that it is of."""
+    return folder / FOLDER if not (folder / MODEL).is_file() and (folder / FOLDER).is_dir() else folder
 
 
 def read_model(folder: Path) -> dict[str, Any]:

@@ -23,7 +23,16 @@ from odc.data.decoding import MAX_PIXELS
 from odc.data.pipeline import Pipeline
 from odc.errors import InputError, one_line
 from odc.files import write_text
-from odc.portable.files import FORMAT, MODEL, WEIGHTS, read_model, reference_tensors, strangers, used_state
+from odc.portable.files import (
+    FORMAT,
+    MODEL,
+    WEIGHTS,
+    model_folder,
+    read_model,
+    reference_tensors,
+    strangers,
+    used_state,
+)
 from odc.portable.heads import Nearest, Trained
 from odc.portable.networks import Finish, Network, seen_through, split_view
 from odc.portable.reference import Reference
@@ -225,8 +234,7 @@ class PortableModel:
             InputError: there is none, it is of another format, or needs parts that are not registered here.
             DamagedError: a file is damaged, or they do not belong together.
         """
-        folder = Path(folder)
-        folder = folder / "model" if not (folder / MODEL).is_file() and (folder / "model").is_dir() else folder
+        folder = model_folder(Path(folder))
         if not (folder / MODEL).is_file():
             raise InputError(f"'{folder}' holds no model: it has no {MODEL}; give the folder that odc cluster wrote")
         return cls(**read_model(folder))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import itertools
 import json
 import os
@@ -24,6 +23,7 @@ from odc.files import naming, table_lines, writable_file, write_table, write_tex
 from odc.portable.model import PortableModel
 from odc.portable.stream import WINDOW, Assigner, New, Row, find_new, identity
 from odc.reading import fields, mapping, read_json, text, whole
+from odc.results.clustering import digest_of, escaped, folder_name
 from odc.results.duplicates import Prints
 
 STDOUT = "-"
@@ -106,13 +106,6 @@ class Links:
                     link.symlink_to(source)
                 if link.is_symlink() and os.readlink(link) == source:
                     break
-
-
-def folder_name(cluster: int, num_clusters: int, name: str) -> str:
-    """Return the name of a cluster's folder: ``007`` or ``007-NAME``."""
-    kept = "".join(x if x.isalnum() or x in " ._-" else "_" for x in name).strip(" .")[:60]
-    number = f"{cluster:0{max(3, len(str(num_clusters - 1)))}d}"
-    return f"{number}-{kept}" if kept else number
 
 
 def predict(
@@ -213,7 +206,7 @@ class Part:
         self.assigner, self.new = assigner, new
         self.folder.mkdir(exist_ok=True)
         self.rows, self.prints = ((self.folder / name).open("ab") for name in ("rows.csv", "prints"))
-        self.known = hashlib.sha256("\0".join(new.paths).encode("utf-8", "surrogateescape")).hexdigest()
+        self.known = digest_of(new.paths)
 
     def resume(self, summary: Summary) -> int:
         """Take up what an earlier call has left, or begin; return how many of the new images are done."""
@@ -316,7 +309,7 @@ def write_parquet(table: Path, columns: Sequence[str], out: IO[bytes]) -> None:
     def value(name: str, cell: str) -> object:
         if name in _TYPES:
             return _TYPES[name](cell)
-        plain = cell.removeprefix("./").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        plain = escaped(cell.removeprefix("./"))
         return plain if plain or name == "path" else None
 
     rows = rows_of(table)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from odc.clustering import l2_normalize
 from odc.clustering.knn import search_by_products
 from odc.results.columns import (
     NEIGHBOURS,
@@ -51,7 +52,7 @@ class Reference:
         N = len(paths)
         kept = np.unique(np.linspace(0, N - 1, min(N, MOST)).round().astype(np.int64))
         rows = torch.from_numpy(unit_vectors(features[kept], spaces)).half()
-        points = _unit(rows)
+        points = l2_normalize(rows.float())[0]
         _, similarities, valid = _nearest(points, points, np.arange(len(kept)))
         limits = lonely_from(loneliness(similarities, valid), cluster[kept], num_clusters)
         some = None if prints is None else prints[kept]
@@ -59,7 +60,7 @@ class Reference:
 
     @cached_property
     def _points(self) -> Tensor:
-        return _unit(self.rows)
+        return l2_normalize(self.rows.float())[0]  # half precision has changed the lengths
 
     @cached_property
     def _place(self) -> dict[bytes, int]:
@@ -95,13 +96,6 @@ class Reference:
             repeated = np.where(first < len(self.paths), first, -1)
         outlier = is_outlier(loneliness(similarities, valid), cluster, self.limits)
         return consistency(cluster, neighbours, self.cluster, valid), outlier, repeated.astype(np.int64)
-
-
-def _unit(rows: Tensor) -> Tensor:
-    """Return rows in half precision, which has changed their lengths, as float32 of length 1."""
-    points: Tensor = rows.float()
-    points /= torch.linalg.vector_norm(points, dim=1, keepdim=True).clamp(min=1e-12)
-    return points
 
 
 def _nearest(points: Tensor, queries: Tensor, itself: Ints) -> tuple[Ints, Floats, Bools]:

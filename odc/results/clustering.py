@@ -235,7 +235,7 @@ class Clustering:
             "format": FORMAT,
             "root": self.root,
             "images": len(self),
-            "paths": _digest(self.paths),
+            "paths": digest_of(self.paths),
             "num_clusters": self.num_clusters,
             "names": {str(c): name for c, name in sorted(self.names.items())},
             "spaces": list(self.spaces),
@@ -246,14 +246,14 @@ class Clustering:
     def arrow(self) -> pyarrow.Table:
         """Return the table for Parquet: path, cluster int64, name, floats float32, outlier bool, duplicate_of."""
         table = {
-            "path": [_escaped(path) for path in self.paths],
+            "path": [escaped(path) for path in self.paths],
             "cluster": self.cluster,
             "name": [self.names.get(c) for c in self.cluster.tolist()],
             "confidence": self.confidence,
             "consistency": self.consistency,
             "distance": self.distance,
             "outlier": self.outlier,
-            "duplicate_of": [None if i < 0 else _escaped(self.paths[i]) for i in self.duplicate_of.tolist()],
+            "duplicate_of": [None if i < 0 else escaped(self.paths[i]) for i in self.duplicate_of.tolist()],
         }
         kinds = {"name": pyarrow.string(), "duplicate_of": pyarrow.string()}
         return pyarrow.table({name: pyarrow.array(table[name], kinds.get(name)) for name in self.columns})
@@ -280,7 +280,7 @@ class Clustering:
             )
         with reading(folder / TABLE, "is not the table of a clustering", _AGAIN):
             paths = tuple(row["path"] for row in rows)
-            if _digest(paths) != about["paths"]:
+            if digest_of(paths) != about["paths"]:
                 raise ValueError(f"its rows are not those of {FEATURES}, or in another order")
             place = {path: i for i, path in enumerate(paths)}
             columns = {name: np.array([float(row[name]) for row in rows], np.float32) for name in COLUMNS[3:6]}
@@ -313,14 +313,21 @@ def _number(cell: str) -> int:
     return number
 
 
-def _digest(paths: Sequence[str]) -> str:
+def digest_of(paths: Sequence[str]) -> str:
     """Return a hash of the paths in their order."""
     return hashlib.sha256("\0".join(paths).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _escaped(path: str) -> str:
+def escaped(path: str) -> str:
     """Return a name for Parquet, which knows only Unicode: other bytes as an escape."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def folder_name(cluster: int, num_clusters: int, name: str) -> str:
+    """Return the name of a cluster's folder: ``007`` or ``007-NAME``, ``none`` for -1."""
+    kept = "".join(x if x.isalnum() or x in " ._-" else "_" for x in name).strip(" .")[:60]
+    number = "none" if cluster < 0 else f"{cluster:0{max(3, len(str(num_clusters - 1)))}d}"
+    return f"{number}-{kept}" if kept else number
 
 
 def _cluster_number(value: str) -> str:

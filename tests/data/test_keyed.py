@@ -649,7 +649,7 @@ def test_which_loader_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(make_loader(dataset(), device="cpu"), BatchLoader)
         assert "they would take 0.0 GiB, more than 0" in lines[-1]
         assert isinstance(make_loader(dataset(), device="cpu", batched=True), BatchedLoader)
-    monkeypatch.setattr("odc.data.views._cores", lambda: 2)
+    monkeypatch.setattr("odc.data.views.cores", lambda: 2)
     assert isinstance(make_loader(dataset(strong=True), device="cpu", num_workers=4), BatchLoader)
     assert lines[-1].endswith("augmented in 2 workers: these views have no form for batches: strong (AugMix)")
     with pytest.raises(InputError, match="batched=True is not possible for these images: these views have no form"):

@@ -299,6 +299,6 @@ def test_negative_workers() -> None:
 
 
 def test_no_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("odc.data.views._cores", lambda: 2)
+    monkeypatch.setattr("odc.data.views.cores", lambda: 2)
     dataset = ViewDataset(Digits(), {"extract": Pipeline([{"type": "ToFloat"}])})
     assert [make_loader(dataset, wanted)._num_workers for wanted in (0, 1, 4)] == [0, 1, 2]  # type: ignore[union-attr]
