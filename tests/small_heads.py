@@ -191,6 +191,16 @@ HEAD_CONFIGS: dict[str, dict[str, Any]] = {
     "odc": dict(type="ODCHead", num_clusters=4, batch_size=16, min_cluster=5, centroid_interval=2),
     "deeper": dict(type="DeeperClusterHead", num_clusters=5, num_super=2, batch_size=64, refresh_interval=1, pca_dim=6),
     "moco": dict(type="MoCoHead", batch_size=16, queue_size=40, out_channels=4),
+    "propos": dict(
+        type="ProPosHead",
+        num_clusters=3,
+        batch_size=16,
+        hidden_channels=12,
+        out_channels=6,
+        warmup=1,
+        noise=0.1,
+        balance=True,
+    ),
     "spice-self": dict(
         type="SpiceSelfHead", num_clusters=3, num_heads=2, hidden_channels=8, batch_size=20, chunk=20, repeats=2
     ),
@@ -269,6 +279,9 @@ def config(name: str, work_dir: str, **options: Any) -> Config:
         cfg.model.update(type="MoCo", momentum=0.9, split_bn=2)
         cfg.data.views.update(query=shaky, key=shaky)
         cfg.val_evaluator = [dict(type="KMeansMetric", num_clusters=3), dict(type="KNNMetric", k=3)]
+    if name == "propos":
+        cfg.model.update(type="BYOL", momentum=0.9)
+        cfg.data.views.update(query=shaky, key=shaky)
     if name.startswith(("spice", "selflabel")):
         cfg.data.views.update(weak=shaky, strong=shaky)
     if name == "spice-self":

@@ -110,6 +110,7 @@ def kmeans(
     n_iter: int = 20,
     n_redo: int = 1,
     plus_plus: bool = False,
+    spherical: bool = False,
 ) -> KMeansResult:
     """Cluster the rows of ``x`` into ``num_clusters`` clusters, none of them empty.
 
@@ -125,6 +126,8 @@ def kmeans(
         n_redo: runs from different starts; the one with the best objective is kept.
         plus_plus: start from points far from each other (k-means++, Arthur & Vassilvitskii, SODA 2007) instead of from
             random ones.
+        spherical: centroids get unit length after every iteration, so on points of unit length nearest means the
+            largest cosine.
 
     Raises:
         InputError: K is not within 1..N, ``n_iter`` or ``n_redo`` < 1, ``x`` is not (N, D), or rows are not finite or
@@ -143,6 +146,7 @@ def kmeans(
     clustering = faiss.Clustering(D, num_clusters)
     clustering.niter = n_iter
     clustering.nredo = n_redo
+    clustering.spherical = spherical
     if plus_plus:
         clustering.init_method = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
     clustering.min_points_per_centroid = 1  # fewer than 39 is a warning on stderr otherwise
@@ -158,6 +162,8 @@ def kmeans(
     index.add(centroids)
     labels: npt.NDArray[np.int64] = index.search(points, 1)[1][:, 0]  # FAISS blocks this: never N×K in memory
     refilled = _refill(points, labels, centroids)
+    if spherical and refilled:
+        centroids /= np.linalg.norm(centroids, axis=1, keepdims=True).clip(min=1e-12)
 
     sizes = np.bincount(labels, minlength=num_clusters)
     return KMeansResult(
@@ -170,9 +176,18 @@ def kmeans(
 
 
 def kmeans_over_ranks(
-    features: Tensor, num_clusters: int, *, n_iter: int, generator: torch.Generator, comm: Comm, n_redo: int = 1
+    features: Tensor,
+    num_clusters: int,
+    *,
+    n_iter: int,
+    generator: torch.Generator,
+    comm: Comm,
+    n_redo: int = 1,
+    spherical: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Cluster the features of all ranks, (Nr, D) float32 of each, by :func:`kmeans`; by k-means++ with ``n_redo`` > 1.
+    """Cluster the features of all ranks, (Nr, D) float32 of each, by :func:`kmeans`.
+
+    It starts by k-means++ where it is spherical or ``n_redo`` > 1.
 
     The first rank does it, with its generator, and sends the result to the others: two that each ran k-means could
     differ in a bit and then disagree for ever.
@@ -189,7 +204,13 @@ def kmeans_over_ranks(
         if num_clusters > 1:
             check_differ(everything)
         found = kmeans(
-            everything, num_clusters, n_iter=n_iter, n_redo=n_redo, plus_plus=n_redo > 1, generator=generator
+            everything,
+            num_clusters,
+            n_iter=n_iter,
+            n_redo=n_redo,
+            plus_plus=spherical or n_redo > 1,
+            spherical=spherical,
+            generator=generator,
         )
         return found.labels, found.centroids
 

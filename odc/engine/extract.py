@@ -47,7 +47,7 @@ def extract(
         logits_view: the view behind ``logits``; where it is that behind the features, they share a forward pass.
         seed: keys the augmentation of ``logits_view`` by sample id.
         averaged: use the moving averages of the parameters, where the model keeps them: what evaluation and prediction
-            want, but not training.
+            want, but of most models not training.
 
     Returns:
         This rank's shard, on the model's device.

@@ -104,7 +104,7 @@ class Features:
                     logits=None if logits_view is None else model.head.logits,
                     logits_view=logits_view or EXTRACT_VIEW,
                     seed=self.seed("logits", *at),
-                    averaged=False,
+                    averaged=model.labels_by_average,
                 )
         fixed = self._table(model, EXTRACT_VIEW)
         index = torch.arange(len(self.data.dataset)) if index is None else index

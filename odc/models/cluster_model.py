@@ -53,6 +53,9 @@ class ClusterModel(BaseModel):
     # z of a step is `features` of its images, and of nothing else in the step: where backbone and neck are frozen, the
     # loop computes it once.
     encodes_alone = True
+    # Whether labels are made (`refresh`, `select`) of the features by `averaged` weights, as clusters are, or by those
+    # that train.
+    labels_by_average = False
 
     def __init__(
         self,

@@ -32,6 +32,16 @@ def test_four_points() -> None:
     assert result.labels.dtype == torch.int64
 
 
+def test_spherical_centroids_are_directions() -> None:
+    x = torch.nn.functional.normalize(torch.randn(300, 3, generator=make_generator(1)), dim=1)
+    found = run(x, 4, n_iter=200, spherical=True)
+    means = torch.stack([x[found.labels == c].sum(0) for c in range(4)])
+    assert torch.allclose(found.centroids, torch.nn.functional.normalize(means, dim=1), atol=1e-5)
+    assert torch.equal(found.labels, (x @ found.centroids.T).argmax(1))
+    twice = run(x[[0, 0, 0, 0, 1, 2, 3]], 6, spherical=True)  # a cluster is split in two of the same point
+    assert torch.allclose(twice.centroids.norm(dim=1), torch.ones(6))
+
+
 def test_of_several_runs_the_best_is_kept() -> None:
     x = torch.tensor([[0.0, 0], [10, 0], [0, 1], [10, 1]])
     single = [run(x, 2, seed).objective[-1] for seed in range(10)]
