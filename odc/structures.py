@@ -145,7 +145,10 @@ class PseudoLabels:
 
 @dataclass(frozen=True)
 class LabelDelta:
-    """Rows whose target changes: ``row`` (R,) int64, unique, and ``target`` (R, T) int64; identical on every rank."""
+    """Rows whose target changes: ``row`` (R,) int64 and ``target`` (R, T) int64; identical on every rank.
+
+    A row may be there again with the same target: fixed shapes, which a GPU need not be waited for, are filled up so.
+    """
 
     row: Tensor
     target: Tensor
@@ -251,6 +254,14 @@ def derive_seed(seed: int, *key: int | str) -> int:
 def make_generator(seed: int, *key: int | str) -> torch.Generator:
     """Return a CPU generator seeded from ``(seed, *key)``: everything random takes one of these."""
     return torch.Generator().manual_seed(derive_seed(seed, *key))
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Return whether reading a number of ``x`` makes the processor wait.
+
+    There a step asks for fixed shapes and for masks instead, so that it can be given out before the last one is done.
+    """
+    return x.device.type != "cpu"
 
 
 def place_in_group(group: Tensor, counts: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def main() -> None:
     torch.manual_seed(0)
 
     head = TEMIHead(args.dim, args.clusters, num_heads=args.heads, batch_size=args.batch)
-    head.epochs.fill_(2)  # the directions train
+    head.epochs.set(2)  # the directions train
     optimizer = torch.optim.AdamW(head.student.parameters(), lr=1e-3, fused=True)
     z = torch.randn(args.batch, 2, args.dim, generator=make_generator(0, "z"))
     none = torch.zeros(args.batch, dtype=torch.int64)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from odc.errors import InputError
-from odc.structures import Comm
+from odc.structures import Comm, on_gpu
 
 CHUNK = 16384  # rows in float64 at a time
 NO_DIFFERENCE = (
@@ -26,14 +26,20 @@ def l2_normalize(x: Tensor, eps: float = 1e-12) -> tuple[Tensor, int]:
 
     Zero rows become exact zeros. Same dtype and device.
     """
+    unit, zero = _unit(x, eps)
+    return unit, 0 if torch.compiler.is_exporting() else int(zero.sum())
+
+
+def _unit(x: Tensor, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
+    """Return what :func:`l2_normalize` does, and which rows (N, 1) are zero, without reading a number from a GPU."""
     norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    if torch.compiler.is_exporting():  # a graph that is exported does not branch; it counts nothing
-        return torch.where(norms <= eps, 0, x / norms.clamp(min=eps)), 0
-    if bool(norms.isinf().any()):  # long rows, whose squares overflow; rows that are not finite stay so
+    if torch.compiler.is_exporting():  # a graph that is exported does not branch
+        return torch.where(norms <= eps, 0, x / norms.clamp(min=eps)), norms <= eps
+    if on_gpu(x) or bool(norms.isinf().any()):  # long rows, whose squares overflow; rows that are not finite stay so
         x = torch.where(norms.isinf(), x / x.abs().amax(dim=1, keepdim=True), x)
         norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     zero = norms <= eps
-    return torch.where(zero, 0, x / norms.masked_fill(zero, 1)), int(zero.sum())
+    return torch.where(zero, 0, x / norms.masked_fill(zero, 1)), zero
 
 
 def distances_to(x: Tensor, centers: Tensor) -> Tensor:
@@ -49,7 +55,7 @@ def distances_to(x: Tensor, centers: Tensor) -> Tensor:
 
 def unit_in_spaces(x: Tensor, spaces: Sequence[int]) -> Tensor:
     """Return the rows of ``x`` (N, D), spaces of these widths (D in all) side by side, of length 1 in each space."""
-    return torch.cat([l2_normalize(part)[0] for part in x.split(list(spaces), dim=1)], dim=1)
+    return torch.cat([_unit(part)[0] for part in x.split(list(spaces), dim=1)], dim=1)
 
 
 def l2_normalize_(x: Tensor, eps: float = 1e-12) -> int:

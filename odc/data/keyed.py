@@ -23,6 +23,7 @@ from odc.data.pixels import affine, blurring, like, resampling, sample, separabl
 from odc.data.transforms import KeyedTransform, PixelTransform, VariantTransform, require_uint8
 from odc.errors import InputError
 from odc.registry import TRANSFORMS
+from odc.structures import on_gpu
 
 Op = Callable[[Tensor, Draws, Tensor], Tensor]  # images (B, C, H, W), draws, variants (B,) -> images (B, C', H', W')
 
@@ -58,6 +59,11 @@ Change = Callable[[Tensor, Tensor], Tensor]  # images (b, C, H, W) uint8, magnit
 
 def _each(images: Tensor, which: Tensor, magnitude: Tensor, changes: Sequence[Change]) -> Tensor:
     """Return every image changed by the one of ``changes`` that ``which`` (B,) says, by its ``magnitude`` (B,)."""
+    if on_gpu(images):  # all by each: as many kernels, and no sizes of groups to wait for
+        out = images
+        for number, change in enumerate(changes):
+            out = torch.where((which == number)[:, None, None, None], change(images, magnitude), out)
+        return out
     which, rows = which.sort()
     images, magnitude = images.index_select(0, rows), magnitude[rows]
     counts = torch.bincount(which, minlength=len(changes)).tolist()
@@ -81,8 +87,12 @@ def _colouring(change: Callable[[Tensor, Tensor, float], None]) -> Change:
 
 
 def _sharpness(x: Tensor, factor: Tensor, bound: float) -> None:
-    blurred = F.adjust_sharpness(x.to(torch.uint8), 0.0).to(torch.float32)
-    x.add_(blurred.sub_(x).mul_(1 - factor.to(torch.float32))).clamp_(0, bound)
+    inside = x[..., 1:-1, 1:-1]
+    if inside.numel():  # v2's kernel, whose result is rounded; the border stays
+        H, W = inside.shape[-2:]
+        blurred = 4 * inside + sum(x[..., i : i + H, j : j + W] for i in range(3) for j in range(3))
+        inside.add_(blurred.div_(13).round_().sub_(inside).mul_(1 - factor.to(torch.float32)))
+    x.clamp_(0, bound)
 
 
 def _solarize(images: Tensor, m: Tensor) -> Tensor:
@@ -131,7 +141,7 @@ class RandomOps(KeyedTransform):
         """Return the images, uint8 (B, C, H, W)."""
         require_uint8(images, "RandomOps")
         *ends, changes = zip(*OPS.values(), strict=True)
-        low, high = torch.tensor(ends, dtype=torch.float64, device=images.device)
+        low, high = (pixels.constant(end, images, torch.float64) for end in ends)
         for _ in range(self.n):
             which, share = draws.integer(len(changes)), draws.number()
             images = _each(images, which, low[which] + share * (high - low)[which], changes)
@@ -229,7 +239,7 @@ def _elastic(transform: Any, images: Tensor, draws: Draws, variants: Tensor) -> 
         part = noise[:, axis : axis + 1]
         if transform.sigma[axis] > 0:
             size = int(8 * transform.sigma[axis] + 1) | 1
-            sigma_x, sigma_y = torch.tensor(transform.sigma, dtype=torch.float32, device=images.device)[:, None]
+            sigma_x, sigma_y = pixels.constant(transform.sigma, images)[:, None]
             part = separable(part, blurring(sigma_y, size, H), blurring(sigma_x, size, W))
         moved.append(part[:, 0] * (transform.alpha[axis] / length))
     x = (torch.arange(W, device=images.device) * 2 + 1 - W) / W
@@ -260,23 +270,37 @@ def _color_jitter(transform: Any, images: Tensor, draws: Draws, variants: Tensor
     ranges = (transform.brightness, transform.contrast, transform.saturation, transform.hue)
     changes = (pixels.brightness, pixels.contrast, pixels.saturation, pixels.hue)
     order = draws.uniform(4).argsort(1)
-    factors = [None if bounds is None else draws.number(*bounds)[:, None, None, None] for bounds in ranges]
+    factors = {
+        number: draws.number(*bounds)[:, None, None, None] for number, bounds in enumerate(ranges) if bounds is not None
+    }
+    if images.shape[1] == 1:  # grey: neither saturation nor hue
+        factors = {number: factor for number, factor in factors.items() if number < 2}
     bound = 1.0 if images.is_floating_point() else 255.0
     x = images.to(torch.float32, copy=True)
+
+    def changed(some: Tensor, number: int, factor: Tensor) -> None:
+        changes[number](some, factor, bound)
+        if not images.is_floating_point():
+            some.floor_()
+
+    if on_gpu(images):  # as in `_each`
+        for place in range(4):
+            before = x
+            for number, factor in factors.items():
+                some = before.clone()
+                changed(some, number, factor)
+                x = torch.where((order[:, place] == number)[:, None, None, None], some, x)
+        return x.to(images.dtype)
     now = torch.arange(len(images), device=images.device)  # which image is in each row of x
     for place in range(4):
         # rows that are to undergo the same change come to lie together
         which, rows = order[now, place].sort()
         x, now = x.index_select(0, rows), now[rows]
         ends = [0, *torch.bincount(which, minlength=4).cumsum(0).tolist()]
-        for change, factor, start, end in zip(changes, factors, ends, ends[1:], strict=False):
-            # grey images have neither saturation nor hue
-            if factor is None or start == end or (x.shape[1] == 1 and change in (pixels.saturation, pixels.hue)):
-                continue
-            part = x[start:end]
-            change(part, factor[now[start:end]], bound)
-            if not images.is_floating_point():
-                part.floor_()
+        for number, factor in factors.items():
+            start, end = ends[number : number + 2]
+            if start < end:
+                changed(x[start:end], number, factor[now[start:end]])
     return x.index_select(0, now.argsort()).to(images.dtype)
 
 
@@ -313,8 +337,8 @@ def _rand_augment(transform: Any, images: Tensor, draws: Draws, variants: Tensor
     space = transform._AUGMENTATION_SPACE
     bins = [bins_of(transform.num_magnitude_bins, *images.shape[-2:]) for bins_of, _ in space.values()]
     sizes = [0.0 if b is None else float(b[transform.magnitude]) for b in bins]
-    magnitude = torch.tensor(sizes, dtype=torch.float64, device=images.device)
-    signed = torch.tensor([both for _, both in space.values()], device=images.device)
+    magnitude = pixels.constant(sizes, images, torch.float64)
+    signed = pixels.constant([both for _, both in space.values()], images, torch.bool)
     for _ in range(transform.num_ops):
         which, coin = draws.integer(len(space)), draws.number()
         m = torch.where(signed[which] & (coin < 0.5), -magnitude[which], magnitude[which])
@@ -376,6 +400,12 @@ def obstacle(transform: Any) -> str | None:
 
 
 def _by_variant(transform: VariantTransform, images: Tensor, draws: Draws, variants: Tensor) -> Tensor:
+    if on_gpu(images) and transform.period is not None:
+        parts = [transform(images, variant) for variant in range(transform.period)]
+        if all(part.shape == images.shape for part in parts):
+            for variant, part in enumerate(parts):
+                images = torch.where((variants % transform.period == variant)[:, None, None, None], part, images)
+            return images
     places = {variant: (variants == variant).nonzero()[:, 0] for variant in variants.unique().tolist()}
     parts = [transform(images.index_select(0, place), variant) for variant, place in places.items()]
     return torch.cat(parts).index_select(0, torch.cat([*places.values()]).argsort())

@@ -12,6 +12,12 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from odc.errors import InputError
+from odc.structures import on_gpu
+
+
+def constant(values: Sequence[float], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return numbers as a tensor on the device of ``like``, to which they go without a wait."""
+    return torch.tensor(values, dtype=dtype).to(like.device, non_blocking=True)
 
 
 def like(x: Tensor, images: Tensor) -> Tensor:
@@ -20,7 +26,14 @@ def like(x: Tensor, images: Tensor) -> Tensor:
 
 
 def update(images: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Return the images, those that are ``chosen`` (B,) replaced by ``change(those, their positions)``."""
+    """Return the images, those that are ``chosen`` (B,) replaced by ``change(those, their positions)``.
+
+    On a GPU all are changed, which takes as many kernels, and no number of those that are chosen.
+    """
+    if on_gpu(images):
+        changed = change(images, torch.arange(len(images), device=images.device))
+        if changed.shape == images.shape and changed.dtype == images.dtype:
+            return torch.where(chosen[:, None, None, None], changed, images)
     index = chosen.nonzero()[:, 0]
     if not len(index):
         return images
@@ -128,9 +141,9 @@ def sample(images: Tensor, grid: Tensor, mode: str, fill: float | Sequence[float
     if mask:
         x = torch.cat((x, torch.ones_like(x[:, :1])), dim=1)
     x = grid_sample(x, grid, mode=mode, padding_mode="zeros", align_corners=False)
-    if mask:
+    if mask and fill is not None:
         x, inside = x[:, :-1], x[:, -1:]
-        values = torch.tensor(fill, dtype=torch.float32, device=x.device).view(-1, 1, 1)
+        values = constant(fill if isinstance(fill, Sequence) else [fill], x).view(-1, 1, 1)
         # a bilinear value near the border already holds zeros from outside, and is dimmed once more: as in v2
         x = torch.where(inside < 0.5, values, x) if mode == "nearest" else (x - values) * inside + values
     return like(x, images)

@@ -38,6 +38,8 @@ class VariantTransform(ABC):
     It takes (..., C, H, W) on any device, as :class:`PixelTransform` does.
     """
 
+    period: int | None = None  # after so many variants it repeats; None: nobody knows
+
     @abstractmethod
     def __call__(self, images: Tensor, variant: int) -> Tensor:
         """Return the images (..., C, H, W) transformed by ``variant``."""
@@ -80,7 +82,8 @@ class Normalize(PixelTransform):
         _require_float(images, "Normalize")
         if images.shape[-3] != len(self.mean):
             raise InputError(f"Normalize has {len(self.mean)} means but the image has {images.shape[-3]} channels")
-        return (images - self.mean.to(images.device)) / self.std.to(images.device)
+        mean, std = (x.to(images.device, non_blocking=True) for x in (self.mean, self.std))
+        return (images - mean) / std
 
 
 @TRANSFORMS.register_module()
@@ -107,6 +110,8 @@ class Sobel(PixelTransform):
 @TRANSFORMS.register_module()
 class Rotate90(VariantTransform):
     """Rotate square images by 90° × the row's variant, anti-clockwise; refuses others."""
+
+    period = 4
 
     def __call__(self, images: Tensor, variant: int) -> Tensor:
         """Return the rotated images (..., C, H, H)."""

@@ -109,7 +109,9 @@ class ViewDataset(Dataset[Views]):
             ids = np.array([row.ids for row in rows], dtype=np.int64)
             keys = mix_array(np.array([row.key for row in rows], dtype=np.int64)[:, None], np.arange(ids.shape[1]))
             variants = np.array([row.variant for row in rows], dtype=np.int64).repeat(ids.shape[1])
-            numbers = torch.from_numpy(np.stack((ids.reshape(-1), keys.reshape(-1), variants))).to(device)
+            numbers = torch.from_numpy(np.stack((ids.reshape(-1), keys.reshape(-1), variants))).to(
+                device, non_blocking=True
+            )
             views = self.views[name](images(numbers[0]), numbers[1], numbers[2], name)
             out[stream, name] = views.view(*ids.shape, *views.shape[1:])
         return out

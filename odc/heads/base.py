@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,27 @@ class ClusterHead(nn.Module, ABC):
         return None
 
 
+class Counter(nn.Module):
+    """A whole number that is remembered as all else, () int64, and that the processor knows without asking a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value: Tensor = nn.Buffer(torch.zeros((), dtype=torch.int64))
+        self._known = 0
+
+    def __int__(self) -> int:
+        return self._known
+
+    def set(self, number: int) -> None:
+        """Take another value."""
+        self._known = number
+        self.value.fill_(number)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._known = int(self.value)
+
+
 class LinearClassifier(nn.Linear):
     """A linear layer with weights from N(0, 0.01²) and bias 0, as DeepCluster and ODC start it."""
 
@@ -148,9 +170,10 @@ def sort_into_groups(group: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Te
 
     With it come, in this order, each row's group and its place in there, (B,), and the sizes (G,) of the groups.
     """
-    sizes = torch.bincount(group, minlength=num_groups)
-    order = group.argsort(stable=True)
-    return order, group[order], place_in_group(group[order], sizes), sizes
+    ordered, order = group.sort(stable=True)
+    starts = torch.searchsorted(ordered, torch.arange(num_groups + 1, device=group.device))
+    sizes = starts.diff()  # not bincount, which reads the largest group from a GPU
+    return order, ordered, place_in_group(ordered, sizes), sizes
 
 
 def check_classes(labels: Labels, num_classes: int, option: str) -> None:

@@ -116,7 +116,11 @@ class NeighbourClassifiers(nn.Module):
     def one(self, head: int | Tensor, z: Tensor) -> Tensor:
         """Map features (..., D) to the logits (..., K) of one head."""
         shape = (self.num_heads, self.num_clusters, -1)
-        weight, bias = self.linear.weight.view(shape)[head], self.linear.bias.view(shape[:2])[head]
+        weight, bias = self.linear.weight.view(shape), self.linear.bias.view(shape[:2])
+        if isinstance(head, Tensor):  # an index of one number would be read from a GPU
+            weight, bias = (x.index_select(0, head.view(1)).squeeze(0) for x in (weight, bias))
+        else:
+            weight, bias = weight[head], bias[head]
         logits: Tensor = F.linear(self._input(z), weight, bias)
         return logits
 

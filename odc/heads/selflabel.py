@@ -47,7 +47,8 @@ def weighted_cross_entropy(logits: Tensor, target: Tensor, chosen: Tensor, by_cl
         by_class: weight a row by n / n_c, n_c of the n chosen ones having its label.
         comm: the ranks.
     """
-    counts = comm.sum(torch.bincount(target[chosen], minlength=logits.shape[1]))
+    # Not bincount, nor the rows that are chosen alone: a GPU would be asked how many there are.
+    counts = comm.sum(target.new_zeros(logits.shape[1]).index_add_(0, target, chosen.long()))
     weights = counts.sum() / counts[target].clamp(min=1) if by_class else torch.ones_like(target)
     weights = weights * chosen
     losses = F.cross_entropy(logits, target, reduction="none")

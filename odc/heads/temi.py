@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from odc.clustering.preprocess import unit_in_spaces
 from odc.errors import InputError
-from odc.heads.base import ClusterHead, checked_spaces, draw_pairs, find_neighbours
+from odc.heads.base import ClusterHead, Counter, checked_spaces, draw_pairs, find_neighbours
 from odc.memory import SampleBuffer
 from odc.registry import HEADS
 from odc.structures import Batch, Comm, FeatureTable, Labels, Losses, Plan, PseudoLabels, Refresh, Stream
@@ -169,7 +169,7 @@ class TEMIHead(ClusterHead):
         self.teacher.load_state_dict(self.student.state_dict())
         self.marginal: Tensor = nn.Buffer(torch.full((num_heads, num_clusters), 1.0 / num_clusters))  # p of equation 1
         self.epoch_loss: Tensor = nn.Buffer(torch.zeros(num_heads))  # of each head, summed over the steps of this epoch
-        self.epochs: Tensor = nn.Buffer(torch.zeros((), dtype=torch.int64))  # begun
+        self.epochs = Counter()  # begun
         self.neighbours = SampleBuffer(neighbours, dtype=torch.int32)  # sample ids, nearest first
         self.found_for: Tensor = nn.Buffer(torch.zeros(in_channels, dtype=torch.float64))  # sum of their features
         self.mean: Tensor = nn.Buffer(torch.zeros(in_channels))  # where normalize is "standard"
@@ -193,7 +193,7 @@ class TEMIHead(ClusterHead):
             self.neighbours.sized(table.total).copy_(nearest)
             self.found_for.copy_(total)
         self.epoch_loss.zero_()
-        self.epochs += 1
+        self.epochs.set(int(self.epochs) + 1)
         return draw_pairs(index, self.neighbours.rows, generator)
 
     def _input(self, z: Tensor) -> Tensor:
@@ -212,7 +212,7 @@ class TEMIHead(ClusterHead):
             log_p = self._moved(mean).clamp(min=torch.finfo().tiny).log()
             log_t = log_t.unflatten(1, z.shape[:2])
             weight = pair_weights(log_t)
-        log_s = (self.student(x, last=float(self.epochs > 1)) / self.temperature).log_softmax(2)
+        log_s = (self.student(x, last=float(int(self.epochs) > 1)) / self.temperature).log_softmax(2)
         losses = weight * pair_losses(log_s.unflatten(1, z.shape[:2]), log_t, log_p, self.beta)
         self._found = torch.cat([mean, losses.detach().mean(1, keepdim=True)], dim=1)
         return Losses({"loss": losses.mean()}, log={"pair_weight": weight.mean()})

@@ -37,7 +37,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from odc.clustering.preprocess import check_differ, fit_whitening, l2_normalize
 from odc.errors import InputError
-from odc.heads.base import ClusterHead
+from odc.heads.base import ClusterHead, Counter
 from odc.registry import HEADS
 from odc.structures import Batch, Comm, FeatureTable, Labels, Losses, Plan, Refresh, Stream
 
@@ -65,7 +65,7 @@ def draw_inner(num_clusters: int, spaces: Sequence[int], generator: torch.Genera
     for (w, b), width in zip(_views(weight, K, spaces), spaces, strict=True):
         w.mul_(width**-0.5)
         b.mul_(width**-0.5)
-    weight = weight.to(like)
+    weight = weight.to(like, non_blocking=True)
     return Inner(weight, torch.zeros_like(weight), torch.zeros_like(weight), 0)
 
 
@@ -194,7 +194,7 @@ class TurtleHead(ClusterHead):
             self.inner_weight = nn.Buffer(torch.zeros(size))
             self.inner_first = nn.Buffer(torch.zeros(size))
             self.inner_second = nn.Buffer(torch.zeros(size))
-            self.inner_taken = nn.Buffer(torch.tensor(0))  # steps of Adam; 0: no classifiers yet
+            self.inner_taken = Counter()  # steps of Adam; 0: no classifiers yet
         self._fitted: Inner | None = None  # from `loss` to `update` of the same step, where the start is warm
 
     def plan(self, epoch: int) -> Plan:
@@ -238,7 +238,9 @@ class TurtleHead(ClusterHead):
         image.
         """
         x = self._inputs(batches["train"].z["extract"][:, 0])
-        total = int(comm.sum(torch.tensor(len(x[0]), device=x[0].device)))
+        total = len(x[0])
+        if comm.world > 1:
+            total = int(comm.sum(torch.tensor(total, device=x[0].device)))
         labels_of = [encoder(part).softmax(1) for encoder, part in zip(self.encoders, x, strict=True)]
         tau = torch.stack(labels_of).mean(0)
         given = [part.detach() for part in x]
@@ -254,8 +256,8 @@ class TurtleHead(ClusterHead):
         train = {"loss": comm.world * ce / total, "entropy_loss": -self.gamma * entropy}
         with torch.no_grad():
             surest, cluster = tau.max(1)
-            counts = torch.bincount(cluster, minlength=self.num_clusters)
-            told = comm.sum(torch.cat([torch.stack([before, ce, surest.sum()]), counts.to(ce.dtype)]))
+            used = ce.new_zeros(self.num_clusters).index_fill_(0, cluster, 1.0)
+            told = comm.sum(torch.cat([torch.stack([before, ce, surest.sum()]), used]))
             start, end, confidence = (told[:3] / total).unbind()
         log = {"inner_start": start, "inner_end": end, "confidence": confidence, "clusters": (told[3:] > 0).sum()}
         return Losses(train, log=log)
@@ -266,7 +268,7 @@ class TurtleHead(ClusterHead):
             self.inner_weight.copy_(self._fitted.weight)
             self.inner_first.copy_(self._fitted.first)
             self.inner_second.copy_(self._fitted.second)
-            self.inner_taken.fill_(self._fitted.steps)
+            self.inner_taken.set(self._fitted.steps)
             self._fitted = None
         return ()
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from odc.errors import DamagedError, InputError
-from odc.structures import UNLABELLED, LabelDelta, Labels, PseudoLabels
+from odc.structures import UNLABELLED, LabelDelta, Labels, PseudoLabels, on_gpu
 
 _STATE = ("index", "variant", "target", "num_classes", "counts")
 
@@ -58,13 +58,13 @@ class LabelStore(nn.Module):
 
     @torch.no_grad()
     def update(self, delta: LabelDelta) -> None:
-        """Give some rows new targets; O(R).
+        """Give some rows new targets; O(R). On a GPU nothing is checked, since that would wait for it.
 
         Raises:
-            InputError: a row is given twice or does not exist, or a target is outside -1..C - 1 of its column.
+            InputError: a row is given two targets or does not exist, or a target is outside -1..C - 1 of its column.
         """
-        row = delta.row.to(self.target.device)
-        target = delta.target.to(self.target.device)
+        row = delta.row.to(self.target.device, non_blocking=True)
+        target = delta.target.to(self.target.device, non_blocking=True)
         M, T = self.target.shape
         if target.shape != (row.shape[0], T):
             raise InputError(
@@ -72,16 +72,20 @@ class LabelStore(nn.Module):
             )
         if row.numel() == 0:
             return
-        order = row.sort().values
-        if bool((order[1:] == order[:-1]).any()):
-            raise InputError(f"the {row.shape[0]} rows that change are not unique")
-        if int(order[0]) < 0 or int(order[-1]) >= M:
-            raise InputError(f"rows {int(order[0])} to {int(order[-1])} change, but there are rows 0 to {M - 1}")
-        self._check_targets(target, self.num_classes)
+        row, place = row.sort(stable=True)
+        target = target[place]
+        new = torch.ones_like(row, dtype=torch.bool)  # not what the row before is
+        new[1:] = row[1:] != row[:-1]
+        if not on_gpu(row):
+            if int(row[0]) < 0 or int(row[-1]) >= M:
+                raise InputError(f"rows {int(row[0])} to {int(row[-1])} change, but there are rows 0 to {M - 1}")
+            if bool((~new[1:, None] & (target[1:] != target[:-1])).any()):
+                raise InputError(f"of the {row.shape[0]} rows that change one has two targets")
+            self._check_targets(target, self.num_classes)
         if self.counts.numel():
             for first, sign in ((self.target[row, 0], -1), (target[:, 0], 1)):
                 # Unlabelled rows add zero, to any class: no masking, which would wait for the GPU.
-                self.counts.index_add_(0, first.clamp(min=0), (first >= 0).long() * sign)
+                self.counts.index_add_(0, first.clamp(min=0), ((first >= 0) & new).long() * sign)
         self.target[row] = target
 
     def view(self) -> Labels:

@@ -44,7 +44,7 @@ def random_head(seed: int = 0, **options: Any) -> TEMIHead:
         parameter.data = torch.randn(parameter.shape, generator=rng)
     p = torch.rand(head.marginal.shape, generator=rng) + 0.1
     head.marginal.copy_(p / p.sum(1, keepdim=True))
-    head.epochs.fill_(2)
+    head.epochs.set(2)
     return head
 
 
@@ -175,7 +175,7 @@ def test_only_students_are_trained() -> None:
 def test_the_directions_do_not_train_in_the_first_epoch() -> None:
     head, z = random_head(), features(10).view(5, 2, 6)
     value = step_loss(head, z).train["loss"]
-    head.epochs.fill_(1)
+    head.epochs.set(1)
     first = step_loss(head, z).train["loss"]
     assert float(first.detach()) == float(value.detach())
     first.backward()

@@ -119,10 +119,20 @@ def test_modules_can_still_be_walked_with_apply() -> None:
     assert len(seen) == 2
 
 
+def test_a_row_that_comes_again_counts_once() -> None:
+    store = LabelStore(4)
+    store.replace(pseudo([0, 1, 2], [[0], [1], [-1]], (3,)))
+    again = LabelDelta(torch.tensor([2, 0, 2, 0]), torch.tensor([[1], [2], [1], [2]]))
+    for _ in range(2):
+        store.update(again)
+        assert store.target.tolist() == [[2], [1], [1]]
+        assert store.counts.tolist() == [0, 2, 1]
+
+
 def test_errors_name_the_numbers() -> None:
     store = LabelStore(4)
     store.replace(pseudo([3, 0], [[0], [1]], (2,)))
-    with pytest.raises(InputError, match="not unique"):
+    with pytest.raises(InputError, match="of the 2 rows that change one has two targets"):
         store.update(LabelDelta(torch.tensor([1, 1]), torch.tensor([[0], [1]])))
     with pytest.raises(InputError, match="rows 0 to 1"):
         store.update(LabelDelta(torch.tensor([2]), torch.tensor([[0]])))
