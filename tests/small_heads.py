@@ -201,6 +201,7 @@ HEAD_CONFIGS: dict[str, dict[str, Any]] = {
         noise=0.1,
         balance=True,
     ),
+    "dcboost": dict(type="DCBoostHead", num_clusters=3, batch_size=16, hidden_channels=12, out_channels=6, warmup=1),
     "spice-self": dict(
         type="SpiceSelfHead", num_clusters=3, num_heads=2, hidden_channels=8, batch_size=20, chunk=20, repeats=2
     ),
@@ -279,8 +280,8 @@ def config(name: str, work_dir: str, **options: Any) -> Config:
         cfg.model.update(type="MoCo", momentum=0.9, split_bn=2)
         cfg.data.views.update(query=shaky, key=shaky)
         cfg.val_evaluator = [dict(type="KMeansMetric", num_clusters=3), dict(type="KNNMetric", k=3)]
-    if name == "propos":
-        cfg.model.update(type="BYOL", momentum=0.9)
+    if name in ("propos", "dcboost"):
+        cfg.model.update(type="BYOL", momentum=0.9, final_momentum=1.0)
         cfg.data.views.update(query=shaky, key=shaky)
     if name.startswith(("spice", "selflabel")):
         cfg.data.views.update(weak=shaky, strong=shaky)

@@ -19,7 +19,7 @@ from odc.engine.comm import get_comm
 from odc.engine.extract import extract
 from odc.errors import InputError
 from odc.evaluation.gallery import write_clusters
-from odc.heads import TurtleHead
+from odc.heads import BYOLHead, DCBoostHead, ProPosHead, TurtleHead
 from odc.memory.labels import LabelStore
 from odc.models.backbones import ConvNet
 from odc.registry import BACKBONES
@@ -87,6 +87,24 @@ def turtle_as_one() -> dict[str, float]:
     return {"difference": max(float((a - b).abs().max()) for a, b in zip(*found, strict=True))}
 
 
+def clusters_as_one(made: BYOLHead) -> dict[str, float]:
+    """Return how far losses of clusters and their gradients, on two shares of a batch, are from those on all of it."""
+    comm = get_comm()
+    rng = make_generator(0)
+    online, target = torch.randn(2, 12, 2, 4, generator=rng, dtype=torch.float64)
+    found = []
+    for ranks in (comm, LocalComm()):
+        row = torch.arange(12).tensor_split(ranks.world)[ranks.rank]
+        z = online.clone().requires_grad_()
+        batch = Batch(row, row[:, None], 0 * row, row[:, None] % 3, {"online": z[row], "target": target[row]})
+        losses = made.double().loss({"train": batch}, LabelStore(0).view(), make_generator(2), ranks)
+        trained = [loss for name, loss in losses.train.items() if name != "align_loss"]  # with batch norm of a rank
+        torch.stack(trained).sum().backward()
+        found.append([ranks.sum(z.grad) / ranks.world, *(loss.detach() for loss in (*trained, *losses.log.values()))])
+    assert all(float(value.abs().max()) > 0 for value in found[1])
+    return {"difference": max(float((a - b).abs().max()) for a, b in zip(*found, strict=True))}
+
+
 def main(folder: Path) -> None:
     results: dict[str, dict[str, Any]] = {}
     rank = 0
@@ -104,6 +122,8 @@ def main(folder: Path) -> None:
         results[name] = {"whole": digests(whole), "resumed": digests(again)}
         rank = whole.rank
     results["turtle as one"] = turtle_as_one()
+    results["propos as one"] = clusters_as_one(ProPosHead(5, 3, hidden_channels=6, out_channels=4))
+    results["dcboost as one"] = clusters_as_one(DCBoostHead(5, 3, hidden_channels=6, out_channels=4))
     results["table"] = {"alone": clusters(folder / "table")}
     os.environ["ODC_BFLOAT16"] = str(1 - rank)  # the second rank must not
     one = build_runner(config("dc", str(folder / "one"), launcher="pytorch", precision="auto"))

@@ -392,7 +392,7 @@ class ClusterTrainLoop(BaseLoop):
         with torch.no_grad():
             average_statistics(model, self.comm)
             if moves:
-                model.after_move()
+                model.after_move(self.progress)
             for delta in model.head.update(batches, store.view(), self._generator("update"), self.comm):
                 store.update(delta)
         self._readings.add(self._here(), loss, gradient, losses)

@@ -3,6 +3,7 @@
 from odc.heads.base import ClusterHead, LinearClassifier, weighted_mean
 from odc.heads.byol import BYOLHead
 from odc.heads.classifier import ClassifierHead
+from odc.heads.dcboost import DCBoostHead
 from odc.heads.deepcluster import DeepClusterHead
 from odc.heads.deepercluster import DeeperClusterHead
 from odc.heads.moco import MoCoHead
@@ -19,6 +20,7 @@ __all__ = [
     "BYOLHead",
     "ClassifierHead",
     "ClusterHead",
+    "DCBoostHead",
     "DeepClusterHead",
     "DeeperClusterHead",
     "LinearClassifier",

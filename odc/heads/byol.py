@@ -7,10 +7,10 @@ other view, which has no gradient, and g the predictor,
 
 1. the target follows the online network: θ' ← m θ' + (1 - m) θ, after every move of the optimiser;
 2. alignment = -2 cos(g(z + σ ε), z'), ε ~ N(0, I): an image's views are neighbours, and the space around them is
-   smooth. No ε in the warm-up;
+   smooth; σ = 0 in the warm-up;
 3. before an epoch, target projections of all images, of unit length and without augmentation → spherical k-means into K
    clusters, whose assignments are the labels. None in the warm-up;
-4. a loss of the method on the projections and labels of the whole batch, over all ranks.
+4. a loss of the method on the projections and labels of the whole batch, over all ranks. Not in the warm-up.
 
 All of it for both views in either part, and averaged. :class:`odc.models.BYOL` does step 1 and both networks.
 The cluster of an image is its nearest centroid in the last clustering of step 3: these are an epoch old when the
@@ -115,9 +115,9 @@ class BYOLHead(ClusterHead):
         self.centroids = nn.Buffer(torch.zeros(num_clusters, out_channels))  # of the last clustering, of unit length
 
     def plan(self, epoch: int) -> Plan:
-        """One pass over all images, each seen through two views; after the warm-up with new labels."""
-        stream = Stream("train", self.batch_size, views=("query", "key"))
+        """One pass over all images, each seen through two views; after the warm-up with labels, by another name."""
         trained = epoch - self.warmup
+        stream = Stream("align" if trained < 0 else "train", self.batch_size, views=("query", "key"))
         refreshes = trained >= 0 and trained % self.refresh_interval == 0
         return Plan((stream,), refresh=Refresh(logits="extract") if refreshes else None)
 
@@ -142,21 +142,24 @@ class BYOLHead(ClusterHead):
 
     def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         """Alignment, step 2, and the method's losses, step 4; ``z`` has projections, (B, 2, D), as BYOL gives them."""
-        batch = batches["train"]
-        online, target, label = batch.z["online"], batch.z["target"], batch.target[:, 0]
-        sigma = self.noise * (label >= 0).to(online.dtype)  # in the warm-up no row has a label
-        noisy = online + sigma[:, None, None] * self._noise(online, generator, comm)
+        ((stream, batch),) = batches.items()
+        online, target = batch.z["online"], batch.z["target"]
+        if stream == "align":
+            return Losses({"align_loss": self._alignment(online, target)})
+        loss = self._alignment(online + self.noise * self._noise(online, generator, comm), target)
         x = comm.gather(F.normalize(online, dim=2), gradient=True)
         y = comm.gather(F.normalize(target, dim=2))
-        label = comm.gather(label)
-        views = range(online.shape[1])
-        cosines = [F.cosine_similarity(self.predictor(noisy[:, v]), target[:, v], dim=1) for v in views]
-        found = [self.cluster_losses(x[:, v], y[:, v], label) for v in views]
+        label = comm.gather(batch.target[:, 0])
+        found = [self.cluster_losses(*views, label) for views in zip(x.unbind(1), y.unbind(1), strict=True)]
         train, log = (
             {name: torch.stack([losses[name] for losses in of_views]).mean() for name in of_views[0]}
             for of_views in ([losses.train for losses in found], [losses.log for losses in found])
         )
-        return Losses({"align_loss": -2.0 * torch.stack(cosines).mean(), **train}, log)
+        return Losses({"align_loss": loss, **train}, log)
+
+    def _alignment(self, online: Tensor, target: Tensor) -> Tensor:
+        views = zip(online.unbind(1), target.unbind(1), strict=True)
+        return -2.0 * torch.stack([F.cosine_similarity(self.predictor(x), y, dim=1) for x, y in views]).mean()
 
     @staticmethod
     def _noise(x: Tensor, generator: torch.Generator, comm: Comm) -> Tensor:
@@ -166,10 +169,7 @@ class BYOLHead(ClusterHead):
 
     @abstractmethod
     def cluster_losses(self, online: Tensor, target: Tensor, label: Tensor) -> Losses:
-        """Return the losses of one view on projections of unit length, (B, D) each, of the whole batch; () each.
-
-        Labels (B,) int64 are -1 in the warm-up, when all losses have to be 0.
-        """
+        """Return the losses, () each, of one view of the whole batch: unit projections (B, D) and labels (B,)."""
 
     def predict(self, z: Tensor) -> Tensor:
         """Map features (B, D) to cosines (B, K) between projections and the centroids of the last clustering."""

@@ -10,7 +10,7 @@ c a cluster that some of them are in,
 5. loss = alignment + λ L_p.
 
 So no two images are negatives of each other, which could be of one class. Clusters without an image in the batch are
-neither in the sum nor in the mean. In the paper's warm-up, 50 epochs, σ = λ = 0: here there are no labels by then.
+neither in the sum nor in the mean. In the warm-up, the paper's first 50 epochs, σ = λ = 0, and no labels are made.
 
 Where paper and public code differ: the code of some data sets joins both views in one forward, and moves the target
 before it instead of after the optimiser; here, as in the paper, each view is a forward of its own, and the target moves

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,10 +35,11 @@ class BYOL(ClusterModel):
         head: config of a :class:`odc.heads.BYOLHead`.
         neck: config of a neck; by default average pooling.
         momentum: m of θ' ← m θ' + (1 - m) θ, after every move of the optimiser.
+        final_momentum: what m rises to, along half a cosine, by the end of the training; ``None``: it is constant.
         pretrained: checkpoint that both backbones start from, as in :class:`ClusterModel`.
 
     Raises:
-        InputError: for a momentum outside [0, 1].
+        InputError: for a momentum outside [0, 1], or one that falls.
     """
 
     encodes_alone = False
@@ -49,12 +51,16 @@ class BYOL(ClusterModel):
         head: dict[str, Any],
         neck: dict[str, Any] | None = None,
         momentum: float = 0.996,
+        final_momentum: float | None = None,
         pretrained: str | None = None,
     ) -> None:
         super().__init__(backbone, head, neck, pretrained)
-        if not 0.0 <= momentum <= 1.0:
-            raise InputError(f"BYOL's momentum must be in [0, 1], not {momentum}")
         self.momentum = momentum
+        self.final_momentum = momentum if final_momentum is None else final_momentum
+        if not 0.0 <= self.momentum <= self.final_momentum <= 1.0:
+            raise InputError(
+                f"BYOL's momentum must be in [0, 1] and not fall, but goes from {momentum} to {self.final_momentum}"
+            )
         self.target = nn.ModuleList(copy.deepcopy(part) for part in self._online()).requires_grad_(False)
 
     def _online(self) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -73,11 +79,12 @@ class BYOL(ClusterModel):
 
         The target's have no gradient; ``online[:, v]`` and ``target[:, v]`` are of the two different views of an image.
         """
-        views = [images["train", view][:, 0] for view in ("query", "key")]
+        stream = next(iter(images))[0]
+        views = [images[stream, view][:, 0] for view in ("query", "key")]
         online = [self._project(self._online(), x) for x in views]
         with torch.no_grad():
             target = [self._project(self.target, x) for x in reversed(views)]
-        return {("train", "online"): torch.stack(online, 1), ("train", "target"): torch.stack(target, 1)}
+        return {(stream, "online"): torch.stack(online, 1), (stream, "target"): torch.stack(target, 1)}
 
     @staticmethod
     def _project(parts: Iterable[nn.Module], x: Tensor) -> Tensor:
@@ -92,12 +99,14 @@ class BYOL(ClusterModel):
             x = part(x)
         return x.float()
 
-    def after_move(self) -> None:
+    def after_move(self, progress: float) -> None:
         """Let the target follow the online network."""
-        super().after_move()
+        super().after_move(progress)
+        rest = (self.final_momentum - self.momentum) * (1.0 + math.cos(math.pi * progress)) / 2.0
+        share = 1.0 - (self.final_momentum - rest)
         for part, online in zip(self.target, self._online(), strict=True):
             for mine, followed in zip(part.parameters(), online.parameters(), strict=True):
-                mine.lerp_(followed, 1.0 - self.momentum)
+                mine.lerp_(followed, share)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -128,8 +128,11 @@ class ClusterModel(BaseModel):
     def _parts(self) -> dict[str, nn.Module]:
         return {"backbone": self.backbone, "neck": self.neck, "head": self.head}
 
-    def after_move(self) -> None:
-        """Let what follows the weights, here their moving average, follow a move of the optimiser."""
+    def after_move(self, progress: float) -> None:
+        """Let what follows the weights, here their moving average, follow a move of the optimiser.
+
+        ``progress`` is the share of the training, in [0, 1), that was done before the step.
+        """
         if self.average is not None:
             self.average.update(self._parts())
 

@@ -107,9 +107,9 @@ class MoCo(ClusterModel):
             for view, z in (("query", query), ("key", key))
         }
 
-    def after_move(self) -> None:
+    def after_move(self, progress: float) -> None:
         """Let the key encoder follow the query encoder, before the next keys are made."""
-        super().after_move()
+        super().after_move(progress)
         for key_part, part in zip(self.key_encoder, self._query_encoder(), strict=True):
             for k, q in zip(key_part.parameters(), part.parameters(), strict=True):
                 k.lerp_(q, 1.0 - self.momentum)

@@ -48,8 +48,9 @@ def test_each_view_is_a_forward_of_its_own_and_the_target_sees_the_other_one() -
     assert not torch.allclose(online, target.flip(1))
 
 
-def test_the_target_follows_and_has_no_gradient() -> None:
-    byol = model(momentum=0.9)
+@pytest.mark.parametrize(("final", "progress", "m"), [(None, 0.5, 0.9), (1.0, 0.0, 0.9), (1.0, 0.5, 0.95)])
+def test_the_target_follows_and_has_no_gradient(final: float | None, progress: float, m: float) -> None:
+    byol = model(momentum=0.9, final_momentum=final)
     before = [p.clone() for p in byol.target.parameters()]
     z = byol.encode(images(6), LocalComm())
     (z["train", "online"] - z["train", "target"]).square().sum().backward()
@@ -59,9 +60,9 @@ def test_the_target_follows_and_has_no_gradient() -> None:
     with torch.no_grad():
         for p in online:
             p.add_(1.0)
-    byol.after_move()
+    byol.after_move(progress)
     for old, new, follows in zip(before, byol.target.parameters(), online, strict=True):
-        assert torch.allclose(new, 0.9 * old + 0.1 * follows)
+        assert torch.allclose(new, m * old + (1 - m) * follows)
 
 
 def test_the_target_stands_in_and_goes_back() -> None:
@@ -105,8 +106,8 @@ def test_labels_are_made_of_the_targets_projections(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(InputError, match=r"momentum must be in \[0, 1\], not 2"):
-        model(momentum=2.0)
+    with pytest.raises(InputError, match=r"momentum must be in \[0, 1\] and not fall, but goes from 0.9 to 0.8"):
+        model(momentum=0.9, final_momentum=0.8)
     with pytest.raises(InputError, match="inherits from BYOLHead, not 'DeepClusterHead'"):
         BYOL(BACKBONE, dict(type="DeepClusterHead", num_clusters=3))
     with pytest.raises(InputError, match="a step of 1 image a process"):

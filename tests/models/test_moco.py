@@ -79,7 +79,7 @@ def test_key_follows_before_the_keys_and_the_queue_takes_them_after_the_loss() -
     before = {name: p.clone() for name, p in moco.key_encoder.named_parameters()}
     query = dict(torch.nn.ModuleList(moco._query_encoder()).named_parameters())
     queue = moco.head.queue.keys.clone()
-    moco.after_move()
+    moco.after_move(0.0)
     losses, batches = moco(images(8), batch(8), make_generator(0), LocalComm())
     for name, p in moco.key_encoder.named_parameters():
         assert torch.allclose(p, 0.9 * before[name] + 0.1 * query[name], atol=1e-6), name
