@@ -32,6 +32,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from odc import logs
 from odc.errors import DamagedError, InputError, meant, one_line
 from odc.files import write_text, written_whole
+from odc.memory.shards import Shard, shards_of
 from odc.reading import DEEPEST, anything, fields, read_text, whole
 
 _CODE = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, type)
@@ -213,12 +214,21 @@ class LoadReport:
         given: names to what should be tensors.
         wanted: names to the model's tensors.
         resizing: prefixes of the names under which shapes may differ.
+        shards: which of the model's tensors are parts, by name; what is given is the whole.
     """
 
-    def __init__(self, given: Mapping[str, Any], wanted: Mapping[str, Tensor], resizing: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        given: Mapping[str, Any],
+        wanted: Mapping[str, Tensor],
+        resizing: tuple[str, ...] = (),
+        shards: Mapping[str, Shard] = types.MappingProxyType({}),
+    ) -> None:
         wrong: dict[str, str] = {}
         for name in wanted.keys() & given.keys():
             file, model = _shape(given[name]), _shape(wanted[name])
+            if name in shards:
+                model = shards[name].shape(wanted[name].shape)
             if file != model and not (name.startswith(resizing) and isinstance(given[name], Tensor)):
                 wrong[name] = f"{name}: file {file}, model {model}"
         self.loaded = tuple(name for name in wanted if name in given and name not in wrong)
@@ -271,7 +281,7 @@ def load_state(
         consume_prefix_in_state_dict_if_present(given, prefix)
 
     resizing = tuple(f"{n}." if n else "" for n, m in model.named_modules() if getattr(m, "resizes_on_load", False))
-    report = LoadReport(given, wanted, resizing)
+    report = LoadReport(given, wanted, resizing, shards_of(model))
     if not report.loaded and wanted:
         raise InputError(f"{source}: nothing in it fits the model: {report}; use the checkpoint of such a model")
     if not (partial or report.complete):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import types
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -18,17 +19,20 @@ from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list, is_distributed, is_main_process
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import is_model_wrapper
-from torch import nn
+from torch import Tensor, nn
 
 import odc.engine.checkpointing  # noqa: F401  # its hooks take the place of mmengine's
 from odc import logs
 from odc.checkpoints import TAKE_PART, find_resume, load_plain, load_state, model_state, to_plain
-from odc.engine.comm import ONE_BUCKET, average_in_order, init_gloo, launched
+from odc.engine.comm import ONE_BUCKET, average_in_order, get_comm, init_gloo, launched
 from odc.engine.finite import diverged, non_finite
 from odc.engine.precision import PRECISIONS, lacks_bfloat16_anywhere, repeat_on_gpu, settle_precision
 from odc.engine.resume import HUB, META, change_options, check_state, options_of, take_names
+from odc.engine.shards import check_optimizer, gather_state, leave_out_of_ddp, own_gradients, own_state, put_whole
 from odc.errors import DamagedError, InputError, one_line
 from odc.files import write_text
+from odc.memory.shards import spread_over
+from odc.models.cluster_model import unwrap
 from odc.processes import end_with_parent
 from odc.reading import reading
 
@@ -45,6 +49,7 @@ class Runner(mmengine.runner.Runner):
     precision = "float32"  # what the weights are, or were, trained in; evaluation and extraction are in float32
     _resumed_precision: str | None = None
     _timestamps: ClassVar[Counter[str]] = Counter()  # runners by the second they were made in
+    _whole: Mapping[tuple[Any, ...], Tensor] = types.MappingProxyType({})  # of what is spread, while it is saved
     _loaded = False
     _config_written = False
     _configured: list[dict[str, Any]] | None = None  # the optimiser's options, a dict a group
@@ -124,9 +129,22 @@ class Runner(mmengine.runner.Runner):
         """Train on ``train`` and evaluate on ``val`` (``None``: never) instead of what the constructor was given."""
         self._train_dataloader, self._val_dataloader = train, val
 
+    def build_model(self, model: Any) -> nn.Module:
+        """Build the model, with this rank's parts of what is spread over the ranks."""
+        with spread_over(get_comm()):
+            built: nn.Module = super().build_model(model)
+        return built
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
+        """Build the optimiser; one that would make ranks differ in what they share is refused."""
+        built = super().build_optim_wrapper(optim_wrapper)
+        check_optimizer(built, unwrap(self.model))
+        return built
+
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         """Wrap ``model`` in DDP where there are ranks; without a GPU with ``device_ids=None``."""
         cfg = dict(model_wrapper_cfg or {})
+        leave_out_of_ddp(model)
         if self.distributed and not is_model_wrapper(model):
             cfg.setdefault("type", "MMDistributedDataParallel")
             if cfg["type"] == "MMDistributedDataParallel":
@@ -196,9 +214,13 @@ class Runner(mmengine.runner.Runner):
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save, unless a weight is not finite: a checkpoint is there to go on from."""
-        if (name := non_finite(self.model)) is not None:
+        comm = get_comm()
+        if (name := non_finite(self.model, comm)) is not None:
             raise diverged(self, f"'{name}' of the model is not finite after iteration {self.iter + 1}")
+        optimizer = self.optim_wrapper.optimizer if kwargs.get("save_optimizer", True) else None
+        self._whole = gather_state(unwrap(self.model), optimizer, comm)
         super().save_checkpoint(*args, **kwargs)
+        self._whole = {}
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Call all hooks; after those ``before_save_checkpoint``, complete the checkpoint and make it plain."""
@@ -212,6 +234,7 @@ class Runner(mmengine.runner.Runner):
         checkpoint["meta"] |= {"torch_version": torch.__version__, "precision": self.precision}
         if "optimizer" in checkpoint:
             checkpoint["loop"] = self.train_loop.state_dict()
+        put_whole(checkpoint, self._whole)
         plain = to_plain(checkpoint)
         checkpoint.clear()
         checkpoint.update(plain)
@@ -318,7 +341,7 @@ class Runner(mmengine.runner.Runner):
             self._resumed_precision = self.precision
             self.message_hub.load_state_dict(hub)
             self._resume_optimizer(checkpoint["optimizer"], filename)
-            loop.load_state_dict(checkpoint["loop"])
+            loop.load_state_dict(own_gradients(checkpoint["loop"], unwrap(self.model)))
         self.logger.info(f"resumed {filename} at epoch {self.epoch}, iteration {self.iter}")
 
     def _resume_seed(self, seed: int | None, filename: str) -> None:
@@ -332,6 +355,7 @@ class Runner(mmengine.runner.Runner):
     def _resume_optimizer(self, state: Any, filename: str) -> None:
         self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
         optimizer = self.optim_wrapper.optimizer
+        state = own_state(state, unwrap(self.model), optimizer)
         check_state(state, optimizer)
         if self._configured is None:  # once: a damaged checkpoint may have left its own before the older one is taken
             self._configured = options_of(optimizer.param_groups)

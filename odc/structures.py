@@ -17,7 +17,7 @@ Shape legend, used in names and docstrings everywhere:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -216,6 +216,13 @@ class Comm(Protocol):
         ranks, so a loss of the whole batch that every rank computes alike trains as it would on one process.
         """
 
+    def all_to_all(self, x: Tensor, send: Sequence[int], receive: Sequence[int], gradient: bool = False) -> Tensor:
+        """Send ``send[r]`` rows of ``x`` to rank r, in their order, and return what came: rank 0's rows, rank 1's, ...
+
+        ``receive[r]`` rows come from rank r, which must know so. With ``gradient``, that of a row is what its receiver
+        sends back.
+        """
+
     def broadcast(self, x: Tensor) -> Tensor:
         """Return rank 0's ``x``; shape and dtype must be the same everywhere."""
 
@@ -233,6 +240,10 @@ class LocalComm:
         return x
 
     def gather(self, x: Tensor, gradient: bool = False) -> Tensor:
+        """Return ``x``."""
+        return x
+
+    def all_to_all(self, x: Tensor, send: Sequence[int], receive: Sequence[int], gradient: bool = False) -> Tensor:
         """Return ``x``."""
         return x
 

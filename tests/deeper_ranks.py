@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from odc.clustering import two_level_kmeans
 from odc.engine.comm import get_comm
+from odc.engine.shards import gather_state, leave_out_of_ddp, put_whole
 from odc.heads import DeeperClusterHead
 from odc.memory.labels import LabelStore
-from odc.structures import Batch, Comm, FeatureTable, LocalComm, make_generator
+from odc.memory.shards import shards_of, spread_over
+from odc.structures import Batch, Comm, FeatureTable, make_generator
 
 
 def cases() -> dict[str, tuple[Tensor, int, int]]:
@@ -66,16 +68,31 @@ def refreshed(comm: Comm) -> dict[str, Tensor]:
     return {**head.state_dict(), "index": labels.index, "target": labels.target, "variant": labels.variant}
 
 
-def head_and_batch() -> tuple[DeeperClusterHead, Batch]:
-    """Return a head with sizeable weights, and a batch of 24 rows."""
+# As many classifiers as ranks or more, fewer, one; and numbers of classes that ranks share unevenly.
+HEADS: dict[str, dict[str, Any]] = {
+    "eight classifiers": dict(num_clusters=7, num_super=2),
+    "three": dict(num_clusters=15, num_super=3, rotation=False),
+    "one": dict(num_clusters=5, num_super=1, rotation=False),
+    "sum": dict(num_clusters=7, num_super=2, classes="sum"),
+    "product, gradient scaled": dict(num_clusters=3, num_super=2, classes="product", scale_sub_gradient=True),
+}
+
+
+def head_and_batch(name: str) -> tuple[DeeperClusterHead, Batch]:
+    """Return a head with sizeable weights, of which some classes are missing, and a batch of 24 rows."""
     rng = make_generator(3)
-    head = DeeperClusterHead(5, 7, num_super=2)
+    head = DeeperClusterHead(5, **HEADS[name])
     for parameter in head.parameters():
         parameter.data.normal_(generator=rng)
-    target = torch.stack([torch.randint(8, (24,), generator=rng), torch.randint(3, (24,), generator=rng)], 1)
+    assert head.sub_classifiers is not None
+    S, C = head.num_classes
+    kept = torch.full((S,), C) if len(head.sub_classifiers.exists) == 1 else C - torch.arange(S) % C
+    head.sub_classifiers.exists.copy_((torch.arange(C) < kept[:, None])[: len(head.sub_classifiers.exists)])
+    s = torch.randint(S, (24,), generator=rng)
+    target = torch.stack([s, torch.randint(99, (24,), generator=rng) % kept[s]], 1)
     z = torch.randn(24, 1, 5, generator=rng)
     row = torch.arange(24)
-    return head, Batch(row, row[:, None], target[:, 0] % 4, target, {"rotated": z})
+    return head, Batch(row, row[:, None], 0 * row, target, {"rotated": z})
 
 
 def slow_loss(head: DeeperClusterHead, batch: Batch) -> Tensor:
@@ -99,29 +116,63 @@ def slow_loss(head: DeeperClusterHead, batch: Batch) -> Tensor:
 class Losses(nn.Module):
     """The sum of a head's losses, as a module that DDP can wrap."""
 
-    def __init__(self, head: DeeperClusterHead) -> None:
+    def __init__(self, head: DeeperClusterHead, comm: Comm) -> None:
         super().__init__()
         self.head = head
+        self.comm = comm
+        self.scale = nn.Parameter(torch.ones(()))  # DDP wants something to average
 
     def forward(self, batch: Batch) -> Tensor:
-        losses = self.head.loss({"train": batch}, LabelStore(0).view(), make_generator(0), LocalComm())
-        return torch.stack(list(losses.train.values())).sum()
+        losses = self.head.loss({"train": batch}, LabelStore(0).view(), make_generator(0), self.comm)
+        return torch.stack(list(losses.train.values())).sum() * self.scale
 
 
-def gradients(comm: Comm) -> dict[str, Tensor]:
-    """Return the gradients that DDP averages, each rank having its part of the batch."""
-    head, batch = head_and_batch()
+def spread(name: str, comm: Comm, steps: int = 3) -> dict[str, Tensor]:
+    """Train a head that is spread over the ranks for some steps, each rank with its part of the batch.
+
+    Returns loss and gradients of the first step, those of the rank's features, and what a checkpoint would hold.
+    """
+    whole, batch = head_and_batch(name)
+    with spread_over(comm):
+        head = DeeperClusterHead(5, **HEADS[name])
+    head.load_state_dict(whole.state_dict())
     mine = torch.tensor_split(batch.row, comm.world)[comm.rank]
-    part = Batch(
-        batch.row[mine],
-        batch.index[mine],
-        batch.variant[mine],
-        batch.target[mine],
-        {"rotated": batch.z["rotated"][mine]},
-    )
-    model = nn.parallel.DistributedDataParallel(Losses(head))
-    model(part).backward()
-    return {name: p.grad for name, p in head.named_parameters() if p.grad is not None}
+    z = batch.z["rotated"][mine].requires_grad_()
+    part = Batch(mine, batch.index[mine], batch.variant[mine], batch.target[mine], {"rotated": z})
+    model: nn.Module = Losses(head, comm)
+    leave_out_of_ddp(model)
+    if comm.world > 1:
+        model = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1, momentum=0.9)
+    found: dict[str, Tensor] = {}
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss = model(part)
+        loss.backward()
+        if step == 0:
+            assert z.grad is not None
+            found = {"loss": comm.sum(loss.detach()) / comm.world, "z": comm.gather(z.grad / comm.world)}
+        optimizer.step()
+    checkpoint = {"state_dict": head.state_dict(), "optimizer": optimizer.state_dict(), "loop": {"gradients": {}}}
+    put_whole(checkpoint, gather_state(head, optimizer, comm))
+    momentum = {
+        f"momentum {place}": state["momentum_buffer"] for place, state in checkpoint["optimizer"]["state"].items()
+    }
+    if comm.rank:
+        return found | {name: p.detach() for name, p in head.named_parameters() if name not in shards_of(head)}
+    return found | momentum | checkpoint["state_dict"]
+
+
+def drawn(name: str, comm: Comm) -> dict[str, Tensor]:
+    """Return sub-classifiers that were drawn anew, whole on the first rank."""
+    with spread_over(comm):
+        head = DeeperClusterHead(5, **HEADS[name])
+    assert head.sub_classifiers is not None
+    head.sub_classifiers.reset(make_generator(8))
+    if comm.world == 1:
+        return {"weight": head.sub_classifiers.weight.detach()}
+    found = gather_state(head, None, comm)
+    return {"weight": found["state_dict", "sub_classifiers.weight"]} if found else {}
 
 
 def main(folder: Path, rank: int) -> None:
@@ -134,7 +185,8 @@ def main(folder: Path, rank: int) -> None:
         comm = get_comm()
         results: dict[str, Any] = {name: cluster(name, comm) for name in cases()}
         results["refresh"] = refreshed(comm)
-        results["gradients"] = gradients(comm)
+        results["spread"] = {name: spread(name, comm) for name in HEADS}
+        results["drawn"] = {name: drawn(name, comm) for name in HEADS}
         torch.save(results, folder / f"{world}-{rank}.pt")
         dist.barrier()
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""DeeperCluster on one, two and four ranks: the same clusters to the last bit, and the gradients of the equation."""
+"""DeeperCluster on one, two and four ranks: the same clusters to the last bit, and the training of the equation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from deeper_ranks import cases, cluster, head_and_batch, main, refreshed, slow_loss
+from deeper_ranks import HEADS, cases, cluster, drawn, head_and_batch, main, refreshed, slow_loss, spread
 
 from odc.structures import LocalComm
 
@@ -61,11 +61,31 @@ def test_refresh_is_the_same_on_all_ranks_and_gives_the_same_labels_on_any_numbe
         torch.testing.assert_close(result["refresh"]["centroids"], one["centroids"], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_gradients_over_ranks_are_those_of_the_whole_batch(world: int, results: Results) -> None:
-    head, batch = head_and_batch()
-    slow_loss(head, batch).backward()
-    for name, parameter in head.named_parameters():
-        for rank in range(world):
-            got = results[world, rank]["gradients"][name]
-            torch.testing.assert_close(got, parameter.grad, atol=1e-6, rtol=1e-5)
+@pytest.mark.parametrize("name", HEADS)
+def test_spread_sub_classifiers_train_as_those_of_one_process(name: str, results: Results) -> None:
+    one = spread(name, LocalComm())
+    for (world, rank), result in results.items():
+        got = result["spread"][name]
+        assert rank or got.keys() == one.keys(), "the first rank has the whole"
+        for what, value in got.items():
+            torch.testing.assert_close(value, one[what], atol=2e-6, rtol=2e-5, msg=f"{what}, {rank} of {world}")
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_loss_of_spread_sub_classifiers_is_that_of_the_equation(name: str, results: Results) -> None:
+    head, batch = head_and_batch(name)
+    z = batch.z["rotated"].requires_grad_()
+    loss = slow_loss(head, batch)
+    loss.backward()
+    for result in results.values():
+        got = result["spread"][name]
+        torch.testing.assert_close(got["loss"], loss.detach())
+        torch.testing.assert_close(got["z"], z.grad, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_any_number_of_ranks_draws_the_same_sub_classifiers(name: str, results: Results) -> None:
+    one = drawn(name, LocalComm())["weight"]
+    assert float(one.std()) == pytest.approx(0.01, rel=0.3)
+    for (_, rank), result in results.items():
+        assert rank or torch.equal(result["drawn"][name]["weight"], one)

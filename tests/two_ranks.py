@@ -21,6 +21,7 @@ from odc.errors import InputError
 from odc.evaluation.gallery import write_clusters
 from odc.heads import BYOLHead, DCBoostHead, ProPosHead, TurtleHead
 from odc.memory.labels import LabelStore
+from odc.memory.shards import shards_of
 from odc.models.backbones import ConvNet
 from odc.registry import BACKBONES
 from odc.structures import Batch, LocalComm, make_generator
@@ -44,10 +45,14 @@ UNUSED: dict[str, Any] = {
 
 
 def digests(runner: Any) -> dict[str, str]:
-    """Return a digest of each tensor of the model, so that a difference has a name."""
+    """Return a digest of each tensor of the model, whole on every rank, so that a difference has a name."""
+    model, comm = runner.model.module, get_comm()
+    state = model.state_dict()
+    for name, shard in shards_of(model).items():
+        state[name] = shard.whole(comm.gather(state[name]))
     return {
         name: hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
-        for name, tensor in runner.model.module.state_dict().items()
+        for name, tensor in state.items()
     }
 
 

@@ -11,16 +11,17 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from mmengine.logging import print_log
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from odc.errors import InputError
+from odc.memory.shards import shards_of
 from odc.models.cluster_model import ClusterModel, unwrap
 from odc.structures import Comm, LocalComm
 
@@ -121,6 +122,16 @@ class DistComm:
         dist.all_gather(parts, padded)
         return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
 
+    def all_to_all(self, x: Tensor, send: Sequence[int], receive: Sequence[int], gradient: bool = False) -> Tensor:
+        """Send ``send[r]`` rows to each rank r, and return the ``receive[r]`` that came from each."""
+        if gradient:
+            exchanged: Tensor = _AllToAll.apply(x, self, send, receive)
+            return exchanged
+        self._watch.arrive()
+        received = x.new_empty(sum(receive), *x.shape[1:])
+        dist.all_to_all_single(received, x.detach().contiguous(), list(receive), list(send))
+        return received
+
     def broadcast(self, x: Tensor) -> Tensor:
         """Return rank 0's ``x``."""
         self._watch.arrive()
@@ -162,6 +173,19 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return ctx.comm.sum(gradients[0])[ctx.mine], None
+
+
+class _AllToAll(torch.autograd.Function):
+    """Rows to other ranks; their gradients come back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, comm: DistComm, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+        ctx.comm, ctx.send, ctx.receive = comm, send, receive
+        return comm.all_to_all(x, send, receive)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.comm.all_to_all(gradients[0], ctx.receive, ctx.send), None, None, None
 
 
 def get_comm() -> Comm:
@@ -207,12 +231,20 @@ def average_statistics(model: ClusterModel, comm: Comm) -> None:
             b.copy_(new.view_as(b))
 
 
+def shared_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the parameters and buffers that are the same on every rank: all but the parts of what is spread."""
+    parts = shards_of(module)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if name not in parts:
+            yield tensor
+
+
 def check_agreement(model: ClusterModel, comm: Comm) -> None:
     """Raise :class:`RuntimeError` if the ranks' labels or heads differ in a bit."""
     if comm.world == 1:
         return
     digest = hashlib.sha256(model.labels.target.cpu().numpy().tobytes())
-    for tensor in (*model.head.parameters(), *model.head.buffers()):
+    for tensor in shared_tensors(model.head):
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     number = torch.tensor([int.from_bytes(digest.digest()[:7], "little")], device=model.labels.target.device)
     if comm.gather(number).unique().numel() > 1:

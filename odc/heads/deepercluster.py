@@ -32,19 +32,35 @@ from torch import Tensor, nn
 from odc.clustering import TwoLevelResult, fit_whitening, l2_normalize, l2_normalize_, share_clusters, two_level_kmeans
 from odc.errors import InputError
 from odc.heads.base import ClusterHead, LinearClassifier, sort_into_groups
+from odc.memory.shards import Shard, Sharded
 from odc.reading import memory
 from odc.registry import HEADS
-from odc.structures import Batch, Comm, FeatureTable, Labels, Losses, Plan, PseudoLabels, Refresh, Stream
+from odc.structures import (
+    Batch,
+    Comm,
+    FeatureTable,
+    Labels,
+    Losses,
+    Plan,
+    PseudoLabels,
+    Refresh,
+    Stream,
+    make_generator,
+)
 
 _ROTATIONS = 4
 _GIB = 2**30
+_NEVER = -1e30  # the score of a class that is missing; finite, since a block may have none
 
 
-class SubClassifiers(nn.Module):
+class SubClassifiers(Sharded):
     """G linear classifiers of C classes each, W_s (C, D) and a bias for s in 0..G - 1, from N(0, 0.01²) and 0.
 
     Classes may be missing from a classifier, where ``exists`` (G, C) bool says so: they are no part of its softmax.
     Gradients of weights and biases, not of the features, are multiplied by ``gradient_scale``.
+
+    The classifiers are spread over the ranks, and where these are more, the classes of each are, too: a rank holds some
+    blocks of neighbouring classes. Rows go to the blocks of their classifier, and come back as two numbers from each.
 
     Raises:
         InputError: weights, gradients and momentum do not fit into the memory that is free.
@@ -52,40 +68,84 @@ class SubClassifiers(nn.Module):
 
     def __init__(self, groups: int, classes: int, in_channels: int, gradient_scale: float = 1.0) -> None:
         super().__init__()
-        _check_memory(groups, classes, in_channels)
+        self.shard = shard = Shard.of_rows(groups, classes)
+        _check_memory(shard.size, shard.width, in_channels)
         self.gradient_scale = gradient_scale
-        self.weight = nn.Parameter(torch.empty(groups, classes, in_channels).normal_(std=0.01))
-        self.bias = nn.Parameter(torch.zeros(groups, classes))
+        # Zeros until a refresh draws them: what the global generator gives must not depend on the number of ranks.
+        self.weight = nn.Parameter(torch.zeros(shard.size, shard.width, in_channels))
+        self.bias = nn.Parameter(torch.zeros(shard.size, shard.width))
         self.exists = nn.Buffer(torch.ones(groups, classes, dtype=torch.bool))
 
+    @property
+    def shards(self) -> dict[str, Shard]:
+        """Weights and biases."""
+        return {"weight": self.shard, "bias": self.shard}
+
     def reset(self, generator: torch.Generator) -> None:
-        """Draw all weights anew."""
-        for weight in self.weight.data:  # one at a time: at scale they are most of what is in memory
-            weight.copy_(torch.empty(weight.shape).normal_(std=0.01, generator=generator))
+        """Draw all weights anew: each classifier's from a seed of its own, so that a rank draws none of the others'."""
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        G, C = self.exists.shape
+        for group in range(G):  # one at a time: at scale they are most of what is in memory
+            mine = self.shard.of_row(group)
+            if mine:
+                drawn = torch.empty(C, self.weight.shape[2]).normal_(std=0.01, generator=make_generator(seed, group))
+                for block, part in mine:
+                    self.weight.data[block].zero_()[: len(drawn[part])] = drawn[part]
         self.bias.data.zero_()
 
-    def forward(self, x: Tensor, group: Tensor, target: Tensor) -> Tensor:
-        """Return the mean over the rows ``x`` (B, D) of CE(W_group x, target).
+    def forward(self, x: Tensor, group: Tensor, target: Tensor, comm: Comm) -> Tensor:
+        """Return the mean over this rank's rows ``x`` (B, D) of CE(W_group x, target).
 
-        Rows are sorted by their classifiers ``group`` (B,) int64, and every group is filled up to the largest one, so
-        that all the products are one batched product. With balanced sampling the groups are of nearly one size. Targets
-        are (B,) int64, classes of the row's classifier.
+        ``group`` (B,) int64 are their classifiers, ``target`` (B,) int64 classes of these. The gradient of the weights
+        is, as that of all others, what the loop's average over the ranks would be.
+        """
+        P, width = self.shard.parts, self.shard.width
+        if comm.world != self.shard.world:
+            raise ValueError(f"the sub-classifiers are spread over {self.shard.world} ranks, not over {comm.world}")
+        if comm.world == 1:
+            logsum, score = self._of_blocks(x, group, target, comm).unbind(1)
+            return (logsum - score).mean()
+        parts = torch.arange(P, device=x.device)
+        block = (P * group[:, None] + parts).flatten()
+        place = (target[:, None] - width * parts).flatten()  # in the block; outside of it for a class of another one
+        order = block.argsort(stable=True)
+        sizes = torch.bincount(self.shard.owner(block), minlength=comm.world)
+        one_each = [1] * comm.world
+        send, receive = torch.stack((sizes, comm.all_to_all(sizes, one_each, one_each))).tolist()
+        block, place = comm.all_to_all(torch.stack((block, place), 1)[order], send, receive).unbind(1)
+        rows = comm.all_to_all(x[order // P], send, receive, gradient=True)
+        found = self._of_blocks(rows, block - self.shard.start, place, comm)
+        back = comm.all_to_all(found, receive, send, gradient=True)
+        logsum, score = torch.zeros_like(back).index_copy(0, order, back).unflatten(0, (-1, P)).unbind(2)
+        mean: Tensor = (logsum.logsumexp(1) - score.sum(1)).mean()
+        return mean
+
+    def _of_blocks(self, x: Tensor, block: Tensor, place: Tensor, comm: Comm) -> Tensor:
+        """Return what a block tells of each row (n, D): ln Σ exp of its scores, and that of class ``place``; (n, 2).
+
+        The second is 0 where ``place`` is outside of the block. Rows are sorted by their blocks (n,), and every block
+        is filled up to the fullest, so that all the products are one batched product: with balanced sampling they are
+        nearly even.
         """
         weight, bias = self.weight.view_as(self.weight), self.bias.view_as(self.bias)
-        if self.gradient_scale != 1.0 and weight.requires_grad:
-            weight.register_hook(lambda gradient: gradient * self.gradient_scale)
-            bias.register_hook(lambda gradient: gradient * self.gradient_scale)
-        order, group, place, sizes = sort_into_groups(group, len(weight))
-        shape = (len(weight), int(sizes.max()))
-        rows = x.new_zeros(*shape, x.shape[1]).index_put((group, place), x[order])
-        targets = target.new_full(shape, -100).index_put((group, place), target[order])
-        scores = torch.baddbmm(bias.masked_fill(~self.exists, -torch.inf)[:, None], rows, weight.transpose(1, 2))
-        return F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum") / len(x)
+        scale = self.gradient_scale / comm.world  # every rank's rows add to the gradient here
+        if scale != 1.0 and weight.requires_grad:
+            weight.register_hook(lambda gradient: gradient * scale)
+            bias.register_hook(lambda gradient: gradient * scale)
+        order, block, at, sizes = sort_into_groups(block, len(weight))
+        rows = x.new_zeros(len(weight), int(sizes.max()), x.shape[1]).index_put((block, at), x[order])
+        bias = bias.masked_fill(~self.shard.part(self.exists), _NEVER)
+        scores = torch.baddbmm(bias[:, None], rows, weight.transpose(1, 2))
+        place = place[order]
+        inside = (place >= 0) & (place < self.shard.width)
+        score = scores[block, at, place * inside] * inside
+        found = torch.stack((scores.logsumexp(2)[block, at], score), 1)
+        return torch.zeros_like(found).index_copy(0, order, found)
 
 
-def _check_memory(groups: int, classes: int, in_channels: int) -> None:
+def _check_memory(blocks: int, classes: int, in_channels: int) -> None:
     """Compare with what is free where the model will be."""
-    needed = 3 * 4 * groups * classes * (in_channels + 1)
+    needed = 3 * 4 * blocks * classes * (in_channels + 1)
     place, meminfo = "this computer", Path("/proc/meminfo")
     if torch.cuda.is_available():
         free, place = torch.cuda.mem_get_info()[0], "the GPU"
@@ -96,7 +156,7 @@ def _check_memory(groups: int, classes: int, in_channels: int) -> None:
         free = memory()
     if needed > free:
         raise InputError(
-            f"{groups} sub-classifiers of {classes:,} sub-clusters x {in_channels:,} features need "
+            f"{blocks} sub-classifiers of {classes:,} sub-clusters x {in_channels:,} features need "
             f"{needed / _GIB:.1f} GiB (float32 weights, gradients and momentum), but {place} has {free / _GIB:.1f} GiB "
             "free: lower model.head.num_clusters, or the width of the features by a neck"
         )
@@ -271,7 +331,7 @@ class DeeperClusterHead(ClusterHead):
             losses["super_loss"] = F.cross_entropy(self.classifier(x), s)
         if self.sub_classifiers is not None:
             group = s if self.classes == "hierarchy" else torch.zeros_like(s)
-            losses["sub_loss"] = self.sub_classifiers(x, group, sub)
+            losses["sub_loss"] = self.sub_classifiers(x, group, sub, comm)
         return Losses(losses)
 
     def predict(self, z: Tensor) -> Tensor:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from odc.memory.shards import Shard, Sharded, shards_of
 
-class MovingAverage(nn.Module):
+
+class MovingAverage(Sharded):
     """Averages θ' ← decay·θ' + (1 - decay)·θ of trained parameters and of batch norms' running statistics.
 
     Nothing else is averaged: memories and labels are states, whose mean would be no state. The first :meth:`update`
@@ -22,9 +24,19 @@ class MovingAverage(nn.Module):
     def __init__(self, parts: Mapping[str, nn.Module], decay: float) -> None:
         super().__init__()
         self.decay = decay
+        self._shards = {
+            name.replace(".", "/"): shard
+            for part, module in parts.items()
+            for name, shard in shards_of(module, part).items()
+        }
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         for name, tensor in _averaged(parts):
             self.register_buffer(name, tensor.detach().clone())
+
+    @property
+    def shards(self) -> dict[str, Shard]:
+        """Averages of what is spread over the ranks."""
+        return {name: shard for name, shard in self._shards.items() if name in self._buffers}
 
     @torch.no_grad()
     def update(self, parts: Mapping[str, nn.Module]) -> None:

@@ -139,3 +139,28 @@ def test_the_first_rank_decides_for_all(tmp_path: Path) -> None:
         ([], (0, 2), "torch.float32"),
         (True, (), "torch.bool"),
     ]
+
+
+def exchange(rank: int, store: Path, pipe: Connection) -> None:
+    """Rank 0 sends one row to itself and two to rank 1, which sends none to itself."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    group = comm.get_comm()
+    x = torch.tensor([[1.0, 2], [3, 4], [5, 6]] if rank == 0 else [[7.0, 8]]).requires_grad_()
+    send, receive = ([1, 2], [1, 1]) if rank == 0 else ([1, 0], [2, 0])
+    got = group.all_to_all(x, send, receive, gradient=True)
+    (got * (rank + 1) * torch.arange(1.0, 1 + len(got))[:, None]).sum().backward()
+    halves = group.all_to_all(x.detach().half(), send, receive)
+    assert not halves.requires_grad
+    pipe.send((rank, (got.tolist(), x.grad.tolist() if x.grad is not None else None, halves.tolist())))
+    pipe.send((rank, "done"))
+    dist.destroy_process_group()
+
+
+def test_rows_go_to_other_ranks_and_their_gradients_come_back(tmp_path: Path) -> None:
+    ranks = dict(run_on_two_ranks(exchange, tmp_path / "store"))
+    came = [[[1.0, 2], [7, 8]], [[3.0, 4], [5, 6]]]
+    assert ranks[0] == (came[0], [[1.0, 1], [2, 2], [4, 4]], came[0])
+    assert ranks[1] == (came[1], [[2.0, 2]], came[1])
+    alone = torch.ones(3, 2)
+    assert LocalComm().all_to_all(alone, [3], [3], gradient=True) is alone

@@ -91,7 +91,7 @@ def test_a_view_waits_for_nothing_and_is_the_same(name: str) -> None:
 
 # What still waits, by the function, and why.
 EXPECTED: dict[str, dict[str, str]] = {
-    "deeper": {"forward": "the largest group's size"},
+    "deeper": {"_of_blocks": "the largest group's size"},
     "spice-self": {"loss": "the largest group's size"},
     "odc": {
         "momentum_step": "which of the rows are different",
