@@ -1,6 +1,6 @@
 """K-means on all points, without empty clusters, and how evenly clusters are filled.
 
-Lloyd's iterations by FAISS (Johnson et al., arXiv:1702.08734).
+Lloyd's iterations by FAISS (Johnson et al., arXiv:1702.08734), or on a GPU that FAISS does not reach by torch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from odc.clustering.lloyd import lloyd, nearest
 from odc.clustering.preprocess import check_differ
 from odc.errors import InputError
 from odc.structures import Comm
@@ -114,9 +115,10 @@ def kmeans(
 ) -> KMeansResult:
     """Cluster the rows of ``x`` into ``num_clusters`` clusters, none of them empty.
 
-    FAISS trains the centroids; then every point is assigned once more. Which consistency holds: a label is the nearest
-    centroid as trained. Clusters that this assignment leaves empty are refilled by splitting the largest cluster in two
-    by 2-means; those two then have the mean of their own members as centroid, and no other point is looked at again.
+    FAISS trains the centroids, or torch on a GPU that FAISS does not see; then every point is assigned once more. Which
+    consistency holds: a label is the nearest centroid as trained. Clusters that this assignment leaves empty are
+    refilled by splitting the largest cluster in two by 2-means; those two then have the mean of their own members as
+    centroid, and no other point is looked at again.
 
     Args:
         x: (N, D) points, converted to float32; normalise them first if the method says so.
@@ -135,14 +137,52 @@ def kmeans(
         MissingFaissError: FAISS is not installed.
     """
     points = finite_array(x, "x")
-    N, D = points.shape
+    N = len(points)
     if not 1 <= num_clusters <= N:
         raise InputError(f"{num_clusters} clusters from {N} samples: lower the number of clusters to between 1 and {N}")
     if n_iter < 1 or n_redo < 1:
         raise InputError(f"k-means needs at least 1 iteration, not {n_iter}, and at least 1 run, not {n_redo}")
-    faiss = load_faiss()
     device = x.device if isinstance(x, Tensor) else torch.device("cpu")
+    options: dict[str, Any] = dict(n_iter=n_iter, n_redo=n_redo, plus_plus=plus_plus, spherical=spherical)
+    by = _by_torch if device.type == "cuda" and load_faiss().get_num_gpus() == 0 else _by_faiss
+    centroids, labels, objective = by(points, num_clusters, device, generator, **options)
+    refilled = _refill(points, labels, centroids)
+    if spherical and refilled:
+        centroids /= np.linalg.norm(centroids, axis=1, keepdims=True).clip(min=1e-12)
 
+    sizes = np.bincount(labels, minlength=num_clusters)
+    return KMeansResult(
+        torch.from_numpy(centroids).to(device),
+        torch.from_numpy(labels).to(device),
+        torch.from_numpy(sizes),
+        objective,
+        refilled,
+    )
+
+
+_Trained = tuple[FloatArray, npt.NDArray[np.int64], tuple[float, ...]]  # centroids, labels by them, objective
+
+
+def _by_torch(
+    points: FloatArray, num_clusters: int, device: torch.device, generator: torch.Generator, **options: Any
+) -> _Trained:
+    x = torch.from_numpy(points).to(device)
+    centroids, objective = lloyd(x, num_clusters, generator=generator, **options)
+    return centroids.cpu().numpy(), nearest(x, centroids)[0].cpu().numpy(), objective
+
+
+def _by_faiss(
+    points: FloatArray,
+    num_clusters: int,
+    device: torch.device,
+    generator: torch.Generator,
+    *,
+    n_iter: int,
+    n_redo: int,
+    plus_plus: bool,
+    spherical: bool,
+) -> _Trained:
+    faiss, D = load_faiss(), points.shape[1]
     clustering = faiss.Clustering(D, num_clusters)
     clustering.niter = n_iter
     clustering.nredo = n_redo
@@ -161,18 +201,7 @@ def kmeans(
     index.reset()
     index.add(centroids)
     labels: npt.NDArray[np.int64] = index.search(points, 1)[1][:, 0]  # FAISS blocks this: never N×K in memory
-    refilled = _refill(points, labels, centroids)
-    if spherical and refilled:
-        centroids /= np.linalg.norm(centroids, axis=1, keepdims=True).clip(min=1e-12)
-
-    sizes = np.bincount(labels, minlength=num_clusters)
-    return KMeansResult(
-        torch.from_numpy(centroids).to(device),
-        torch.from_numpy(labels).to(device),
-        torch.from_numpy(sizes),
-        objective,
-        refilled,
-    )
+    return centroids, labels, objective
 
 
 def kmeans_over_ranks(

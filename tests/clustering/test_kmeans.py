@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from odc.clustering import KMeansResult, MissingFaissError, imbalance, kmeans
-from odc.clustering.kmeans import _refill, _two_means
+from odc.clustering.kmeans import _by_torch, _refill, _two_means
+from odc.clustering.lloyd import lloyd, nearest
 from odc.errors import InputError
 from odc.structures import make_generator
 
@@ -101,6 +103,39 @@ def test_two_means_never_leaves_a_side_empty() -> None:
     for n in (2, 3, 7):
         half = _two_means(np.ones((n, 2), dtype=np.float32))
         assert 0 < half.sum() < n
+
+
+def test_torch_finds_what_faiss_finds() -> None:
+    """From starts of their own, on groups that either must find, to the rounding of sums."""
+    generator = make_generator(2)
+    centres = 10 * torch.randn(8, 5, generator=generator)
+    x = torch.cat([c + torch.randn(40 + 5 * i, 5, generator=generator) for i, c in enumerate(centres)])
+    for spherical in (False, True):
+        points = torch.nn.functional.normalize(x, dim=1) if spherical else x
+        options: dict[str, Any] = dict(n_iter=20, n_redo=10, plus_plus=True, spherical=spherical)
+        centroids, labels, objective = _by_torch(points.numpy(), 8, torch.device("cpu"), make_generator(1), **options)
+        by_faiss = run(points, 8, **options)
+        assert objective[-1] == pytest.approx(by_faiss.objective[-1], rel=1e-4)
+        names = torch.cdist(torch.from_numpy(centroids), by_faiss.centroids).argmin(1)
+        assert sorted(names.tolist()) == list(range(8))
+        assert torch.equal(names[torch.from_numpy(labels)], by_faiss.labels)
+        assert len(objective) == 20
+        again = lloyd(points, 8, generator=make_generator(1), **options)
+        assert torch.equal(again[0], torch.from_numpy(centroids))
+
+
+def test_an_iteration_of_torch_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("odc.clustering.lloyd._SCORES", 4)  # two points at a time
+    x = torch.tensor([[0.0, 0], [10, 0], [0, 1], [10, 3]])
+    found, objective = lloyd(x, 1, generator=make_generator(0), n_iter=2)
+    assert found.tolist() == [[5, 1]]
+    assert objective[1] == 25 * 4 + 1 + 1 + 0 + 4
+    label, distance = nearest(x, torch.tensor([[0.0, 0], [10, 1]]))
+    assert (label.tolist(), distance.tolist()) == ([0, 1, 0, 1], [0, 1, 1, 4])
+    same = torch.ones(6, 2)  # three clusters of one point: the empty ones move apart from the full one
+    found, _ = lloyd(same, 3, generator=make_generator(0), n_iter=1)
+    assert len(found.unique(dim=0)) == 3
+    assert (found - 1).abs().max() < 0.005
 
 
 def test_one_cluster_and_as_many_as_points() -> None:

@@ -1,0 +1,1 @@
+"""The methods on one GPU, in stages of some minutes."""
