@@ -69,6 +69,7 @@ class Refresh:
     chunk: int | None = None  # samples a refresh; None: all. A tail shorter than this joins the chunk before it
     repeats: int = 1  # passes over the rows of one refresh
     logits: str | None = None  # the view behind FeatureTable.logits; None: not computed
+    pooled: bool = False  # FeatureTable.pooled is wanted, too
     # Names of the head's modules to draw anew once the labels are there, in this order: each has a method
     # reset(generator). The optimiser's state and the gradients of their parameters go too.
     reset: tuple[str, ...] = ()
@@ -115,6 +116,8 @@ class FeatureTable:
     features: Tensor  # (Nr, D) float32, as the neck gives them (not normalised)
     logits: Tensor | None  # (Nr, ...) float32, of ClusterHead.logits on the view that Refresh.logits names
     total: int  # N, the samples over all ranks
+    # (Nr, D') float32, the backbone's, averaged over the image, where Refresh.pooled asks for what the neck sees
+    pooled: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,9 @@ class TwoStreams(_Linear):
 
 HEAD_CONFIGS: dict[str, dict[str, Any]] = {
     "dc": dict(type="DeepClusterHead", num_clusters=4, batch_size=16, pca_dim=8),
-    "odc": dict(type="ODCHead", num_clusters=4, batch_size=16, min_cluster=5, centroid_interval=2),
+    "odc": dict(
+        type="ODCHead", num_clusters=4, batch_size=16, min_cluster=5, centroid_interval=2, start="backbone"
+    ),
     "deeper": dict(type="DeeperClusterHead", num_clusters=5, num_super=2, batch_size=64, refresh_interval=1, pca_dim=6),
     "moco": dict(type="MoCoHead", batch_size=16, queue_size=40, out_channels=4),
     "propos": dict(

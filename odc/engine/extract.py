@@ -34,6 +34,7 @@ def extract(
     logits_view: str = EXTRACT_VIEW,
     seed: int = 0,
     averaged: bool = True,
+    pooled: bool = False,
 ) -> FeatureTable:
     """Pass images through backbone and neck in evaluation mode; each rank does a contiguous share.
 
@@ -48,6 +49,7 @@ def extract(
         seed: keys the augmentation of ``logits_view`` by sample id.
         averaged: use the moving averages of the parameters, where the model keeps them: what evaluation and prediction
             want, but of most models not training.
+        pooled: fill ``FeatureTable.pooled``.
 
     Returns:
         This rank's shard, on the model's device.
@@ -61,17 +63,24 @@ def extract(
     keys = dict.fromkeys([EXTRACT_VIEW] if logits is None else [EXTRACT_VIEW, logits_view], mix_array(seed, ids))
     features: list[Tensor] = []
     outputs: list[Tensor] = []
+    D = model.neck.out_channels
     was_training = model.training
     model.eval()
     with model.averaged() if averaged else contextlib.nullcontext():
-        for z in encode(model, source, ids, np.zeros_like(ids), keys, batch_size):
+        for z in encode(model, source, ids, np.zeros_like(ids), keys, batch_size, pooled):
             features.append(z[EXTRACT_VIEW])
             if logits is not None:
-                outputs.append(logits(z[logits_view]).float())
+                outputs.append(logits(z[logits_view][:, :D]).float())
     model.train(was_training)
     found = torch.cat(features)
     check_finite(found, mine, len(index), source, EXTRACT_VIEW, comm)
-    return FeatureTable(mine.to(found.device), found, torch.cat(outputs) if outputs else None, total=len(index))
+    return FeatureTable(
+        mine.to(found.device),
+        found[:, :D] if pooled else found,
+        torch.cat(outputs) if outputs else None,
+        total=len(index),
+        pooled=found[:, D:] if pooled else None,
+    )
 
 
 def share(index: Tensor, comm: Comm) -> Tensor:
@@ -89,10 +98,12 @@ def encode(
     variants: npt.NDArray[np.int64],
     keys: dict[str, npt.NDArray[np.int64]],
     batch_size: int,
+    pooled: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the features of images (S,), a batch after another, ``{view: (B, D)}``; write a line now and then.
 
-    ``keys`` are those of the images (S,) for each view. The work on a batch is done when the next one is asked for.
+    ``keys`` are those of the images (S,) for each view; ``pooled`` is that of ``ClusterModel.features``. The work on a
+    batch is done when the next one is asked for.
     """
 
     def requests() -> Iterator[list[ViewRequest]]:
@@ -108,7 +119,7 @@ def encode(
     started = noted = time.monotonic()
     done = 0
     for images in source.loader.run(requests()):
-        yield {view: model.features(images["", view][:, 0].to(device, non_blocking=True)) for view in keys}
+        yield {view: model.features(images["", view][:, 0].to(device, non_blocking=True), pooled) for view in keys}
         done, now = min(done + batch_size, len(ids)), time.monotonic()
         if source.watch is not None:
             source.watch(done, len(ids))

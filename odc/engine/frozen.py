@@ -86,14 +86,21 @@ class Features:
 
     @torch.no_grad()
     def extract(
-        self, model: ClusterModel, index: Tensor | None, logits_view: str | None, at: tuple[int, int] = (0, 0)
+        self,
+        model: ClusterModel,
+        index: Tensor | None,
+        logits_view: str | None,
+        at: tuple[int, int] = (0, 0),
+        pooled: bool = False,
     ) -> FeatureTable:
         """Extract features of some images, or of all, and where a view is given, the head's logits through it.
 
-        ``at`` are epoch and chunk, which key the augmentation of a view of chance.
+        ``at`` are epoch and chunk, which key the augmentation of a view of chance. With ``pooled`` comes what the neck
+        sees.
         """
         batch_size = self.data.extract_batch_size
-        if not features_are_fixed(model):
+        alike = isinstance(model.neck, AvgPool)  # the neck's features are what it sees
+        if not features_are_fixed(model) or (pooled and not alike):
             with self.runner.autocast():
                 return extract(
                     model,
@@ -105,6 +112,7 @@ class Features:
                     logits_view=logits_view or EXTRACT_VIEW,
                     seed=self.seed("logits", *at),
                     averaged=model.labels_by_average,
+                    pooled=pooled,
                 )
         fixed = self._table(model, EXTRACT_VIEW)
         index = torch.arange(len(self.data.dataset)) if index is None else index
@@ -120,7 +128,7 @@ class Features:
                 z = self._table(model, logits_view)[mine]
             logits = torch.cat([model.head.logits(part).float() for part in z.split(batch_size)])
             model.head.train(training)
-        return FeatureTable(mine, fixed[mine], logits, total=len(index))
+        return FeatureTable(mine, fixed[mine], logits, total=len(index), pooled=fixed[mine] if pooled else None)
 
     @torch.no_grad()
     def evaluation(self, model: ClusterModel, source: Source) -> FeatureTable:

@@ -285,7 +285,7 @@ class ClusterTrainLoop(BaseLoop):
     def _refresh(self, refresh: Refresh, index: Tensor | None) -> None:
         model = unwrap(self.runner.model)
         generator = make_generator(self.seed, "refresh", self._epoch, self.chunk)
-        table = self.features.extract(model, index, refresh.logits, (self._epoch, self.chunk))
+        table = self.features.extract(model, index, refresh.logits, (self._epoch, self.chunk), refresh.pooled)
         labels = model.head.refresh(table, generator, self.comm)
         optimizer = self.runner.optim_wrapper.optimizer
         for name in refresh.reset:

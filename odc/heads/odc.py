@@ -10,9 +10,10 @@ Zhan, Xie, Liu, Ong, Loy. *Online Deep Clustering for Unsupervised Representatio
 5. with it, each cluster smaller than a threshold is dissolved into the normal ones, and the largest cluster is split
    in two to take its place ("Dealing with small clusters").
 
-The memory starts from one k-means over the whole set. :class:`odc.memory.SampleMemory` does steps 2 to 5. The cluster
-of an image is that of step 3 with f(x) in the place of F_m(x), x without augmentation: step 5 keeps the memory's
-clusters above the threshold, not those of this last assignment.
+The memory starts from one k-means over the whole set: in the paper of f(x), whose neck is random then; where the
+backbone is trained already, better of what that neck sees (``start="backbone"``). :class:`odc.memory.SampleMemory` does
+steps 2 to 5. The cluster of an image is that of step 3 with f(x) in the place of F_m(x), x without augmentation: step 5
+keeps the memory's clusters above the threshold, not those of this last assignment.
 """
 
 from __future__ import annotations
@@ -47,12 +48,14 @@ class ODCHead(ClusterHead):
         kmeans_iter: iterations of the k-means that fills the memory.
         kmeans_redo: its starts, of which the best is kept. Labels later move by small steps, so with few clusters a bad
             start is never made good; the paper has one, of thousands of clusters.
+        start: what is clustered to fill the memory, which holds the neck's features either way: these, ``"neck"``, as
+            in the paper, or the ``"backbone"``'s, averaged over the image.
         replace: draw samples with replacement, as the paper's ImageNet setting does.
         assign: ``"l2"`` (the paper's rule) or ``"dot"`` (the public code's).
         renormalize: normalise F_m after the momentum step, as the public code does.
 
     Raises:
-        InputError: for another ``assign``; at the first refresh when K·t > N.
+        InputError: for another ``assign`` or ``start``; at the first refresh when K·t > N.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class ODCHead(ClusterHead):
         centroid_interval: int = 10,
         kmeans_iter: int = 20,
         kmeans_redo: int = 1,
+        start: str = "neck",
         replace: bool = True,
         assign: str = "l2",
         renormalize: bool = False,
@@ -72,6 +76,9 @@ class ODCHead(ClusterHead):
         super().__init__()
         if centroid_interval < 1:
             raise InputError(f"ODCHead's centroid_interval must be at least 1, not {centroid_interval}")
+        if start not in ("neck", "backbone"):
+            raise InputError(f"ODCHead's start must be 'neck' or 'backbone', not '{start}'")
+        self.start = start
         self.batch_size = batch_size
         self.num_clusters = num_clusters
         self.label_classes = (num_clusters,)
@@ -93,14 +100,21 @@ class ODCHead(ClusterHead):
     def plan(self, epoch: int) -> Plan:
         """Fill the memory before the first epoch; after that the labels move with the batches."""
         stream = Stream("train", self.batch_size, replace=self.replace)
-        return Plan((stream,), refresh=Refresh(reset=("classifier",)) if epoch == 0 else None)
+        refresh = Refresh(pooled=self.start == "backbone", reset=("classifier",))
+        return Plan((stream,), refresh=refresh if epoch == 0 else None)
 
     def refresh(self, table: FeatureTable, generator: torch.Generator, comm: Comm) -> PseudoLabels:
-        """Fill the memory from one k-means over the normalised features."""
+        """Fill the memory with the normalised features, and labels from one k-means over these or the backbone's."""
         x, _ = l2_normalize(table.features)
+        clustered = x if table.pooled is None else l2_normalize(table.pooled)[0]
         self.memory.check(table.total)
         labels, _ = kmeans_over_ranks(
-            x, self.num_clusters, n_iter=self.kmeans_iter, n_redo=self.kmeans_redo, generator=generator, comm=comm
+            clustered,
+            self.num_clusters,
+            n_iter=self.kmeans_iter,
+            n_redo=self.kmeans_redo,
+            generator=generator,
+            comm=comm,
         )
         self.memory.fill(comm.gather(x), labels)
         self.iteration.zero_()

@@ -19,6 +19,7 @@ from odc.heads.base import ClusterHead
 from odc.memory.labels import LabelStore
 from odc.models.ema import MovingAverage
 from odc.models.loading import load_backbone
+from odc.models.necks import pool
 from odc.options import parameters
 from odc.registry import BACKBONES, HEADS, MODELS, NECKS, build
 from odc.structures import Batch, Comm, Losses
@@ -154,14 +155,15 @@ class ClusterModel(BaseModel):
             loaded = load_backbone(self.backbone, load_plain(self.pretrained), source)
             print_log(f"backbone from {self.pretrained}: {loaded}", "current")
 
-    def features(self, images: Tensor) -> Tensor:
-        """Map images (B, C, H, W) to z (B, D) float32.
+    def features(self, images: Tensor, pooled: bool = False) -> Tensor:
+        """Map images (B, C, H, W) to z (B, D) float32, with ``pooled`` beside what the neck sees (B, D + D').
 
         Raises:
             InputError: batch norm cannot train on what is one value a channel, a single image say.
         """
         try:
-            z: Tensor = self.neck(self.backbone(images.contiguous(memory_format=torch.channels_last)))
+            body = self.backbone(images.contiguous(memory_format=torch.channels_last))
+            z: Tensor = self.neck(body)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -169,7 +171,7 @@ class ClusterModel(BaseModel):
                 f"batch normalisation cannot train on a step of {len(images)} image a process: set "
                 "model.head.batch_size to at least 2 images a process"
             ) from error
-        return z.float()
+        return torch.cat([z.float(), pool(body).float()], dim=1) if pooled else z.float()
 
     def forward(
         self,

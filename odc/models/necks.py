@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from odc.registry import NECKS
 
 
-def _pool(features: Tensor) -> Tensor:
+def pool(features: Tensor) -> Tensor:
+    """Average (B, D, h, w) over the image; (B, D) passes as it is."""
     return features.mean(dim=(2, 3)) if features.ndim == 4 else features
 
 
@@ -24,7 +25,7 @@ class AvgPool(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, D, h, w) or (B, D) to (B, D)."""
-        return _pool(features)
+        return pool(features)
 
 
 @NECKS.register_module()
@@ -63,5 +64,5 @@ class ODCNeck(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, D, h, w) or (B, D) to (B, out_channels), non-negative."""
-        z: Tensor = self.layers(_pool(features))
+        z: Tensor = self.layers(pool(features))
         return z

@@ -66,6 +66,23 @@ def test_refresh_fills_the_memory_from_kmeans_of_the_normalised_features() -> No
         torch.testing.assert_close(head.memory.centroids[c], mean, atol=1e-6, rtol=1e-6)
 
 
+def test_from_the_backbone_it_clusters_what_the_neck_sees_and_remembers_what_the_neck_gives() -> None:
+    groups = torch.randperm(K * EACH, generator=torch.Generator().manual_seed(7))
+    x, seen = features(), features()[groups]
+    head = ODCHead(D, K, min_cluster=2, start="backbone", kmeans_redo=5)
+    assert head.plan(0).refresh == Refresh(pooled=True, reset=("classifier",))
+    given = FeatureTable(torch.arange(len(x)), x, None, len(x), seen)
+    labels = head.refresh(given, torch.Generator().manual_seed(1), COMM).target[:, 0]
+    assert adjusted_rand_score(groups.numpy() // EACH, labels.numpy()) == 1.0
+    unit = x / x.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(head.memory.bank.rows.float(), unit, atol=1e-3, rtol=1e-3)
+    for c in range(K):
+        mean = head.memory.bank.rows.float()[labels == c].mean(0)
+        torch.testing.assert_close(head.memory.centroids[c], mean, atol=1e-6, rtol=1e-6)
+    with pytest.raises(InputError, match="'neck' or 'backbone', not 'body'"):
+        ODCHead(D, K, start="body")
+
+
 def test_loss_by_hand() -> None:
     head = ODCHead(4, 3)
     torch.nn.init.normal_(head.classifier.weight)
