@@ -188,10 +188,9 @@ class TwoStreams(_Linear):
 
 HEAD_CONFIGS: dict[str, dict[str, Any]] = {
     "dc": dict(type="DeepClusterHead", num_clusters=4, batch_size=16, pca_dim=8),
-    "odc": dict(
-        type="ODCHead", num_clusters=4, batch_size=16, min_cluster=5, centroid_interval=2, start="backbone"
-    ),
+    "odc": dict(type="ODCHead", num_clusters=4, batch_size=16, min_cluster=5, centroid_interval=2, start="backbone"),
     "deeper": dict(type="DeeperClusterHead", num_clusters=5, num_super=2, batch_size=64, refresh_interval=1, pca_dim=6),
+    "secu": dict(type="SeCuHead", num_clusters=3, multiples=(1, 2), batch_size=16, out_channels=4),
     "moco": dict(type="MoCoHead", batch_size=16, queue_size=40, out_channels=4),
     "propos": dict(
         type="ProPosHead",
@@ -284,6 +283,8 @@ def config(name: str, work_dir: str, **options: Any) -> Config:
         cfg.val_evaluator = [dict(type="KMeansMetric", num_clusters=3), dict(type="KNNMetric", k=3)]
     if name in ("propos", "dcboost"):
         cfg.model.update(type="BYOL", momentum=0.9, final_momentum=1.0)
+        cfg.data.views.update(query=shaky, key=shaky)
+    if name == "secu":
         cfg.data.views.update(query=shaky, key=shaky)
     if name.startswith(("spice", "selflabel")):
         cfg.data.views.update(weak=shaky, strong=shaky)

@@ -4,6 +4,7 @@ comparison = dict(
     methods={
         'dc': '../deepcluster/deepcluster_convnet_1xb64-30e_digits.py',
         'odc': '../odc/odc_convnet_1xb64-30e_digits.py',
+        'secu': '../secu/secu_convnet_1xb64-100e_digits.py',
         'deepercluster': '../deepercluster/deepercluster_convnet_1xb64-30e_digits.py',
         'dc-moco': '../deepcluster/deepcluster_convnet_1xb64-30e_digits-moco.py',
         'odc-moco': '../odc/odc_convnet_1xb64-30e_digits-moco.py',

@@ -4,6 +4,7 @@ comparison = dict(
     methods={
         'dc': '../deepcluster/deepcluster_convnet_1xb256-10e_mnist.py',
         'odc': '../odc/odc_convnet_1xb256-10e_mnist.py',
+        'secu': '../secu/secu_convnet_1xb64-10e_mnist.py',
         'deepercluster': '../deepercluster/deepercluster_convnet_1xb256-10e_mnist.py',
         'dc-moco': '../deepcluster/deepcluster_convnet_1xb256-10e_mnist-moco.py',
         'odc-moco': '../odc/odc_convnet_1xb256-10e_mnist-moco.py',

@@ -31,6 +31,7 @@ from odc.config.loading import KINDS, at
 from odc.data.transforms import build_transform
 from odc.engine.data import ClusterData
 from odc.engine.loops import ClusterTrainLoop
+from odc.engine.optim import CONSTANT
 from odc.engine.precision import PRECISIONS
 from odc.errors import InputError, nearest
 from odc.models.cluster_model import ClusterModel, takes_spaces
@@ -199,6 +200,8 @@ def _optim_wrapper(cfg: Any) -> None:
     by_name = _dict("optim_wrapper.paramwise_cfg", groups or {}) if constructor == "ByName" else {}
     for prefix, options in {"": {}, **by_name}.items():
         _dict(f"optim_wrapper.paramwise_cfg, the start of parameters' names, '{prefix}'", options)
+        options = dict(options)
+        check_kind(options.pop(CONSTANT, None), "bool | None", f"optim_wrapper.paramwise_cfg['{prefix}'].{CONSTANT}")
         _built(registry.OPTIMIZERS, {**optimizer, **options}, params=[nn.Parameter(torch.zeros(1))])
     if wrapper.get("clip_grad"):
         clipping = dict(_dict("optim_wrapper.clip_grad", wrapper["clip_grad"]))

@@ -31,7 +31,7 @@ from odc.engine.comm import arrive, average_statistics, check_agreement, check_g
 from odc.engine.data import ClusterData
 from odc.engine.finite import Readings, broken_images, diverged, non_finite, sum_of_gradients
 from odc.engine.frozen import FeatureCache, Features, features_are_fixed
-from odc.engine.optim import Schedule, forget
+from odc.engine.optim import CONSTANT, Schedule, forget
 from odc.engine.plans import check_plan, chunks, last_labelling
 from odc.engine.resume import POSITION, read_position
 from odc.errors import InputError
@@ -448,7 +448,7 @@ class ClusterTrainLoop(BaseLoop):
     def _set_rate(self, progress: float) -> None:
         factor = self.schedule.factor(progress)
         for group in self.runner.optim_wrapper.optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * (1.0 if group.get(CONSTANT) else factor)
 
     # -- signals -------------------------------------------------------------------------------------------------
 

@@ -17,13 +17,16 @@ from torch import nn
 from odc.errors import InputError, nearest
 from odc.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS, SCHEDULES, build
 
+CONSTANT = "constant_lr"  # of a group of parameters: its rate follows no schedule
+
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class ByName:
     """Optimiser groups by prefix of the parameter's name, each with any options of the optimiser.
 
     Config: ``optim_wrapper=dict(constructor='ByName', paramwise_cfg={'head.classifier': dict(momentum=0.)}, ...)``;
-    the longest matching prefix wins. Frozen parameters are left out.
+    the longest matching prefix wins. Frozen parameters are left out. ``constant_lr=True`` keeps a group's rate what it
+    is, whatever the schedule.
 
     Raises:
         InputError: for a prefix that no parameter has.

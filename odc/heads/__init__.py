@@ -10,6 +10,7 @@ from odc.heads.moco import MoCoHead
 from odc.heads.odc import ODCHead
 from odc.heads.propos import ProPosHead
 from odc.heads.scan import SCANHead
+from odc.heads.secu import SeCuHead
 from odc.heads.selflabel import SelfLabelHead
 from odc.heads.spice import SpiceSelfHead
 from odc.heads.spice_semi import SpiceSemiHead
@@ -28,6 +29,7 @@ __all__ = [
     "ODCHead",
     "ProPosHead",
     "SCANHead",
+    "SeCuHead",
     "SelfLabelHead",
     "SpiceSelfHead",
     "SpiceSemiHead",

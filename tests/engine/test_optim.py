@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from small_heads import config
 from torch import Tensor, nn
@@ -177,3 +178,26 @@ def test_a_forgotten_parameter_begins_anew(kind: str) -> None:
     one.data.fill_(1)
     step()
     assert torch.equal(one, first)
+
+
+def test_a_group_can_keep_its_rate(tmp_path: Path) -> None:
+    cfg = config("dc", str(tmp_path), val_evaluator=None, **{"train_cfg.schedule": dict(type="Cosine", warmup=0.5)})
+    cfg.optim_wrapper.update(
+        constructor="ByName", paramwise_cfg={"head.classifier": dict(lr=0.3, constant_lr=True), "neck": dict(lr=0.2)}
+    )
+    check_parts(cfg)
+    runner = build_runner(cfg)
+    rates: list[list[float]] = []
+
+    class Rates(Hook):
+        def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+            rates.append([group["lr"] for group in runner.optim_wrapper.optimizer.param_groups])
+
+    runner.register_hook(Rates())
+    runner.train()
+    assert [rate[1] for rate in rates] == [0.3] * 6
+    assert [rate[2] / rate[0] for rate in rates[1:]] == pytest.approx([0.2 / 0.05] * 5)
+    assert rates[0][0] == 0.0 < rates[1][0]
+    cfg.optim_wrapper.paramwise_cfg["head.classifier"]["constant_lr"] = "yes"
+    with pytest.raises(InputError, match=r"head\.classifier.*constant_lr"):
+        check_parts(cfg)
