@@ -497,6 +497,12 @@ def test_the_table_tells_the_pretraining_apart() -> None:
     )
 
 
+def test_the_table_tells_the_clusters_that_a_pretraining_has_of_its_own() -> None:
+    first = [record("propos", seed, acc=0.5 + seed / 4, nmi=0.5, ari=0.25, knn=1.0, before=("b",)) for seed in (0, 1)]
+    text = table([*first, record("b", 0, acc=0.5, nmi=0.25, ari=0.125, knn=0.75)])
+    assert "MB. Its own clusters: ACC 0.625 ± 0.177, NMI 0.500 ± 0.000, ARI 0.250 ± 0.000, kNN 1.000 ± 0.000." in text
+
+
 def test_the_document_says_how_to_repeat_it() -> None:
     facts = {"machine": "a CPU", "versions": {"torch": "2", "numpy": "1"}, "git_revision": "abc", "dataset": "digits"}
     ran = {"precision": "float32", "threads": 2}

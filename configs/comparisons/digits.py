@@ -1,6 +1,7 @@
 # The methods on scikit-learn's digits: odc compare --dataset digits
 comparison = dict(
     moco='../moco/moco_convnet_1xb64-300e_digits.py',
+    propos='../propos/propos_convnet_1xb64-300e_digits.py',
     methods={
         'dc': '../deepcluster/deepcluster_convnet_1xb64-30e_digits.py',
         'odc': '../odc/odc_convnet_1xb64-30e_digits.py',
@@ -9,6 +10,7 @@ comparison = dict(
         'dc-moco': '../deepcluster/deepcluster_convnet_1xb64-30e_digits-moco.py',
         'odc-moco': '../odc/odc_convnet_1xb64-30e_digits-moco.py',
         'scan-moco': '../scan/scan_convnet_1xb256-30e_digits.py',
+        'scan-propos': '../scan/scan_convnet_1xb256-30e_digits.py',
         'scan-full': '../pipelines/scan_digits.py',
         'turtle-moco': '../turtle/turtle_convnet_1xb1797-10e_digits.py',
         'temi-moco': '../temi/temi_convnet_1xb64-30e_digits.py',

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from odc.comparison.ranking import Comparison, Row, amount, joined, one_seed
 from odc.comparison.results import Record
@@ -33,10 +33,17 @@ def table(records: Sequence[Record]) -> str:
                 continue
             lines.append(
                 f"Before {escaped(joined(r.before))}, once a seed and shared by them: stage {escaped(r.method)}, "
-                f"{r.number('epochs') or 0:.0f} epochs of {escaped(r.config)}, {took}."
+                f"{r.number('epochs') or 0:.0f} epochs of {escaped(r.config)}, {took}.{_own(stage, found.quality)}"
             )
     lines += [escaped(f"{r.title} failed: {r.error}") for r in records if r.error is not None]
     return "\n\n".join(lines)
+
+
+def _own(stage: Row, quality: Mapping[str, str]) -> str:
+    """Return what to say of a pre-training that has clusters itself, as ProPos has and MoCo has not."""
+    if all(r.number("acc") is None for r in stage.ended):
+        return ""
+    return f" Its own clusters: {', '.join(f'{word} {amount(stage.spread(name), 3)}' for name, word in quality.items())}."
 
 
 def _cells(row: Row, quality: Sequence[str]) -> list[str]:
