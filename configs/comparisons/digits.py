@@ -1,7 +1,7 @@
 # The methods on scikit-learn's digits: odc compare --dataset digits
 comparison = dict(
     moco='../moco/moco_convnet_1xb64-300e_digits.py',
-    propos='../propos/propos_convnet_1xb64-300e_digits.py',
+    propos='../propos/propos_convnet_1xb64-150e_digits.py',
     methods={
         'dc': '../deepcluster/deepcluster_convnet_1xb64-30e_digits.py',
         'odc': '../odc/odc_convnet_1xb64-30e_digits.py',
