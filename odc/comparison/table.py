@@ -43,7 +43,8 @@ def _own(stage: Row, quality: Mapping[str, str]) -> str:
     """Return what to say of a pre-training that has clusters itself, as ProPos has and MoCo has not."""
     if all(r.number("acc") is None for r in stage.ended):
         return ""
-    return f" Its own clusters: {', '.join(f'{word} {amount(stage.spread(name), 3)}' for name, word in quality.items())}."
+    values = ", ".join(f"{word} {amount(stage.spread(name), 3)}" for name, word in quality.items())
+    return f" Its own clusters: {values}."
 
 
 def _cells(row: Row, quality: Sequence[str]) -> list[str]:
