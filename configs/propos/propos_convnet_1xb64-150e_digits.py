@@ -1,5 +1,5 @@
-# ProPos on scikit-learn's digits, with the convnet and the views of MoCo. Twice as long, 300 epochs with 100 of warm-up,
-# ends at the same accuracy (.961 and .962, seed 10).
+# ProPos on scikit-learn's digits, with the convnet and the views of MoCo. Twice as long, 300 epochs with 100 of
+# warm-up, ends at the same accuracy (.961 and .962, seed 10).
 _base_ = '../moco/moco_convnet_1xb64-300e_digits.py'
 
 model = dict(
