@@ -181,7 +181,7 @@ ENTRIES: list[tuple[str, Any]] = [
     ("state_dict.head.memory.bank.rows", torch.full((48, 8), torch.nan, dtype=torch.float16)),
     ("state_dict.head.memory.bank.rows", torch.zeros(9, 8, dtype=torch.float16)),
     ("state_dict.head.memory.bank.rows", torch.zeros(1, dtype=torch.float16).expand(10**11, 8)),
-    ("state_dict.head.memory.centroids", torch.full((4, 8), torch.inf)),
+    ("state_dict.head.memory.table", torch.full((4, 9), torch.inf)),
     ("state_dict.head.memory.dirty", torch.zeros(4)),
     ("state_dict.head.classifier.weight", torch.full((4, 8), torch.inf)),
     ("state_dict.head.classifier.weight", torch.zeros(4, 8, dtype=torch.complex64)),

@@ -83,7 +83,7 @@ class LabelStore(nn.Module):
                 raise InputError(f"of the {row.shape[0]} rows that change one has two targets")
             self._check_targets(target, self.num_classes)
         if self.counts.numel():
-            for first, sign in ((self.target[row, 0], -1), (target[:, 0], 1)):
+            for first, sign in ((self.target.index_select(0, row)[:, 0], -1), (target[:, 0], 1)):
                 # Unlabelled rows add zero, to any class: no masking, which would wait for the GPU.
                 self.counts.index_add_(0, first.clamp(min=0), ((first >= 0) & new).long() * sign)
         self.target[row] = target
