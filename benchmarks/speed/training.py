@@ -6,8 +6,8 @@ floor is what one would write without any of that, on a copy of the same model: 
 same forward, the head's loss, backward and the optimiser; no update of memories, queues or labels, no averages, no
 checks.
 
-The model is a ResNet-18 with 16 channels in its first stage, at 32 pixels; 128 images pass through it in a step, and the
-views are the cheapest of the shipped configs, a padded crop and a flip. Blocks of five steps are timed in turn.
+The model is a ResNet-18 with 16 channels in its first stage, at 32 pixels; 128 images pass through it in a step, and
+the views are the cheapest of the shipped configs, a padded crop and a flip. Blocks of some steps are timed in turn.
 """
 
 from __future__ import annotations

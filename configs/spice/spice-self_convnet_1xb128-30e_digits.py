@@ -9,5 +9,5 @@ model = dict(
     frozen=['backbone', 'neck'],
     head=dict(type='SpiceSelfHead', num_clusters=10))
 train_cfg = dict(max_epochs=30, val_interval=10)
-optim_wrapper = dict(constructor='ByName', optimizer=dict(type='Adam', lr=0.005))
+optim_wrapper = dict(constructor='ByName', optimizer=dict(type='Adam', lr=0.005, fused=True))
 val_evaluator = [dict(type='ClusterMetrics'), dict(type='KMeansMetric')]

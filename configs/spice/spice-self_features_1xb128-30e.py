@@ -5,4 +5,4 @@ _base_ = ['../_base_/default_runtime.py', '../_base_/datasets/features.py']
 
 model = dict(head=dict(type='SpiceSelfHead', num_clusters=10, num_heads=4, repeats=2))
 train_cfg = dict(max_epochs=30, val_interval=10)
-optim_wrapper = dict(constructor='ByName', optimizer=dict(type='Adam', lr=3e-4))
+optim_wrapper = dict(constructor='ByName', optimizer=dict(type='Adam', lr=3e-4, fused=True))

@@ -8,4 +8,4 @@ _base_ = [
 model = dict(
     head=dict(type='SpiceSelfHead', num_clusters=10))
 train_cfg = dict(max_epochs=30, val_interval=10)
-optim_wrapper = dict(constructor='ByName', optimizer=dict(type='Adam', lr=0.005))
+optim_wrapper = dict(constructor='ByName', optimizer=dict(type='Adam', lr=0.005, fused=True))

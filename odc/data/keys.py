@@ -40,6 +40,17 @@ def _tensor(value: int | npt.NDArray[np.int64]) -> Tensor:
     return torch.tensor(_signed(value)) if isinstance(value, int) else torch.from_numpy(np.asarray(value, np.int64))
 
 
+def seed_globally(seed: int, device: torch.device) -> None:
+    """Seed torch's global generators: that of the processor, and of the GPU where ``device`` is one.
+
+    ``torch.manual_seed`` seeds those of devices of all kinds, and where CUDA does not run (yet) writes down the stack of
+    calls for later: a millisecond.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 class Draws:
     """Random numbers for B images, each a function of its key in ``keys`` (B,) int64: SplitMix64 of key and counter."""
 

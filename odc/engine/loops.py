@@ -22,7 +22,7 @@ from mmengine.runner.base_loop import BaseLoop
 from torch import Tensor
 
 from odc.checkpoints import mark_last
-from odc.data.keys import mix, mix_array
+from odc.data.keys import mix, mix_array, seed_globally
 from odc.data.label_file import first_labels
 from odc.data.sampler import draw_rows
 from odc.data.views import ViewRequest
@@ -375,7 +375,7 @@ class ClusterTrainLoop(BaseLoop):
             rows[stream.name] = Batch(row, store.index[row], store.variant[row], store.target[row], {})
         images = {key: x.to(self.device, non_blocking=True) for key, x in images.items()}
         # Dropout and the like draw from the global generator: seeded by the position, a resume finds the same draws.
-        self._seed_device(mix(self.seed, self._epoch, self.chunk, self.repeat, self.step, self.comm.rank))
+        seed_globally(mix(self.seed, self._epoch, self.chunk, self.repeat, self.step, self.comm.rank), self.device)
         z = None if cache is None else cache.lookup(plan.streams, rows)
         with runner.optim_wrapper.optim_context(runner.model), runner.autocast():
             losses, batches = runner.model(images, rows, self._generator("loss"), self.comm, z)
@@ -406,16 +406,6 @@ class ClusterTrainLoop(BaseLoop):
     def _generator(self, purpose: str) -> torch.Generator:
         """Return a generator that is a function of the present step, and the same on every rank."""
         return make_generator(self.seed, purpose, self._epoch, self.chunk, self.repeat, self.step)
-
-    def _seed_device(self, seed: int) -> None:
-        """Seed the global generators of this process and of its GPU.
-
-        ``torch.manual_seed`` seeds those of all kinds of devices, and where there is none of CUDA's, writes down the
-        stack for a time when there may be one: a millisecond a step.
-        """
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
 
     def _move(self, model: ClusterModel) -> Tensor | None:
         """Let the optimiser take the gradients, which are those of all ranks, if they are finite; return their sum."""

@@ -40,8 +40,8 @@ _NOT_LEARNING = 0.75  # of the way from the floor to ln K
 
 
 def double_softmax_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the cross-entropy of softmax(softmax(logits)): (B, K) and (B,) int64 to (B,)."""
-    return F.cross_entropy(logits.softmax(-1), target, reduction="none")
+    """Return the cross-entropy of softmax(softmax(logits)): (B, K) and (B,) int64 to (B,); or (H, K, B) to (H, B)."""
+    return F.cross_entropy(logits.softmax(1), target, reduction="none")
 
 
 def double_softmax_floor(num_clusters: int) -> float:
@@ -115,8 +115,9 @@ class ParallelMLPs(nn.Module):
 
 def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
     """Map (H or 1, B, D) to (H, B, K) by the weights of :class:`ParallelMLPs`."""
-    hidden = (torch.matmul(x, weight1.mT) + bias1).relu()
-    return torch.matmul(hidden, weight2.mT) + bias2
+    # A column a row of x: so the gradients of the weights come out as the weights lie, and need no copy.
+    hidden = torch.baddbmm(bias1.mT, weight1, x.mT.expand(len(weight1), -1, -1)).relu_()
+    return torch.baddbmm(bias2.mT, weight2, hidden).mT
 
 
 @HEADS.register_module()
@@ -236,11 +237,11 @@ class SpiceSelfHead(ClusterHead):
         batch = batches["train"]
         head, cluster = batch.target.unbind(1)
         order, head, place, counts = sort_into_groups(head, self.num_heads)
-        cluster = cluster[order]
-        z = batch.z["strong"][:, 0]
-        x = z.new_zeros(self.num_heads, int(counts.max()), z.shape[1])
-        x[head, place] = z[order]
-        losses = double_softmax_loss(self.mlps(x)[head, place], cluster)
+        # Heads have different numbers of rows: each gets as many as the largest, some of them row 0, whose loss there
+        # is not taken.
+        slots = order.new_zeros(self.num_heads, int(counts.max())).index_put_((head, place), order)
+        x = batch.z["strong"][:, 0].index_select(0, slots.flatten()).unflatten(0, slots.shape)
+        losses = double_softmax_loss(self.mlps(x).mT, cluster[slots])[head, place]
         loss = weighted_mean(losses, 1.0 / comm.sum(counts)[head], comm)
         names = ("unique", "clusters", "agreement")
         above = loss.detach() - double_softmax_floor(self.num_clusters)
