@@ -21,13 +21,14 @@ import torch
 from mmengine import Config
 from mmengine.hooks import Hook
 
-from benchmarks.speed.timing import Pairs, Spent, timed
 from odc.apis import train
 from odc.data.datasets import ArrayDataset
 from odc.data.sampler import draw_rows
 from odc.models.cluster_model import ClusterModel, Images, unwrap
 from odc.registry import DATASETS, OPTIMIZERS, build
 from odc.structures import Batch, LocalComm, make_generator
+
+from .timing import Pairs, Spent, timed
 
 BLOCK = 5  # steps
 STEPS = 4 * BLOCK + 1  # of a short epoch: the first is not timed

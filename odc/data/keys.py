@@ -43,8 +43,8 @@ def _tensor(value: int | npt.NDArray[np.int64]) -> Tensor:
 def seed_globally(seed: int, device: torch.device) -> None:
     """Seed torch's global generators: that of the processor, and of the GPU where ``device`` is one.
 
-    ``torch.manual_seed`` seeds those of devices of all kinds, and where CUDA does not run (yet) writes down the stack of
-    calls for later: a millisecond.
+    ``torch.manual_seed`` seeds those of all kinds of devices, and where CUDA does not run writes down the stack of
+    calls for a time when it may: a millisecond.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

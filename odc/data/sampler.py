@@ -71,7 +71,8 @@ def _balanced(labels: Tensor, total: int, generator: torch.Generator) -> Tensor:
 def _numbered(codes: Tensor, bound: int) -> tuple[Tensor, Tensor]:
     """Return the different codes (G,), ascending, and which of these each of ``codes`` (M,) in 0..bound-1 is, (M,)."""
     if bound > 4 * len(codes):
-        return torch.unique(codes, return_inverse=True)
+        there, number = torch.unique(codes, return_inverse=True)
+        return there, number
     there = torch.bincount(codes, minlength=bound) > 0  # no sorting, which takes ten times as long
     return there.nonzero().squeeze(1), (there.cumsum(0) - 1).index_select(0, codes)
 

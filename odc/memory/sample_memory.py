@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odc.errors import DamagedError, InputError
-from odc.structures import Labels
+from odc.structures import Labels, on_gpu
 
 EPS = 1e-12  # features of a smaller norm are zero
 CHUNK = 65536  # rows of the bank in float32 at a time
@@ -358,7 +358,7 @@ class SampleMemory(nn.Module):
 
 def _largest(scores: Tensor) -> Tensor:
     """Return the column (R,) int64 of the largest of each row's scores (R, K); of equals any."""
-    if scores.device.type != "cpu":
+    if on_gpu(scores):
         return scores.argmax(dim=1)
     return torch.from_numpy(scores.numpy().argmax(1))  # by vector instructions, unlike torch's: a third of the time
 
