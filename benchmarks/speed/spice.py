@@ -1,166 +1,80 @@
-"""Time and memory of SPICE-Self and of local consistency where both are large: K = 100, 49,900 images of 96 pixels.
+"""SPICE: a step of Self against the bare products of its heads, and the memory of local consistency.
 
-What one refresh ("outer iteration") costs after the features are there: labels for ten heads, all steps of its eight
-passes over the rows, the choice of a head; then local consistency of all images. The features are synthetic: 100
-overlapping clusters in 512 dimensions, which is what a ResNet-34 gives. What the features themselves cost is the
-network's speed, measured on a few synthetic images of that size and printed for the two views of a refresh.
+A step is what training does with a batch once the backbone is frozen: features of its rows from those of all images,
+ten heads, their loss, gradients, and Adam. The floor is the heads' matrix products for as many rows, forward and
+backward, and nothing else: not the pass that an optimiser makes over all weights. Rows come as the loop draws them, so
+that heads do not have equally many in a step.
 
-The floor of the steps is their bare matrix products, forward and backward, and that of local consistency the product of
-all features with each other, both measured in the same run.
-
-    python benchmarks/speed/spice.py                                     # one thread
-    python benchmarks/speed/spice.py --samples 5000 --clusters 10        # CIFAR-10's refresh
+Local consistency runs in a process of its own, whose memory is looked at.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import resource
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from odc.clustering import local_consistency
 from odc.clustering.kmeans import load_faiss
-from odc.comparison.provenance import cpu_model
+from odc.data.sampler import draw_rows
 from odc.heads import SpiceSelfHead
-from odc.models import ResNet
-from odc.structures import Batch, FeatureTable, LocalComm, make_generator
+from odc.memory import LabelStore
+from odc.structures import Batch, LocalComm, PseudoLabels, make_generator
+
+from .timing import Found, in_child, in_turn, memory_of
 
 
-def peak_mib() -> float:
-    """Return the most memory that this process has had, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def self_step(tiny: bool, bar: float) -> Found:
+    """Return how often the bare products a step takes, of ten heads with K = 100 on features of 512 numbers."""
+    N, K, D, width = (500, 10, 16, 16) if tiny else (50_000, 100, 512, 512)
+    rng, comm = make_generator(0, "spice"), LocalComm()
+    torch.manual_seed(0)
+    head = SpiceSelfHead(D, K, hidden_channels=width)
+    H, B = head.num_heads, head.batch_size
+    x = torch.randn(N, D, generator=rng)
+    ids = torch.randint(N, (10 * N, 1), generator=rng)
+    target = torch.stack([torch.arange(10 * N) // N, torch.randint(K, (10 * N,), generator=rng)], 1)
+    store = LabelStore(0)
+    store.replace(PseudoLabels(ids, target, (H, K)))
+    order = draw_rows(head.plan(0).streams[0], store.target, 64, rng)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.005, fused=True)
+    steps = 0
 
+    def step() -> None:
+        nonlocal steps
+        row = order[steps % len(order)]
+        steps += 1
+        index = store.index.index_select(0, row)
+        z = {"strong": x.index_select(0, index.flatten())[:, None]}
+        batch = Batch(row, index, store.variant[row], store.target.index_select(0, row), z)
+        head.loss({"train": batch}, store.view(), rng, comm).train["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
-def timed(work: Callable[[], object]) -> float:
-    """Return the seconds that a call takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def synthetic(args: argparse.Namespace) -> Tensor:
-    """Return features (N, D) float32 of overlapping clusters."""
-    rng = make_generator(0, "spice")
-    centres = torch.randn(args.clusters, args.dim, generator=rng)
-    x = torch.randn(args.samples, args.dim, generator=rng)
-    return x + 0.3 * centres[torch.randint(args.clusters, (args.samples,), generator=rng)]
-
-
-def bare_products(head: SpiceSelfHead, rows: int, dim: int) -> float:
-    """Return the median seconds of the heads' matrix products for one batch, forward and backward."""
     w1, w2 = head.mlps.weight1.detach(), head.mlps.weight2.detach()
-    x = torch.randn(head.num_heads, rows, dim, generator=make_generator(0, "floor"))
+    rows = torch.randn(H, B, D, generator=rng)
 
     def products() -> None:
-        hidden = x @ w1.mT
+        hidden = rows @ w1.mT
         out = hidden @ w2.mT
         back = out @ w2  # the gradient of the hidden layer; that of the input is not needed
-        out.mT @ hidden
-        back.mT @ x
+        _ = out.mT @ hidden, back.mT @ rows
 
-    return statistics.median(timed(products) for _ in range(20))
-
-
-def main() -> None:
-    """Run the benchmark and print, and with ``--json`` write, the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=49_900, help="N (default %(default)s)")
-    parser.add_argument("--clusters", type=int, default=100, help="K (default %(default)s)")
-    parser.add_argument("--dim", type=int, default=512, help="D (default %(default)s)")
-    parser.add_argument("--neighbours", type=int, default=100, help="of local consistency (default %(default)s)")
-    parser.add_argument("--steps", type=int, default=200, help="steps to time (default %(default)s)")
-    parser.add_argument("--images", type=int, default=32, help="images to time the network on (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch and FAISS (default %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    load_faiss().omp_set_num_threads(args.threads)
-    torch.manual_seed(0)
-
-    x = synthetic(args)
-    comm = LocalComm()
-    head = SpiceSelfHead(args.dim, args.clusters)
-    optimizer = torch.optim.Adam(head.parameters(), lr=0.005)
-    record: dict[str, Any] = {k: v for k, v in vars(args).items() if k != "json"}
-    record["features_mib"] = x.numel() * 4 / 2**20
-    record["before_mib"] = peak_mib()
-
-    start = time.perf_counter()
-    with torch.no_grad():
-        table = FeatureTable(torch.arange(args.samples), x, head.logits(x), total=args.samples)
-        labels = head.refresh(table, make_generator(0), comm)
-    record["labels_s"] = time.perf_counter() - start
-    del table
-
-    M = len(labels.index)
-    order = torch.randperm(M, generator=make_generator(0, "order"))
-    size = head.batch_size * head.num_heads
-    seconds = []
-    for step in range(args.steps):
-        row = order[torch.arange(step * size, (step + 1) * size) % M]
-        began = time.perf_counter()
-        z = {"strong": x[labels.index[row]]}
-        batch = Batch(row, labels.index[row], labels.variant[row], labels.target[row], z)
-        optimizer.zero_grad()
-        losses = head.loss({"train": batch}, None, make_generator(0), comm)  # type: ignore[arg-type]  # asks for no labels
-        losses.train["loss"].backward()
-        optimizer.step()
-        seconds.append(time.perf_counter() - began)
-    steps = -(-M // size) * head.repeats
-    record["rows"], record["steps_a_refresh"] = M, steps
-    record["step_s"] = statistics.median(seconds)
-    record["step_floor_s"] = bare_products(head, head.batch_size, args.dim)
-    record["steps_s"] = steps * record["step_s"]
-    with torch.no_grad():
-        whole = FeatureTable(torch.arange(args.samples), x, None, total=args.samples)
-        record["select_s"] = timed(lambda: head.select(whole, comm))
-    record["self_peak_mib"] = peak_mib()
-
-    with torch.no_grad():
-        clusters = head.predict(x).argmax(1)
-    record["consistency_s"] = timed(lambda: local_consistency(x, clusters, args.neighbours))
-    record["consistency_peak_mib"] = peak_mib()
-    record["consistency_floor_s"] = timed(lambda: [part @ x.T for part in x.split(1024)])
-
-    network = ResNet(34, stem="stl").eval()
-    images = torch.randn(args.images, 3, 96, 96, generator=make_generator(0, "images"))
-    images = images.contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        network.to(memory_format=torch.channels_last)(images[:2])
-        record["images_per_s"] = args.images / timed(lambda: network(images))
-    record["features_s"] = 2 * args.samples / record["images_per_s"]
-    record["torch"], record["machine"] = torch.__version__, cpu_model()
-
-    print(f"N = {args.samples:,}, K = {args.clusters}, D = {args.dim}, {args.threads} thread(s), 10 heads")
-    print(f"  labels of a refresh     {record['labels_s']:8.1f} s   {M:,} rows")
-    print(
-        f"  its {steps:,} steps       {record['steps_s']:10.1f} s   {record['step_s'] * 1e3:.1f} ms each (median of "
-        f"{args.steps}), {record['step_s'] / record['step_floor_s']:.2f} x its bare products"
-    )
-    print(f"  choice of a head        {record['select_s']:8.1f} s")
-    print(
-        f"  local consistency       {record['consistency_s']:8.1f} s   "
-        f"{record['consistency_s'] / record['consistency_floor_s']:.2f} x the bare product of all with all"
-    )
-    print(
-        f"  features of two views   {record['features_s']:8.0f} s   at {record['images_per_s']:.1f} images/s of a "
-        f"ResNet-34 ({args.images} images of 96x96)"
-    )
-    print(
-        f"  peak memory {record['before_mib']:.0f} MiB before ({record['features_mib']:.0f} MiB of features), "
-        f"{record['self_peak_mib']:.0f} MiB after Self, {record['consistency_peak_mib']:.0f} MiB after consistency"
-    )
-    if args.json:
-        args.json.write_text(json.dumps(record, indent=2) + "\n")
+    return in_turn(step, products, 5 if tiny else 25, bar).found()
 
 
-if __name__ == "__main__":
-    main()
+def consistency_memory(tiny: bool) -> Found:
+    """Return how many times the memory of 60,000 features their local consistency takes besides them."""
+    N, D, k = (2_000, 64, 20) if tiny else (60_000, 512, 100)
+    grown = in_child(_consistency, N, D, k)
+    features = 4 * N * D / 2**20
+    return Found(grown / features, f"{grown:.0f} MiB for {features:.0f} MiB of features", dict(grown_mib=grown))
+
+
+def _consistency(N: int, D: int, k: int) -> float:
+    torch.set_num_threads(1)
+    load_faiss().omp_set_num_threads(1)
+    rng = make_generator(0, "consistency")
+    x, labels = torch.randn(N, D, generator=rng), torch.randint(10, (N,), generator=rng)
+    local_consistency(x[:200], labels[:200], 10)  # what libraries take at their first call
+    before = memory_of("VmRSS")
+    local_consistency(x, labels, k)
+    return memory_of("VmHWM") - before

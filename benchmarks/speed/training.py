@@ -28,10 +28,10 @@ from odc.models.cluster_model import ClusterModel, Images, unwrap
 from odc.registry import DATASETS, OPTIMIZERS, build
 from odc.structures import Batch, LocalComm, make_generator
 
-from .timing import Pairs, Spent, timed
+from .timing import Found, Pairs, Spent, timed
 
-BLOCK = 5  # steps
-STEPS = 4 * BLOCK + 1  # of a short epoch: the first is not timed
+BLOCK = 2  # steps
+STEPS = 8 * BLOCK + 1  # of a short epoch: the first is not timed
 IMAGES = 128  # through the network in a step
 
 # Every head that is registered, by the name it is registered by: its options, so that a step has 128 images.
@@ -40,6 +40,9 @@ HEADS: dict[str, dict[str, Any]] = {
     "ODCHead": dict(num_clusters=100, batch_size=IMAGES, min_cluster=0.16, centroid_interval=BLOCK),
     "DeeperClusterHead": dict(num_clusters=100, num_super=4, batch_size=IMAGES, pca_dim=64),
     "MoCoHead": dict(batch_size=IMAGES // 2, queue_size=1024),
+    "ProPosHead": dict(num_clusters=10, batch_size=IMAGES // 2, hidden_channels=512, warmup=0),
+    "DCBoostHead": dict(num_clusters=10, batch_size=IMAGES // 2, hidden_channels=512, warmup=0),
+    "SeCuHead": dict(num_clusters=10, batch_size=IMAGES // 2),
     "SpiceSelfHead": dict(num_clusters=10, num_heads=2, batch_size=IMAGES // 2),
     "SpiceSemiHead": dict(num_clusters=10, labelled_size=IMAGES // 4, batch_size=3 * IMAGES // 8, steps=STEPS),
     "SCANHead": dict(num_clusters=10, batch_size=IMAGES // 4),
@@ -62,7 +65,7 @@ class NoisyImages(ArrayDataset):
         super().__init__(images.to(torch.uint8), [f"{i:06d}" for i in range(n)], target.numpy(), list("0123456789"))
 
 
-def config(name: str, work_dir: str, images: int = STEPS * IMAGES, width: int = 16) -> Config:
+def config(name: str, work_dir: str, width: int) -> Config:
     """Return the config of a training that lasts until it is stopped."""
     finish = [dict(type="ToFloat"), dict(type="Normalize", mean=[0.5] * 3, std=[0.25] * 3)]
     crop = [dict(type="RandomCrop", size=32, padding=4), dict(type="RandomHorizontalFlip"), *finish]
@@ -77,14 +80,14 @@ def config(name: str, work_dir: str, images: int = STEPS * IMAGES, width: int = 
     train_cfg: dict[str, Any] = dict(max_epochs=1000)
     if name == "ODCHead":
         model["neck"] = dict(type="ODCNeck", bn_momentum=0.1)
-    elif name == "MoCoHead":
-        model["type"] = "MoCo"
+    elif name in ("MoCoHead", "ProPosHead", "DCBoostHead"):
+        model["type"] = "MoCo" if name == "MoCoHead" else "BYOL"
     elif name in ("ClassifierHead", "SpiceSemiHead"):
         train_cfg["label_fraction"] = 1.0
     return Config(
         dict(
             model=model,
-            data=dict(dataset=dict(type="NoisyImages", n=images), views=dict(extract=finish, **views)),
+            data=dict(dataset=dict(type="NoisyImages", n=STEPS * IMAGES), views=dict(extract=finish, **views)),
             train_cfg=train_cfg,
             optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=1e-4)),
             default_hooks=dict.fromkeys(("logger", "timer", "param_scheduler", "sampler_seed", "checkpoint")),
@@ -106,8 +109,8 @@ class _Pairing(Hook):
 
     priority = "LOWEST"
 
-    def __init__(self, pairs: int, optimizer: dict[str, Any]) -> None:
-        self.wanted, self.optimizer = pairs, optimizer
+    def __init__(self, pairs: int, bar: float, optimizer: dict[str, Any]) -> None:
+        self.wanted, self.bar, self.optimizer = pairs, bar, optimizer
         self.found = Pairs(BLOCK)
         self.bare: Iterator[None] | None = None
         self.steps: int | None = None
@@ -128,7 +131,7 @@ class _Pairing(Hook):
                 next(self.bare)
             bare = self.bare
             self.found.add(ours, timed(lambda: [next(bare) for _ in range(BLOCK)]))
-            if len(self.found) == self.wanted:
+            if self.found.settled(self.wanted, self.bar):
                 raise _EnoughError
         if self.steps in (None, BLOCK):
             self.steps, self.start = 0, Spent.now()
@@ -179,13 +182,13 @@ def _encoded(model: ClusterModel, images: Images) -> Images:
     return {key: z.unflatten(0, images[key].shape[:2]) for key, z in zip(flat, parts, strict=True)}
 
 
-def measure(name: str, pairs: int) -> Pairs:
-    """Return what blocks of a head's training and of the bare loop take."""
+def training_step(name: str, tiny: bool, bar: float) -> Found:
+    """Return how often the bare loop's time a step of the training of a head takes."""
     with tempfile.TemporaryDirectory() as place:
-        cfg = config(name, place)
-        hook = _Pairing(pairs, cfg.optim_wrapper.optimizer.to_dict())
+        cfg = config(name, place, width=1 if tiny else 16)
+        hook = _Pairing(2 if tiny else 6, bar, cfg.optim_wrapper.optimizer.to_dict())
         try:
             train(cfg, [hook])
         except _EnoughError:
-            return hook.found
-    raise AssertionError(f"the training of {name} ended before {pairs} pairs of blocks")
+            return hook.found.found()
+    raise AssertionError(f"the training of {name} ended")

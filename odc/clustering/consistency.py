@@ -19,6 +19,7 @@ from odc.clustering.knn import knn_search
 from odc.errors import InputError
 from odc.structures import place_in_group
 
+_ROWS = 4096  # whose neighbours' labels are looked up at a time
 _SENSIBLE = 0.2  # share of the samples that a proposed threshold keeps
 
 
@@ -50,7 +51,8 @@ def local_consistency(
     same = torch.full((N,), int(include_self), dtype=torch.float64, device=labels.device)
     if k > include_self:
         neighbours, _ = knn_search(features, k=k - include_self)
-        same += (labels[neighbours.to(labels.device)] == labels[:, None]).sum(1)
+        for near, own, found in zip(*(x.split(_ROWS) for x in (neighbours, labels, same)), strict=True):
+            found += (labels[near.to(labels.device)] == own[:, None]).sum(1)
     return same / k
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -9,10 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from odc.clustering.kmeans import finite_array, flat_index, load_faiss
+from odc.clustering.kmeans import FloatArray, finite_array, flat_index, load_faiss
 from odc.errors import InputError
 
 _SCORES = 2**28  # at a time, where all pairs are looked at: 1 GiB
+_QUERIES = 4096  # at a time: what is found of more of them is copied into the result, not held twice
 
 
 def knn_search(
@@ -58,23 +60,48 @@ def knn_search(
         asked = points if queries is None else unit_rows(asked)
 
     device = x.device if isinstance(x, Tensor) else torch.device("cpu")
-    if device.type == "cuda" and load_faiss().get_num_gpus() == 0:
+    search = _searcher(points, device, metric)
+    ids, similarities = np.empty((len(asked), k), np.int64), np.empty((len(asked), k), np.float32)
+    for rows in np.array_split(np.arange(len(asked)), -(-len(asked) // _QUERIES)):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        near, found = search(asked[part], k + exclude)
+        if exclude:
+            keep = found != rows[:, None]
+            keep[keep.all(axis=1), -1] = False  # more than k copies, and the row itself is not among those found
+            near, found = near[keep].reshape(-1, k), found[keep].reshape(-1, k)
+        ids[part], similarities[part] = found, near
+    return torch.from_numpy(ids).to(device), torch.from_numpy(similarities).to(device)
+
+
+def _searcher(
+    points: FloatArray, device: torch.device, metric: Literal["cosine", "l2"]
+) -> Callable[[FloatArray, int], tuple[FloatArray, npt.NDArray[np.int64]]]:
+    """Return what finds similarities and numbers of the k nearest of ``points`` (N, D) for queries (Q, D)."""
+    faiss = load_faiss()
+    cosine = metric == "cosine"
+    sign = 1.0 if cosine else -1.0
+    on_gpu = faiss.get_num_gpus() > 0
+    if device.type == "cuda" and not on_gpu:
         # faiss-cpu would search among 50,000 rows for a minute on a thread, while the GPU waits.
         sent = torch.from_numpy(points).to(device)
-        other = sent if asked is points else torch.from_numpy(asked).to(device)
-        found = search_by_products(sent, other, k + exclude, metric)
-        similarities, ids = (part.cpu().numpy() for part in found)
-    else:
-        index = flat_index(D, inner_product=metric == "cosine", device=device)
+
+        def by_products(queries: FloatArray, k: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+            near, ids = search_by_products(sent, torch.from_numpy(queries).to(device), k, metric)
+            return near.cpu().numpy(), ids.cpu().numpy()
+
+        return by_products
+    if on_gpu:
+        index = flat_index(points.shape[1], inner_product=cosine, device=device)
         index.add(points)
-        similarities, ids = index.search(asked, k + exclude)
-        if metric == "l2":
-            similarities = -similarities
-    if exclude:
-        keep = ids != np.arange(N)[:, None]
-        keep[keep.all(axis=1), -1] = False  # more than k copies, and the row itself is not among those found
-        ids, similarities = ids[keep].reshape(N, k), similarities[keep].reshape(N, k)
-    return torch.from_numpy(ids).to(device), torch.from_numpy(similarities).to(device)
+
+    def by_faiss(queries: FloatArray, k: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+        if on_gpu:
+            near, ids = index.search(queries, k)
+        else:  # without an index, which would hold the points once more
+            near, ids = faiss.knn(queries, points, k, faiss.METRIC_INNER_PRODUCT if cosine else faiss.METRIC_L2)
+        return sign * near, ids
+
+    return by_faiss
 
 
 def search_by_products(
