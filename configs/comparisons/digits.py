@@ -15,4 +15,5 @@ comparison = dict(
         'turtle-moco': '../turtle/turtle_convnet_1xb1797-10e_digits.py',
         'temi-moco': '../temi/temi_convnet_1xb64-30e_digits.py',
         'spice': '../pipelines/spice_digits.py',
+        'dcboost': '../pipelines/propos_dcboost_digits.py',
     })

@@ -1,6 +1,7 @@
 # The methods on a folder of small colour images: odc compare --dataset /path/to/folder --clusters 10
 comparison = dict(
     moco='../moco/moco_resnet18-w16_1xb128-40e_folder32.py',
+    propos='../propos/propos_resnet18-w16_1xb128-40e_folder32.py',
     methods={
         'dc': '../deepcluster/deepcluster_resnet18-w16_1xb128-20e_folder32.py',
         'odc': '../odc/odc_resnet18-w16_1xb128-20e_folder32.py',

@@ -14,4 +14,5 @@ comparison = dict(
         'turtle-moco': '../turtle/turtle_convnet_1xb10000-10e_mnist.py',
         'temi-moco': '../temi/temi_convnet_1xb512-10e_mnist.py',
         'spice': '../pipelines/spice_mnist.py',
+        'dcboost': '../pipelines/propos_dcboost_mnist.py',
     })

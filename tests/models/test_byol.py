@@ -13,7 +13,7 @@ from small_heads import config
 from odc.apis import build_runner
 from odc.engine.extract import extract
 from odc.errors import InputError
-from odc.models import BYOL
+from odc.models import BYOL, ClusterModel
 from odc.structures import LocalComm, make_generator
 
 BACKBONE = dict(type="ConvNet", widths=[4, 8])
@@ -103,6 +103,19 @@ def test_labels_are_made_of_the_targets_projections(tmp_path: Path) -> None:
     model.head.refresh = refresh
     runner.train()
     assert near == [True, False]
+
+
+def test_both_networks_begin_from_a_backbone_of_any_method(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    trained = ClusterModel(BACKBONE, dict(type="DeepClusterHead", num_clusters=3))
+    torch.save({"state_dict": trained.state_dict(), "meta": {}}, tmp_path / "epoch_1.pth")
+    byol = model(pretrained=str(tmp_path / "epoch_1.pth"))
+    byol.init_weights()
+    for backbone in (byol.backbone, byol.target[0]):
+        found = backbone.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in trained.backbone.state_dict().items())
+    projector = byol.head.projector.state_dict()
+    assert all(torch.equal(projector[name], value) for name, value in byol.target[2].state_dict().items())
 
 
 def test_what_cannot_be_is_refused() -> None:
