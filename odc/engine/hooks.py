@@ -228,6 +228,12 @@ class PreflightHook(Hook):
         N = len(loop.data.dataset)
         if K < 2:
             return
+        plans = (model.head.plan(epoch) for epoch in range(loop.max_epochs))
+        if model.head.label_classes is not None and all(plan.refresh is None for plan in plans):
+            runner.logger.warning(
+                f"pre-flight: none of the {loop.max_epochs} epochs makes labels, so there will be no clusters: raise "
+                "train_cfg.max_epochs, or lower the head's warmup (model.head.warmup)"
+            )
         if N < FEWEST:
             runner.logger.info(
                 f"pre-flight: {N} images are too few to say anything about (at least {FEWEST} are needed)"

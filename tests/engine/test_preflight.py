@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from odc.apis import build_runner
 from odc.data.datasets import ArrayDataset, Digits
-from odc.engine.hooks import NEAR_CHANCE, SAME, feature_statistics
+from odc.engine.hooks import NEAR_CHANCE, SAME, PreflightHook, feature_statistics
 from odc.errors import InputError
 from odc.models.backbones import ConvNet
 from odc.registry import DATASETS
@@ -150,6 +151,15 @@ def test_equal_images_are_refused(name: str, n: int, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.pth"))
     log = next(tmp_path.rglob("*.log")).read_text()
     assert (SAME_LINE in log) == (n >= 20)
+
+
+@pytest.mark.parametrize("warmup", [1, 2])
+def test_a_training_that_ends_in_its_warm_up_is_told_so(warmup: int, tmp_path: Path) -> None:
+    runner = build_runner(config("propos", str(tmp_path), **{"model.head.warmup": warmup}))
+    with patch.object(runner.logger, "warning") as warning:
+        PreflightHook().before_train_epoch(runner)
+    told = [call.args[0] for call in warning.call_args_list if "none of the 2 epochs makes labels" in call.args[0]]
+    assert len(told) == (warmup == 2)
 
 
 @pytest.mark.parametrize("name", ["moco", "classifier"])
