@@ -1,5 +1,5 @@
 # DCBoost on scikit-learn's digits, from a checkpoint of ProPos, as in propos_dcboost_digits.py, or a backbone.
-_base_ = '../propos/propos_convnet_1xb64-300e_digits.py'
+_base_ = '../propos/propos_convnet_1xb64-150e_digits.py'
 
 model = dict(
     head=dict(
