@@ -27,8 +27,8 @@ data = dict(
             dict(type='RandomApply', p=0.1, transforms=_blur),
             dict(type='RandomSolarize', threshold=128, p=0.2),
         ] + _finish))
-# The network's rate starts at 0 and takes 11 epochs to its height, the centres' is what it is from the first step on.
-train_cfg = dict(max_epochs=401, val_interval=50, schedule=dict(type='Cosine', warmup=11 / 401))
+# The network rests for an epoch and takes ten to its rate, the centres' is what it is from the first step on.
+train_cfg = dict(max_epochs=401, val_interval=50, schedule=dict(type='Cosine', warmup=10 / 401, delay=1 / 401))
 optim_wrapper = dict(
     constructor='ByName',
     optimizer=dict(type='SGD', lr=0.2, momentum=0.9, weight_decay=1e-4),

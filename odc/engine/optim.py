@@ -65,18 +65,28 @@ def forget(optimizer: Any, parameter: nn.Parameter) -> None:
 
 
 class Schedule:
-    """Constant rate, after a linear warm-up over the first ``warmup`` share of the training (0: none)."""
+    """Constant rate, after a linear warm-up over the first ``warmup`` share of the training (0: none).
 
-    def __init__(self, warmup: float = 0.0) -> None:
-        if not 0.0 <= warmup < 1.0:
-            raise InputError(f"a schedule's warmup must be a share of the training in [0, 1), not {warmup}")
+    Before that it is 0 for the share ``delay`` of the training, in which only groups of a constant rate move.
+    """
+
+    def __init__(self, warmup: float = 0.0, delay: float = 0.0) -> None:
+        if min(warmup, delay) < 0.0 or warmup + delay >= 1.0:
+            raise InputError(
+                f"a schedule's warmup and delay must be shares of the training, in [0, 1) together, not {warmup} and "
+                f"{delay}"
+            )
         self.warmup = warmup
+        self.delay = delay
 
     def factor(self, progress: float) -> float:
         """Return the factor on the configured learning rate at ``progress`` in [0, 1]."""
-        if progress < self.warmup:
-            return progress / self.warmup
-        return self.after_warmup((progress - self.warmup) / (1.0 - self.warmup))
+        begun = progress - self.delay
+        if begun < 0.0:
+            return 0.0
+        if begun < self.warmup:
+            return begun / self.warmup
+        return self.after_warmup((begun - self.warmup) / (1.0 - self.delay - self.warmup))
 
     def after_warmup(self, progress: float) -> float:
         """Return the factor at ``progress`` in [0, 1] of what follows the warm-up."""
@@ -92,8 +102,8 @@ class Constant(Schedule):
 class Cosine(Schedule):
     """Half a cosine from 1 down to ``final``."""
 
-    def __init__(self, warmup: float = 0.0, final: float = 0.0) -> None:
-        super().__init__(warmup)
+    def __init__(self, warmup: float = 0.0, final: float = 0.0, delay: float = 0.0) -> None:
+        super().__init__(warmup, delay)
         self.final = final
 
     def after_warmup(self, progress: float) -> float:

@@ -15,6 +15,15 @@ def test_constant() -> None:
     assert [Constant().factor(p) for p in (0.0, 0.3, 1.0)] == [1.0, 1.0, 1.0]
 
 
+def test_a_delay_comes_before_the_warmup() -> None:
+    schedule = Cosine(warmup=0.2, delay=0.3)
+    assert [schedule.factor(progress) for progress in (0.0, 0.1, 0.29)] == [0.0, 0.0, 0.0]
+    assert schedule.factor(0.4) == pytest.approx(0.5)
+    assert schedule.factor(0.75) == pytest.approx(0.5)
+    assert schedule.factor(1.0) == pytest.approx(0.0)
+    assert Cosine(delay=0.5).factor(0.5) == 1.0
+
+
 def test_warmup_is_linear_and_joins_what_follows() -> None:
     schedule = Constant(warmup=0.2)
     assert schedule.factor(0.0) == 0.0
