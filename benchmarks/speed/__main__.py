@@ -1,8 +1,10 @@
 """Hot paths against floors that are measured in the same run, on one thread: exit 1 where one is missed.
 
-python -m benchmarks.speed                                   # all rows, some ten minutes: what `make speed` runs
-python -m benchmarks.speed --only odc-memory train-ODC       # two of them
-python -m benchmarks.speed --growth benchmarks/results/speed # how time and memory grow: speed.md's table, a plot
+A row says how often the time, or the memory, of its floor ours takes; :mod:`benchmarks.speed.timing` how it is timed.
+
+    python -m benchmarks.speed                               # all rows, some ten minutes: what `make speed` runs
+    python -m benchmarks.speed --only odc-memory train-ODC   # two of them
+    python -m benchmarks.speed --growth benchmarks/results/speed-growth   # how time and memory grow: a table, a plot
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help=" ".join(row.name for row in ROWS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
     parser.add_argument(
-        "--growth", type=Path, metavar="STEM", help="measure growth instead: STEM-growth.md, .svg, .json"
+        "--growth", type=Path, metavar="STEM", help="measure growth instead: a table, STEM.svg, STEM.json"
     )
     parser.add_argument("--tiny", action="store_true", help="sizes that take no time and mean nothing: for tests")
     args = parser.parse_args(arguments)
@@ -66,17 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     load_faiss().omp_set_num_threads(1)
     if args.growth is not None:
         found = growth.measure()
-        for ending, text in (
-            (".md", growth.table(found)),
-            (".svg", growth.plot(found)),
-            (".json", json.dumps({**found, "machine": machine()}, indent=2) + "\n"),
-        ):
-            args.growth.with_name(f"{args.growth.name}-growth{ending}").write_text(text, encoding="utf-8")
+        args.growth.with_suffix(".svg").write_text(growth.plot(found), encoding="utf-8")
+        text = json.dumps({**found, "machine": machine()}, indent=2)
+        args.growth.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
         print(growth.table(found))
         return 0
-    rows, results, lines = chosen(args.only), [], []
-    begun, expected = time.monotonic(), sum(row.seconds for row in rows)
-    done = 0.0
+    rows, results = chosen(args.only), []
+    begun, expected, done = time.monotonic(), sum(row.seconds for row in rows), 0.0
+    print("| row | what over what | found | at most | ours to floor, quartiles |\n|---|---|---|---|---|", flush=True)
     for number, row in enumerate(rows):
         took = time.monotonic() - begun
         left = (expected - done) * (took / done if done else 1.0)
@@ -87,15 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dict(name=row.name, what=row.what, floor=row.floor, unit=row.unit, bar=row.bar, value=result.value)
             | dict(met=result.value <= row.bar, detail=result.detail)
         )
-        lines.append(told(row, result))
+        print(told(row, result), flush=True)
     missed = [str(result["name"]) for result in results if not result["met"]]
     seconds = time.monotonic() - begun
-    print(
-        "\n".join(
-            ["| row | what over what | found | at most | ours to floor, quartiles |", "|---|---|---|---|---|", *lines]
-        )
-    )
-    print(f"\n{machine()}; {seconds:.0f} s; {f'missed: {chr(44).join(missed)}' if missed else 'all bars are met'}")
+    verdict = f"missed: {', '.join(missed)}" if missed else "all bars are met"
+    print(f"\n{machine()}; {seconds:.0f} s; {verdict}")
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"rows": results, "machine": machine(), "seconds": seconds}, indent=2) + "\n")

@@ -22,7 +22,7 @@ from odc.structures import Labels, on_gpu
 
 EPS = 1e-12  # features of a smaller norm are zero
 CHUNK = 65536  # rows of the bank in float32 at a time
-SCORES = 2**24  # scores (rows x clusters) at a time: 64 MiB
+SCORES = 2**23  # scores (rows x clusters) at a time: 32 MiB
 
 
 class SampleBuffer(nn.Module):
@@ -275,7 +275,7 @@ class SampleMemory(nn.Module):
             none = labels.counts.new_empty(0)
             return none, none
         target, bank, counts = labels.target[:, 0].clone(), self.bank.rows, labels.counts.clone()
-        homeless = small[target].nonzero().squeeze(1)
+        homeless = small.index_select(0, target).nonzero().squeeze(1)
         target[homeless] = self.assign(bank.index_select(0, homeless), self.bias.masked_fill(small, -torch.inf))
         counts[small] = 0
         counts.index_add_(0, target[homeless], torch.ones_like(homeless))
@@ -345,8 +345,8 @@ class SampleMemory(nn.Module):
         """Return the samples, ascending, of each of these clusters; one pass over the labels."""
         wanted = torch.zeros_like(size, dtype=torch.bool)
         wanted[clusters] = True
-        rows = wanted[labels].nonzero().squeeze(1)
-        rows = rows[labels[rows].argsort(stable=True)]
+        rows = wanted.index_select(0, labels).nonzero().squeeze(1)
+        rows = rows[labels.index_select(0, rows).argsort(stable=True)]
         clusters = clusters.sort().values
         return dict(zip(clusters.tolist(), torch.split(rows, size[clusters].tolist()), strict=True))
 
@@ -389,15 +389,17 @@ def _two_means(x: Tensor, least: int) -> Tensor:
     centred = x - x.mean(dim=0)
     direction = centred[centred.square().sum(dim=1).argmax()]
     for _ in range(8):  # of the power method, whose sign is that of its start
-        direction = F.normalize(centred.T @ (centred @ direction), dim=0, eps=EPS)
+        direction = (centred @ direction) @ centred
+        direction /= torch.linalg.vector_norm(direction).clamp_(min=EPS)
     along = centred @ direction
     half = along > 0
     for _ in range(10):
         n = int(half.sum())
         if not 0 < n < len(x):
             break
-        a, b = centred[half].mean(dim=0), centred[~half].mean(dim=0)
-        nearer = centred @ (a - b) > (a.square().sum() - b.square().sum()) / 2
+        # The means of the two are total/n and -total/m, since all points have mean 0; no point is gathered.
+        total = half.to(centred.dtype) @ centred
+        nearer = centred @ total > total.square().sum() * (1 / n - 1 / (len(x) - n)) / 2
         if bool((nearer == half).all()):
             break
         half = nearer
