@@ -259,6 +259,33 @@ class LocalComm:
         return decide()
 
 
+ALONE = LocalComm()
+PIECE = 2**26  # bytes that one rank sends to the first at a time
+
+
+def gather_first(x: Tensor, comm: Comm) -> Tensor | None:
+    """Return the concatenation over ranks along dimension 0 on the first rank, ``None`` on the others.
+
+    It comes to the first rank's main memory a piece at a time; on one process it is ``x``.
+    """
+    if comm.world == 1:
+        return x
+    lengths = comm.gather(torch.tensor([len(x)], device=x.device)).tolist()
+    rows = max(1, PIECE // max(1, x[:1].nbytes))
+    whole = torch.empty(sum(lengths), *x.shape[1:], dtype=x.dtype) if comm.rank == 0 else None
+    done = 0
+    for rank, length in enumerate(lengths):
+        for start in range(0, length, rows):
+            size = min(rows, length - start)
+            piece = x[start : start + size] if comm.rank == rank else x[:0]
+            came = [size * (comm.rank == 0 and r == rank) for r in range(comm.world)]
+            found = comm.all_to_all(piece, [len(piece)] + [0] * (comm.world - 1), came)
+            if whole is not None:
+                whole[done : done + size] = found
+            done += size
+    return whole
+
+
 def derive_seed(seed: int, *key: int | str) -> int:
     """Return a 63-bit seed that is a function of ``seed`` and ``key`` alone (SHA-256, the same on every machine)."""
     digest = hashlib.sha256(repr((seed, *key)).encode()).digest()

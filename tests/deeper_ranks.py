@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odc.clustering import two_level_kmeans
-from odc.engine.comm import get_comm
+from odc.engine.comm import DistComm, get_comm
 from odc.engine.shards import gather_state, leave_out_of_ddp, put_whole
-from odc.heads import DeeperClusterHead
+from odc.heads import DeeperClusterHead, ODCHead
 from odc.memory.labels import LabelStore
 from odc.memory.shards import shards_of, spread_over
-from odc.structures import Batch, Comm, FeatureTable, make_generator
+from odc.structures import Batch, Comm, FeatureTable, PseudoLabels, make_generator
 
 
 def cases() -> dict[str, tuple[Tensor, int, int]]:
@@ -76,6 +78,9 @@ HEADS: dict[str, dict[str, Any]] = {
     "sum": dict(num_clusters=7, num_super=2, classes="sum"),
     "product, gradient scaled": dict(num_clusters=3, num_super=2, classes="product", scale_sub_gradient=True),
 }
+
+
+SMALLEST = (6, 9)  # of ODC's clusters: with 61 samples in 6, the second leaves no room to split
 
 
 def head_and_batch(name: str) -> tuple[DeeperClusterHead, Batch]:
@@ -175,6 +180,74 @@ def drawn(name: str, comm: Comm) -> dict[str, Tensor]:
     return {"weight": found["state_dict", "sub_classifiers.weight"]} if found else {}
 
 
+class Counted(DistComm):
+    """The ranks, and how many bytes this one has handed to its all-to-alls and gathers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handed = {"all_to_all": 0, "gather": 0}
+
+    def all_to_all(self, x: Tensor, send: Sequence[int], receive: Sequence[int], gradient: bool = False) -> Tensor:
+        self.handed["all_to_all"] += 0 if gradient else x.nbytes  # with gradient it comes here again without
+        return super().all_to_all(x, send, receive, gradient)
+
+    def gather(self, x: Tensor, gradient: bool = False) -> Tensor:
+        self.handed["gather"] += 0 if gradient else x.nbytes
+        return super().gather(x, gradient)
+
+
+def bytes_of_a_step(name: str) -> dict[str, Tensor]:
+    """Return what all ranks hand to their collectives in a step of DeeperCluster's head, and in one of ODC's memory."""
+    comm = Counted()
+    whole, batch = head_and_batch(name)
+    with spread_over(comm):
+        deeper, odc = DeeperClusterHead(5, **HEADS[name]), ODCHead(5, 6, min_cluster=1, centroid_interval=99)
+    deeper.load_state_dict(whole.state_dict())
+    mine = torch.tensor_split(batch.row, comm.world)[comm.rank]
+    z = batch.z["rotated"][mine].requires_grad_()
+    part = Batch(mine, mine[:, None], 0 * mine, batch.target[mine], {"rotated": z, "train": z.detach()})
+    Losses(deeper, comm)(replace(part, z={"rotated": z})).backward()
+    found = {"deeper": comm.handed["all_to_all"]}
+    store = LabelStore(0)
+    store.replace(PseudoLabels(batch.index, batch.row[:, None] % 6, (6,)))
+    odc.memory.fill(batch.z["rotated"][mine, 0], store.target[:, 0], comm)
+    comm.handed = dict.fromkeys(comm.handed, 0)
+    list(odc.update({"train": part}, store.view(), make_generator(0), comm))
+    found |= {f"odc, {what}": n for what, n in comm.handed.items()}
+    return {what: comm.sum(torch.tensor(n)) for what, n in found.items()}
+
+
+def remembered(min_cluster: int, comm: Comm) -> dict[str, Tensor]:
+    """Let ODC's memory, spread over the ranks, learn from some batches, each rank with its part of them.
+
+    Rows come twice, one feature is zero, and clusters become small: they are split, or filled sample by sample.
+    """
+    N, K, D, B = 61, 6, 4, 12
+    rng = make_generator(4)
+    features, target = torch.randn(N, D, generator=rng), torch.arange(N) % K
+    with spread_over(comm):
+        head = ODCHead(D, K, batch_size=B, min_cluster=min_cluster, centroid_interval=2, momentum=0.9)
+    head.memory.fill(torch.tensor_split(features, comm.world)[comm.rank], target, comm)
+    store = LabelStore(0)
+    store.replace(PseudoLabels(torch.arange(N)[:, None], target[:, None], (K,)))
+    moves = 0
+    for step in range(12):  # two epochs: sums are computed anew after each
+        row = torch.randint(N, (B,), generator=rng)
+        z = torch.randn(B, 1, D, generator=rng)
+        z[:, :, 0] += 2  # so that some clusters empty
+        row[7], z[2] = row[1], 0
+        row, z = (torch.tensor_split(x, comm.world)[comm.rank] for x in (row, z))
+        batch = Batch(row, row[:, None], 0 * row, store.target[row], {"train": z})
+        for delta in head.update({"train": batch}, store.view(), make_generator(5, step), comm):
+            store.update(delta)
+            moves += 1
+    memory = head.memory
+    assert len(memory.bank.rows) == len(torch.tensor_split(features, comm.world)[comm.rank])
+    found = {name: tensor for name, tensor in memory.state_dict().items() if name != "bank.rows"}
+    found |= {"bank": comm.gather(memory.bank.rows), "target": store.target, "counts": store.counts}
+    return found | {"moves": torch.tensor(moves)}
+
+
 def main(folder: Path, rank: int) -> None:
     """Write ``{world}-{rank}.pt`` for worlds of four and two."""
     torch.set_num_threads(1)
@@ -186,6 +259,8 @@ def main(folder: Path, rank: int) -> None:
         results: dict[str, Any] = {name: cluster(name, comm) for name in cases()}
         results["refresh"] = refreshed(comm)
         results["spread"] = {name: spread(name, comm) for name in HEADS}
+        results["remembered"] = {t: remembered(t, comm) for t in SMALLEST}
+        results["bytes"] = {name: bytes_of_a_step(name) for name in HEADS}
         results["drawn"] = {name: drawn(name, comm) for name in HEADS}
         torch.save(results, folder / f"{world}-{rank}.pt")
         dist.barrier()

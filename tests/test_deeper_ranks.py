@@ -9,7 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from deeper_ranks import HEADS, cases, cluster, drawn, head_and_batch, main, refreshed, slow_loss, spread
+from deeper_ranks import (
+    HEADS,
+    SMALLEST,
+    cases,
+    cluster,
+    drawn,
+    head_and_batch,
+    main,
+    refreshed,
+    remembered,
+    slow_loss,
+    spread,
+)
 
 from odc.structures import LocalComm
 
@@ -89,3 +101,29 @@ def test_any_number_of_ranks_draws_the_same_sub_classifiers(name: str, results: 
     assert float(one.std()) == pytest.approx(0.01, rel=0.3)
     for (_, rank), result in results.items():
         assert rank or torch.equal(result["drawn"][name]["weight"], one)
+
+
+@pytest.mark.parametrize("min_cluster", SMALLEST)
+def test_a_spread_memory_is_that_of_one_process_and_the_same_on_all_ranks(min_cluster: int, results: Results) -> None:
+    one = remembered(min_cluster, LocalComm())
+    assert int(one["moves"]) > 12, "no cluster became small"
+    assert int(one["skipped"]) == 12
+    for (world, rank), result in results.items():
+        got = result["remembered"][min_cluster]
+        for what, value in got.items():
+            assert torch.equal(value, results[world, 0]["remembered"][min_cluster][what]), f"{what}, rank {rank}"
+            if what in ("bank", "target", "counts", "moves", "skipped", "dirty"):
+                assert torch.equal(value, one[what]), what
+            else:  # sums that are computed anew add up in another order
+                torch.testing.assert_close(value, one[what], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_step_sends_as_many_bytes_as_the_documentation_says(name: str, results: Results) -> None:
+    B, D = 24, 5
+    groups = {"eight classifiers": 8, "three": 3}.get(name, 1)
+    for (world, _), result in results.items():
+        P = -(-world // groups)
+        assert int(result["bytes"][name]["deeper"]) == P * B * (8 * D + 32) + 8 * world**2
+        assert int(result["bytes"][name]["odc, all_to_all"]) == B * (4 * D + 8) + 8 * world**2
+        assert int(result["bytes"][name]["odc, gather"]) == B * (4 * D + 16)

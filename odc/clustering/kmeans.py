@@ -16,7 +16,7 @@ from torch import Tensor
 from odc.clustering.lloyd import lloyd, nearest
 from odc.clustering.preprocess import check_differ
 from odc.errors import InputError
-from odc.structures import Comm
+from odc.structures import Comm, gather_first
 
 FloatArray = npt.NDArray[np.float32]
 LONGEST = 1e18  # of a row: its square, and four times that, are below float32's largest number
@@ -227,9 +227,10 @@ def kmeans_over_ranks(
     Raises:
         InputError: when K > N, or all features are equal (with more than one cluster).
     """
-    everything = comm.gather(features)
+    everything = gather_first(features, comm)
 
     def cluster() -> tuple[Tensor, Tensor]:
+        assert everything is not None, "the first rank calls this"
         if num_clusters > 1:
             check_differ(everything)
         found = kmeans(
@@ -241,7 +242,7 @@ def kmeans_over_ranks(
             spherical=spherical,
             generator=generator,
         )
-        return found.labels, found.centroids
+        return found.labels.to(features.device), found.centroids.to(features.device)
 
     labels, centroids = comm.first(cluster)
     return labels, centroids

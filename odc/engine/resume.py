@@ -191,7 +191,7 @@ def read_position(state: Any, model: ClusterModel, num_images: int) -> dict[str,
     for what, index, most in (("labels", model.labels.index, N), ("rows", rows, M)):
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < most:
             raise ValueError(f"{what} {int(index.min())} to {int(index.max())} of {most:,}")
-    memories = [len(module.rows) for module in model.modules() if isinstance(module, SampleBuffer)]
+    memories = [module.shard.rows for module in model.modules() if isinstance(module, SampleBuffer)]
     if not set(memories) <= {0, M, N}:
         raise ValueError(f"memories of {memories} rows for {M:,} labels of {N:,} images")
     if any(position["step"] > len(order) for order in position["order"].values()):

@@ -15,9 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from odc.errors import InputError
 from odc.memory.shards import Shard, shards_of
-from odc.structures import Comm
-
-PIECE = 2**26  # bytes that one rank sends to the first at a time
+from odc.structures import Comm, gather_first
 
 
 def leave_out_of_ddp(model: nn.Module) -> None:
@@ -33,24 +31,6 @@ def leave_out_of_ddp(model: nn.Module) -> None:
             "the neck too, or take one process"
         )
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(shards))
-
-
-def gather_first(x: Tensor, comm: Comm) -> Tensor | None:
-    """Return the concatenation over ranks along dimension 0, in main memory, on the first rank; ``None`` on others."""
-    lengths = comm.gather(torch.tensor([len(x)], device=x.device)).tolist()
-    rows = max(1, PIECE // max(1, x[:1].nbytes))
-    whole = torch.empty(sum(lengths), *x.shape[1:], dtype=x.dtype) if comm.rank == 0 else None
-    done = 0
-    for rank, length in enumerate(lengths):
-        for start in range(0, length, rows):
-            size = min(rows, length - start)
-            piece = x[start : start + size] if comm.rank == rank else x[:0]
-            came = [size * (comm.rank == 0 and r == rank) for r in range(comm.world)]
-            found = comm.all_to_all(piece, [len(piece)] + [0] * (comm.world - 1), came)
-            if whole is not None:
-                whole[done : done + size] = found
-            done += size
-    return whole
 
 
 def _state_of(

@@ -100,18 +100,13 @@ class SubClassifiers(Sharded):
         is, as that of all others, what the loop's average over the ranks would be.
         """
         P, width = self.shard.parts, self.shard.width
-        if comm.world != self.shard.world:
-            raise ValueError(f"the sub-classifiers are spread over {self.shard.world} ranks, not over {comm.world}")
-        if comm.world == 1:
+        if self.shard.world == 1:
             logsum, score = self._of_blocks(x, group, target, comm).unbind(1)
             return (logsum - score).mean()
         parts = torch.arange(P, device=x.device)
         block = (P * group[:, None] + parts).flatten()
         place = (target[:, None] - width * parts).flatten()  # in the block; outside of it for a class of another one
-        order = block.argsort(stable=True)
-        sizes = torch.bincount(self.shard.owner(block), minlength=comm.world)
-        one_each = [1] * comm.world
-        send, receive = torch.stack((sizes, comm.all_to_all(sizes, one_each, one_each))).tolist()
+        order, send, receive = self.shard.route(block, comm)
         block, place = comm.all_to_all(torch.stack((block, place), 1)[order], send, receive).unbind(1)
         rows = comm.all_to_all(x[order // P], send, receive, gradient=True)
         found = self._of_blocks(rows, block - self.shard.start, place, comm)

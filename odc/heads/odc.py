@@ -116,7 +116,7 @@ class ODCHead(ClusterHead):
             generator=generator,
             comm=comm,
         )
-        self.memory.fill(comm.gather(x), labels)
+        self.memory.fill(x, labels, comm)
         self.iteration.zero_()
         return PseudoLabels(comm.gather(table.index)[:, None], labels[:, None], (self.num_clusters,))
 
@@ -133,29 +133,24 @@ class ODCHead(ClusterHead):
     ) -> Iterator[LabelDelta]:
         """Steps 2 to 5: move the memory, then the labels, the centroids and the small clusters.
 
-        All ranks hold the whole memory and commit the same rows; each decides the labels of its own part of them, so
-        every label is decided once.
+        Features go to the ranks that hold their rows, which decide the labels of these, so every label is decided once.
         """
         batch = batches["train"]
-        rows, stored = self.memory.momentum_step(
-            comm.gather(batch.row), comm.gather(batch.z["train"][:, 0].contiguous())
-        )
-        mine = torch.tensor_split(stored, comm.world)[comm.rank]
-        new = comm.gather(self.memory.assign(mine))
-        self.memory.commit(rows, stored, new, labels)
+        rows, stored = self.memory.momentum_step(batch.row, batch.z["train"][:, 0], comm)
+        rows, new = self.memory.commit(rows, stored, self.memory.assign(stored), labels, comm)
         yield LabelDelta(rows, new[:, None])
         self.iteration += 1
         step = int(self.iteration)
         if step % self.centroid_interval == 0:
             self.memory.update_centroids(labels.counts)
-            rows, new = comm.first(lambda: self.memory.plan_split(labels, generator))
+            rows, new = self.memory.plan_split(labels, generator, comm)
             if len(rows):
-                self.memory.relabel(rows, new, labels)
+                self.memory.relabel(rows, new, labels, comm)
                 yield LabelDelta(rows, new[:, None])
                 self.memory.update_centroids(labels.counts)
         if step % max(1, labels.target.shape[0] // self.batch_size) == 0:
             # Once an epoch: the running sums are exact to 2e-7 after thousands of steps.
-            self.memory.resync(labels.target[:, 0])
+            self.memory.resync(labels.target[:, 0], comm)
 
     def predict(self, z: Tensor) -> Tensor:
         """Map features (B, D) to what assignment compares, f·c - ‖c‖²/2 (B, K), f the normalised feature."""

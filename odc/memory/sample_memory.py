@@ -11,6 +11,8 @@ then are those of the bank up to rounding in float32, which :meth:`SampleMemory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,29 +20,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odc.errors import DamagedError, InputError
-from odc.structures import Labels, on_gpu
+from odc.memory.shards import Shard, Sharded
+from odc.structures import ALONE, Comm, Labels, gather_first, on_gpu
 
 EPS = 1e-12  # features of a smaller norm are zero
 CHUNK = 65536  # rows of the bank in float32 at a time
 SCORES = 2**23  # scores (rows x clusters) at a time: 32 MiB
 
 
-class SampleBuffer(nn.Module):
+class SampleBuffer(Sharded):
     """A persistent buffer ``rows``, (N, ``*shape``) ``dtype``, with one row a sample, or a row of labels.
 
-    N is not known when a model is built, so it is empty until :meth:`sized` or a checkpoint gives it N rows.
+    N is not known when a model is built, so it is empty until :meth:`sized` or a checkpoint gives it N rows. With
+    ``spread`` a rank holds its part of them, ``shard``, else all of them.
     """
 
     resizes_on_load = True
 
-    def __init__(self, *shape: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, *shape: int, dtype: torch.dtype = torch.float32, spread: bool = False) -> None:
         super().__init__()
+        self.shard = Shard(0) if spread else Shard(0, rank=0, world=1)
         self.rows: Tensor = nn.Buffer(torch.zeros(0, *shape, dtype=dtype))
 
+    @property
+    def shards(self) -> dict[str, Shard]:
+        """The rows."""
+        return {"rows": self.shard}
+
     def sized(self, num_samples: int) -> Tensor:
-        """Return :attr:`rows`, to be written to; of zeros where they were not ``num_samples`` before."""
-        if len(self.rows) != num_samples:
-            self.rows = self.rows.new_zeros(num_samples, *self.rows.shape[1:])
+        """Return :attr:`rows`, to be written to; of zeros where they were not those of ``num_samples`` before."""
+        if self.shard.rows != num_samples:
+            self.shard = replace(self.shard, rows=num_samples)
+            self.rows = self.rows.new_zeros(self.shard.size, *self.rows.shape[1:])
         return self.rows
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -49,7 +60,8 @@ class SampleBuffer(nn.Module):
         if isinstance(loaded, Tensor) and loaded.shape[1:] == self.rows.shape[1:]:
             if loaded.is_floating_point() and not bool(loaded.isfinite().all()):
                 raise DamagedError(f"{prefix}rows is damaged: it has values that are not finite")
-            self.rows = self.rows.new_empty(loaded.shape)
+            self.shard = replace(self.shard, rows=len(loaded))
+            self.rows = self.rows.new_empty(self.shard.size, *loaded.shape[1:])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -60,9 +72,9 @@ class SampleMemory(nn.Module):
     :class:`odc.memory.LabelStore`, whose view is an argument where they are needed: a method that announces new labels
     is called before the store has them.
 
-    The memory is replicated: where all ranks :meth:`commit` the same rows in the same order, all hold the same bits
-    (sums are accumulated in a fixed order, on a GPU too). No method keeps gradients or draws from a global
-    random generator.
+    A rank of several holds the features of its part of the rows, as ``torch.tensor_split`` deals them, and all sums and
+    centroids: the same bits as the others, since all accumulate the same numbers in the same order, on a GPU too. What
+    takes ``comm`` is called on all ranks. No method keeps gradients or draws from a global random generator.
 
     Args:
         dim: D.
@@ -103,7 +115,7 @@ class SampleMemory(nn.Module):
         self.metric = assign
         self.min_cluster = min_cluster
         D, K = dim, num_clusters
-        self.bank = SampleBuffer(D, dtype=dtype)  # F_m
+        self.bank = SampleBuffer(D, dtype=dtype, spread=True)  # F_m
         self.sum: Tensor = nn.Buffer(torch.zeros(K, D))  # of the clusters' rows of the bank; always current
         # A row a cluster: its centroid as of the last update_centroids (an empty cluster keeps its last one), and what
         # assignment adds to F·c: -‖c‖²/2 ("dot": 0), and -inf for a cluster that never had a sample. Together, so that
@@ -143,67 +155,76 @@ class SampleMemory(nn.Module):
             )
 
     @torch.no_grad()
-    def fill(self, features: Tensor, labels: Tensor) -> None:
+    def fill(self, features: Tensor, labels: Tensor, comm: Comm = ALONE) -> None:
         """Start from a clustering: rows are L2-normalised, then sums and centroids are computed.
 
-        Features are (N, D) floating; zero rows stay zero and are counted in ``skipped``. Labels are (N,), 0 to K - 1.
+        Features are (Nr, D) floating, those of the rows that this rank holds; zero rows stay zero and are counted in
+        ``skipped``. Labels are (N,), 0 to K - 1, of all rows.
 
         Raises:
             InputError: K·t > N, a shape does not fit, a row is not finite, or a label is outside 0..K - 1.
         """
         K, D = self.centroids.shape
-        if features.ndim != 2 or features.shape[1] != D or labels.shape != features.shape[:1]:
+        N = len(labels)
+        size = replace(self.bank.shard, rows=N).size
+        if features.shape != (size, D) or labels.ndim != 1:
             raise InputError(
-                f"expected features (N, {D}) and labels (N,); got {tuple(features.shape)} and {tuple(labels.shape)}"
+                f"expected features ({size}, {D}) and labels (N,); got {tuple(features.shape)} and "
+                f"{tuple(labels.shape)}"
             )
-        N = features.shape[0]
         self.check(N)
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= K:
             raise InputError(f"labels run from {low} to {high}, but the clusters are 0 to {K - 1}")
         bank = self.bank.sized(N)
-        for start in range(0, N, CHUNK):
+        counts = torch.zeros(2, dtype=torch.int64, device=bank.device)  # rows that are not finite, and those of zeros
+        for start in range(0, len(bank), CHUNK):
             rows = features[start : start + CHUNK].to(bank.device, torch.float32)
             norms = torch.linalg.vector_norm(rows, dim=1)
-            finite = norms.isfinite()
-            if not bool(finite.all()):
-                raise InputError(
-                    f"{int((~finite).sum())} of the features from row {start} on are not finite, or too long "
-                    "for float32: lower the learning rate"
-                )
-            self.skipped += (norms <= EPS).sum()
+            counts += torch.stack(((~norms.isfinite()).sum(), (norms <= EPS).sum()))
             rows[norms <= EPS] = 0
             bank[start : start + CHUNK] = F.normalize(rows, eps=EPS).to(bank.dtype)
+        counts = comm.sum(counts)
+        if broken := int(counts[0]):
+            raise InputError(
+                f"{broken} of the features are not finite, or too long for float32: lower the learning rate"
+            )
+        self.skipped += counts[1]
         labels = labels.to(bank.device, torch.int64)
-        self.resync(labels)
+        self.resync(labels, comm)
         self.centroids.zero_()
         self.bias.fill_(-torch.inf)
         self.dirty.fill_(True)
         self.update_centroids(torch.bincount(labels, minlength=K))
 
     @torch.no_grad()
-    def momentum_step(self, row: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    def momentum_step(self, row: Tensor, features: Tensor, comm: Comm = ALONE) -> tuple[Tensor, Tensor]:
         """Return what a batch makes of its samples' features; the bank stays as it is.
 
-        Features are (B, D) floating, not normalised, of the rows of labels ``row`` (B,) int64. Those that are zero or
-        not finite are left out and counted in ``skipped``; of a row's other ones the last counts.
+        Features are (B, D) floating, not normalised, of the rows of labels ``row`` (B,) int64, and go to the ranks that
+        hold these. Those that are zero or not finite are left out and counted in ``skipped``; of a row's other ones the
+        last counts, in the order of the ranks.
 
         Returns:
-            rows (R,) int64, ascending and unique, and their features (R, D) in the dtype of the bank.
+            rows (R,) int64 that this rank holds, ascending and unique, and their features (R, D) in the dtype of the
+            bank.
 
         Raises:
             InputError: a shape does not fit, a row is outside 0..N - 1, or the memory was never filled.
         """
-        bank = self.bank.rows
-        N, D = bank.shape
+        bank, shard = self.bank.rows, self.bank.shard
+        N, D = shard.rows, bank.shape[1]
         if row.ndim != 1 or features.shape != (row.shape[0], D):
             raise InputError(
                 f"expected rows (B,) and features (B, {D}); got {tuple(row.shape)}, {tuple(features.shape)}"
             )
         row, features = row.to(bank.device), features.to(bank.device, torch.float32)
+        if shard.world > 1:
+            order, send, receive = shard.route(row, comm)
+            row, features = (comm.all_to_all(x[order], send, receive) for x in (row, features))
         norms = torch.linalg.vector_norm(features, dim=1)
         valid = (norms > EPS) & norms.isfinite()
-        self.skipped += row.shape[0] - valid.sum()
+        self.skipped += comm.sum(row.shape[0] - valid.sum())
 
         place = valid.nonzero().squeeze(1)
         rows, order = row[place].sort(stable=True)  # features of one row stay in their order
@@ -218,7 +239,7 @@ class SampleMemory(nn.Module):
                 raise InputError(f"rows run from {low} to {high}, but the memory holds 0 to {N - 1}")
 
         unit = features.index_select(0, place).div_(norms[place, None])
-        blended = bank.index_select(0, rows).float().lerp_(unit, self.momentum)  # an index would take 5 times as long
+        blended = self._held(rows).float().lerp_(unit, self.momentum)
         if self.renormalize:
             blended = F.normalize(blended, eps=EPS)
         return rows, blended.to(bank.dtype)
@@ -234,16 +255,26 @@ class SampleMemory(nn.Module):
         return torch.cat([_largest(F.pad(rows.float(), (0, 1), value=1.0) @ table.T) for rows in stored.split(step)])
 
     @torch.no_grad()
-    def commit(self, rows: Tensor, stored: Tensor, new: Tensor, labels: Labels) -> None:
+    def commit(
+        self, rows: Tensor, stored: Tensor, new: Tensor, labels: Labels, comm: Comm = ALONE
+    ) -> tuple[Tensor, Tensor]:
         """Write features to the memory; sums follow them and the labels that they are about to get, centroids do not.
 
-        The rows (R,) are unique and have the labels ``labels`` now, ``new`` (R,) int64 afterwards; their features
-        ``stored`` (R, D) are in the dtype of the bank.
+        The rows (R,) of this rank are unique and have the labels ``labels`` now, ``new`` (R,) int64 afterwards; their
+        features ``stored`` (R, D) are in the dtype of the bank.
+
+        Returns:
+            rows and new labels of all ranks.
         """
-        bank, clusters = self.bank.rows, torch.cat((labels.target.index_select(0, rows)[:, 0], new))
-        _accumulate(self.sum, clusters, torch.cat((bank.index_select(0, rows).float().neg_(), stored.float())))
+        before = self._held(rows)
+        self.bank.rows.index_copy_(0, rows - self.bank.shard.start, stored)
+        if comm.world > 1:
+            rows, new = comm.gather(torch.stack((rows, new), 1)).unbind(1)
+            before, stored = comm.gather(torch.stack((before, stored), 1)).unbind(1)
+        clusters = torch.cat((labels.target.index_select(0, rows)[:, 0], new))
+        _accumulate(self.sum, clusters, torch.cat((before.float().neg_(), stored.float())))
         self.dirty[clusters] = True
-        bank.index_copy_(0, rows, stored)
+        return rows, new
 
     @torch.no_grad()
     def update_centroids(self, counts: Tensor) -> None:
@@ -255,7 +286,7 @@ class SampleMemory(nn.Module):
         self.dirty.zero_()
 
     @torch.no_grad()
-    def plan_split(self, labels: Labels, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def plan_split(self, labels: Labels, generator: torch.Generator, comm: Comm = ALONE) -> tuple[Tensor, Tensor]:
         """Decide which samples must move for every cluster to have t samples.
 
         The samples of each small cluster go to the nearest centroid of a normal one. Then, for each emptied cluster
@@ -264,7 +295,8 @@ class SampleMemory(nn.Module):
         for that always exists; otherwise the last clusters are filled sample by sample: the largest cluster at that
         moment gives the one farthest from its mean, and so always keeps t.
 
-        The centroids must be up to date. A split takes one draw from the generator.
+        The centroids must be up to date. A split takes one draw from the generator. The first rank splits, and is sent
+        the features of the clusters that may have to be.
 
         Returns:
             rows (R,) int64, ascending, and their new labels (R,) int64.
@@ -274,9 +306,10 @@ class SampleMemory(nn.Module):
         if not bool(small.any()):
             none = labels.counts.new_empty(0)
             return none, none
-        target, bank, counts = labels.target[:, 0].clone(), self.bank.rows, labels.counts.clone()
+        target, counts = labels.target[:, 0].clone(), labels.counts.clone()
         homeless = small.index_select(0, target).nonzero().squeeze(1)
-        target[homeless] = self.assign(bank.index_select(0, homeless), self.bias.masked_fill(small, -torch.inf))
+        mine = self._held(self.bank.shard.mine(homeless))
+        target[homeless] = comm.gather(self.assign(mine, self.bias.masked_fill(small, -torch.inf)))
         counts[small] = 0
         counts.index_add_(0, target[homeless], torch.ones_like(homeless))
 
@@ -286,34 +319,57 @@ class SampleMemory(nn.Module):
         normal = K - len(emptied)
         donors = min(len(emptied), normal) if (K - 1) * (2 * t - 1) < N else normal
         members = self._members(target, counts, counts.argsort(descending=True, stable=True)[:donors])
-        size = counts.cpu().numpy()
-        while emptied and size.max() >= 2 * t:
-            cluster, donor = emptied.pop(0), int(size.argmax())  # the first of the largest
-            rows = members[donor]
-            half = _two_means(bank.index_select(0, rows).float(), t)
-            if int(torch.randint(2, (), generator=generator, device=generator.device)):
-                half = ~half
-            members[cluster], members[donor] = rows[half], rows[~half]
-            size[[cluster, donor]] = len(members[cluster]), len(members[donor])
-        if emptied:
-            outward = {cluster: self._outward(rows).tolist() for cluster, rows in members.items()}
-            for cluster in emptied:
-                taken = []
-                for _ in range(t):
-                    donor = int(size.argmax())
-                    taken.append(outward[donor].pop())
-                    size[donor] -= 1
-                members[cluster] = torch.tensor(taken, device=target.device)
-        # Givers come before takers in `members`, so a sample that was given away ends with its taker.
-        for cluster, rows in members.items():
-            target[rows] = cluster
-        moved = (target != labels.target[:, 0]).nonzero().squeeze(1)
-        return moved, target[moved]
+        features = self._fetch(members, comm)
+
+        def split() -> tuple[Tensor, Tensor]:
+            size = counts.cpu().numpy()
+            while emptied and size.max() >= 2 * t:
+                cluster, donor = emptied.pop(0), int(size.argmax())  # the first of the largest
+                rows = members[donor]
+                half = _two_means(features(rows), t)
+                if int(torch.randint(2, (), generator=generator, device=generator.device)):
+                    half = ~half
+                members[cluster], members[donor] = rows[half], rows[~half]
+                size[[cluster, donor]] = len(members[cluster]), len(members[donor])
+            if emptied:
+                outward = {cluster: _outward(rows, features(rows)).tolist() for cluster, rows in members.items()}
+                for cluster in emptied:
+                    taken = []
+                    for _ in range(t):
+                        donor = int(size.argmax())
+                        taken.append(outward[donor].pop())
+                        size[donor] -= 1
+                    members[cluster] = torch.tensor(taken, device=target.device)
+            # Givers come before takers in `members`, so a sample that was given away ends with its taker.
+            for cluster, rows in members.items():
+                target[rows] = cluster
+            moved = (target != labels.target[:, 0]).nonzero().squeeze(1)
+            return moved, target[moved]
+
+        moved, new = comm.first(split)
+        return moved, new
+
+    def _fetch(self, members: dict[int, Tensor], comm: Comm) -> Callable[[Tensor], Tensor]:
+        """Return what gives, on the first rank, the features (R, D) float32 of some of these samples."""
+        if comm.world == 1:
+            return lambda rows: self._held(rows).float()
+        rows = torch.cat(list(members.values())).sort().values
+        found = gather_first(self._held(self.bank.shard.mine(rows)), comm)
+        held = self.bank.rows if found is None else found.to(rows.device)
+        return lambda some: held.index_select(0, torch.searchsorted(rows, some)).float()
+
+    def _held(self, rows: Tensor) -> Tensor:
+        """Return the features (R, D) of rows (R,) that this rank holds, as the bank has them."""
+        # An index in brackets would take 5 times as long.
+        return self.bank.rows.index_select(0, rows - self.bank.shard.start)
 
     @torch.no_grad()
-    def relabel(self, rows: Tensor, new: Tensor, labels: Labels) -> None:
-        """Let the sums follow samples that are about to move to other clusters, as in :meth:`commit`."""
-        old, features = labels.target[rows, 0], self.bank.rows.index_select(0, rows).float()
+    def relabel(self, rows: Tensor, new: Tensor, labels: Labels, comm: Comm = ALONE) -> None:
+        """Let the sums follow samples that are about to move to other clusters, as in :meth:`commit`.
+
+        ``rows`` (R,), ascending, and their new labels are the same on all ranks.
+        """
+        old, features = labels.target[rows, 0], comm.gather(self._held(self.bank.shard.mine(rows))).float()
         _accumulate(self.sum, old, -features)
         left = labels.counts - torch.bincount(old, minlength=len(self.sum))
         self.sum[left == 0] = 0  # exactly: what rounding left there is not the new cluster's
@@ -322,11 +378,13 @@ class SampleMemory(nn.Module):
         self.dirty[new] = True
 
     @torch.no_grad()
-    def resync(self, labels: Tensor) -> None:
+    def resync(self, labels: Tensor, comm: Comm = ALONE) -> None:
         """Recompute the sums from the bank and the labels (N,) int64: a pass over the bank, for once an epoch."""
         self.sum.zero_()
-        for rows, of in zip(self.bank.rows.split(CHUNK), labels.split(CHUNK), strict=True):
+        mine = self.bank.shard.part(labels)
+        for rows, of in zip(self.bank.rows.split(CHUNK), mine.split(CHUNK), strict=True):
             _accumulate(self.sum, of, rows.float())
+        self.sum.copy_(comm.sum(self.sum))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name in ("sum", "table"):
@@ -349,11 +407,6 @@ class SampleMemory(nn.Module):
         rows = rows[labels.index_select(0, rows).argsort(stable=True)]
         clusters = clusters.sort().values
         return dict(zip(clusters.tolist(), torch.split(rows, size[clusters].tolist()), strict=True))
-
-    def _outward(self, rows: Tensor) -> Tensor:
-        """Return these samples in ascending order of their distance to their mean."""
-        features = self.bank.rows.index_select(0, rows).float()
-        return rows[(features - features.mean(dim=0)).square().sum(dim=1).argsort(stable=True)]
 
 
 def _largest(scores: Tensor) -> Tensor:
@@ -378,6 +431,11 @@ def _accumulate_sorted(out: Tensor, index: Tensor, rows: Tensor) -> None:
     order = index.argsort(stable=True)
     targets, lengths = torch.unique_consecutive(index[order], return_counts=True)
     out[targets] += torch.segment_reduce(rows[order], "sum", lengths=lengths, axis=0)
+
+
+def _outward(rows: Tensor, features: Tensor) -> Tensor:
+    """Return these samples (R,) in ascending order of their features' (R, D) distance to the mean of these."""
+    return rows[(features - features.mean(dim=0)).square().sum(dim=1).argsort(stable=True)]
 
 
 def _two_means(x: Tensor, least: int) -> Tensor:

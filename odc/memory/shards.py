@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odc.structures import Comm, LocalComm
+from odc.structures import ALONE, Comm
 
-_ALONE = LocalComm()
-_RANKS: ContextVar[Comm] = ContextVar("ranks", default=_ALONE)
+_RANKS: ContextVar[Comm] = ContextVar("ranks", default=ALONE)
 
 
 @contextmanager
@@ -80,6 +79,23 @@ class Shard:
         least, more = divmod(self.rows * self.parts, self.world)
         first = more * (least + 1)  # blocks of the ranks that have one more
         return torch.where(block < first, block // (least + 1), more + (block - first) // max(least, 1))
+
+    def route(self, block: Tensor, comm: Comm) -> tuple[Tensor, list[int], list[int]]:
+        """Return how to send what is of these blocks (B,) int64 to the ranks that hold them.
+
+        That is the order to bring it into, and how many go to each rank and come from each, for ``comm.all_to_all``.
+        """
+        if comm.world != self.world:
+            raise ValueError(f"this is spread over {self.world} ranks, not over {comm.world}")
+        owner = self.owner(block)
+        sizes = torch.bincount(owner, minlength=self.world)
+        one_each = [1] * self.world
+        send, receive = torch.stack((sizes, comm.all_to_all(sizes, one_each, one_each))).tolist()
+        return owner.argsort(stable=True), send, receive
+
+    def mine(self, row: Tensor) -> Tensor:
+        """Return those of ascending blocks (R,) int64 that this rank holds."""
+        return row[(row >= self.start) & (row < self.start + self.size)]
 
     def part(self, whole: Tensor) -> Tensor:
         """Return this rank's blocks of the whole tensor, (size, ...) or (size, width, ...)."""

@@ -100,6 +100,8 @@ EXPECTED: dict[str, dict[str, str]] = {
         "plan_split": "looks for small clusters at every centroid_interval-th step, and a split has the size it has",
         "_members": "of plan_split",
         "_two_means": "of plan_split",
+        "split": "of plan_split",
+        "mine": "of plan_split and relabel",
         "relabel": "of plan_split",
     },
     "two-streams": {"_train_step": "a head of the tests: `unique` of the rows it has drawn"},
