@@ -37,6 +37,15 @@ _FACTORIES = {
 }
 
 
+@contextmanager
+def asking(on_gpu: Callable[[Any], bool]) -> Iterator[None]:
+    """Let all who ask :func:`odc.structures.on_gpu` ask this instead."""
+    with ExitStack() as stack:
+        for module in [m for name, m in sys.modules.items() if name.startswith("odc.") and hasattr(m, "on_gpu")]:
+            stack.enter_context(patch.object(module, "on_gpu", on_gpu))
+        yield
+
+
 class Waits:
     """What waited while this was watching: lines ``operation at file:line``, and how often."""
 
@@ -61,12 +70,7 @@ class Waits:
     @contextmanager
     def watching(self) -> Iterator[Waits]:
         """Watch what runs inside, which does what it would with a GPU."""
-        asking = [m for name, m in sys.modules.items() if name.startswith("odc.") and hasattr(m, "on_gpu")]
-        with ExitStack() as stack:
-            for module in asking:
-                stack.enter_context(patch.object(module, "on_gpu", self.on_gpu))
-            stack.enter_context(_Operations(self))
-            stack.enter_context(_Calls(self))
+        with asking(self.on_gpu), _Operations(self), _Calls(self):
             yield self
 
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from odc.clustering import TwoLevelResult, fit_whitening, l2_normalize, l2_normalize_, share_clusters, two_level_kmeans
 from odc.errors import InputError
-from odc.heads.base import ClusterHead, LinearClassifier, sort_into_groups
+from odc.heads.base import ClusterHead, LinearClassifier, places, sort_into_groups
 from odc.memory.shards import Shard, Sharded
 from odc.reading import memory
 from odc.registry import HEADS
@@ -128,7 +128,8 @@ class SubClassifiers(Sharded):
             weight.register_hook(lambda gradient: gradient * scale)
             bias.register_hook(lambda gradient: gradient * scale)
         order, block, at, sizes = sort_into_groups(block, len(weight))
-        rows = x.new_zeros(len(weight), int(sizes.max()), x.shape[1]).index_put((block, at), x[order])
+        most = places(sizes, len(x), self.shard.width)
+        rows = x.new_zeros(len(weight), most, x.shape[1]).index_put((block, at), x[order])
         bias = bias.masked_fill(~self.shard.part(self.exists), _NEVER)
         scores = torch.baddbmm(bias[:, None], rows, weight.transpose(1, 2))
         place = place[order]

@@ -22,12 +22,12 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from odc.clustering.kmeans import kmeans_over_ranks
 from odc.clustering.preprocess import l2_normalize
 from odc.errors import InputError
-from odc.heads.base import ClusterHead, LinearClassifier, weighted_mean
+from odc.heads.base import ClusterHead, Counter, LinearClassifier, weighted_mean
 from odc.memory.sample_memory import SampleMemory
 from odc.registry import HEADS
 from odc.structures import Batch, Comm, FeatureTable, LabelDelta, Labels, Losses, Plan, PseudoLabels, Refresh, Stream
@@ -95,7 +95,7 @@ class ODCHead(ClusterHead):
             assign=assign,
             renormalize=renormalize,
         )
-        self.iteration: Tensor = nn.Buffer(torch.zeros((), dtype=torch.int64))
+        self.iteration = Counter()
 
     def plan(self, epoch: int) -> Plan:
         """Fill the memory before the first epoch; after that the labels move with the batches."""
@@ -117,7 +117,7 @@ class ODCHead(ClusterHead):
             comm=comm,
         )
         self.memory.fill(x, labels, comm)
-        self.iteration.zero_()
+        self.iteration.set(0)
         return PseudoLabels(comm.gather(table.index)[:, None], labels[:, None], (self.num_clusters,))
 
     def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
@@ -139,8 +139,8 @@ class ODCHead(ClusterHead):
         rows, stored = self.memory.momentum_step(batch.row, batch.z["train"][:, 0], comm)
         rows, new = self.memory.commit(rows, stored, self.memory.assign(stored), labels, comm)
         yield LabelDelta(rows, new[:, None])
-        self.iteration += 1
-        step = int(self.iteration)
+        step = int(self.iteration) + 1
+        self.iteration.set(step)
         if step % self.centroid_interval == 0:
             self.memory.update_centroids(labels.counts)
             rows, new = self.memory.plan_split(labels, generator, comm)

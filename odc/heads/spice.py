@@ -32,7 +32,7 @@ from odc.clustering.consistency import log_odds
 from odc.clustering.kmeans import size_entropy
 from odc.clustering.preprocess import check_differ, l2_normalize
 from odc.errors import InputError
-from odc.heads.base import ClusterHead, sort_into_groups, weighted_mean
+from odc.heads.base import ClusterHead, places, sort_into_groups, weighted_mean
 from odc.registry import HEADS
 from odc.structures import Batch, Comm, FeatureTable, Labels, Losses, Plan, PseudoLabels, Refresh, Stream
 
@@ -239,7 +239,8 @@ class SpiceSelfHead(ClusterHead):
         order, head, place, counts = sort_into_groups(head, self.num_heads)
         # Heads have different numbers of rows: each gets as many as the largest, some of them row 0, whose loss there
         # is not taken.
-        slots = order.new_zeros(self.num_heads, int(counts.max())).index_put_((head, place), order)
+        most = places(counts, len(order), self.mlps.weight1.shape[1])
+        slots = order.new_zeros(self.num_heads, most).index_put_((head, place), order)
         x = batch.z["strong"][:, 0].index_select(0, slots.flatten()).unflatten(0, slots.shape)
         losses = double_softmax_loss(self.mlps(x).mT, cluster[slots])[head, place]
         loss = weighted_mean(losses, 1.0 / comm.sum(counts)[head], comm)

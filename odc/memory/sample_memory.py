@@ -207,10 +207,11 @@ class SampleMemory(nn.Module):
 
         Returns:
             rows (R,) int64 that this rank holds, ascending and unique, and their features (R, D) in the dtype of the
-            bank.
+            bank. On a GPU, where how many are different would have to be waited for, they are B, and some are there
+            again; of several ranks, which wait for each other anyway, they are not.
 
         Raises:
-            InputError: a shape does not fit, a row is outside 0..N - 1, or the memory was never filled.
+            InputError: a shape does not fit; and on the CPU, a row is outside 0..N - 1, or the memory was never filled.
         """
         bank, shard = self.bank.rows, self.bank.shard
         N, D = shard.rows, bank.shape[1]
@@ -226,20 +227,26 @@ class SampleMemory(nn.Module):
         valid = (norms > EPS) & norms.isfinite()
         self.skipped += comm.sum(row.shape[0] - valid.sum())
 
-        place = valid.nonzero().squeeze(1)
-        rows, order = row[place].sort(stable=True)  # features of one row stay in their order
-        last = torch.ones_like(rows, dtype=torch.bool)
-        last[:-1] = rows[1:] != rows[:-1]
-        rows, place = rows[last], place[order[last]]
-        if rows.numel():
-            low, high = int(rows[0]), int(rows[-1])
-            if N == 0:
-                raise InputError("the memory is empty: fill it from a clustering first")
-            if low < 0 or high >= N:
-                raise InputError(f"rows run from {low} to {high}, but the memory holds 0 to {N - 1}")
+        if self._fixed(row):
+            rows, place = _last_of_each(row, valid, N)
+        else:
+            place = valid.nonzero().squeeze(1)
+            rows, order = row[place].sort(stable=True)  # features of one row stay in their order
+            last = torch.ones_like(rows, dtype=torch.bool)
+            last[:-1] = rows[1:] != rows[:-1]
+            rows, place = rows[last], place[order[last]]
+            if rows.numel():
+                low, high = int(rows[0]), int(rows[-1])
+                if N == 0:
+                    raise InputError("the memory is empty: fill it from a clustering first")
+                if low < 0 or high >= N:
+                    raise InputError(f"rows run from {low} to {high}, but the memory holds 0 to {N - 1}")
 
         unit = features.index_select(0, place).div_(norms[place, None])
-        blended = self._held(rows).float().lerp_(unit, self.momentum)
+        before = self._held(rows).float()
+        if self._fixed(row):
+            unit = torch.where(valid[place, None], unit, before)  # where no row at all is valid
+        blended = before.lerp_(unit, self.momentum)
         if self.renormalize:
             blended = F.normalize(blended, eps=EPS)
         return rows, blended.to(bank.dtype)
@@ -260,8 +267,8 @@ class SampleMemory(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Write features to the memory; sums follow them and the labels that they are about to get, centroids do not.
 
-        The rows (R,) of this rank are unique and have the labels ``labels`` now, ``new`` (R,) int64 afterwards; their
-        features ``stored`` (R, D) are in the dtype of the bank.
+        The rows (R,) of this rank are those of :meth:`momentum_step` and have the labels ``labels`` now, ``new`` (R,)
+        int64 afterwards; their features ``stored`` (R, D) are in the dtype of the bank.
 
         Returns:
             rows and new labels of all ranks.
@@ -272,13 +279,28 @@ class SampleMemory(nn.Module):
             rows, new = comm.gather(torch.stack((rows, new), 1)).unbind(1)
             before, stored = comm.gather(torch.stack((before, stored), 1)).unbind(1)
         clusters = torch.cat((labels.target.index_select(0, rows)[:, 0], new))
-        _accumulate(self.sum, clusters, torch.cat((before.float().neg_(), stored.float())))
+        change = torch.cat((before.float().neg_(), stored.float()))
+        if self._fixed(rows):  # a row that is there again counts once
+            other = torch.cat((torch.ones_like(rows[:1]), rows.diff().clamp(max=1)))
+            change *= other.repeat(2)[:, None]
+        _accumulate(self.sum, clusters, change)
         self.dirty[clusters] = True
         return rows, new
+
+    def _fixed(self, rows: Tensor) -> bool:
+        """Return whether a batch has places for all its rows, whatever they are."""
+        return on_gpu(rows) and self.bank.shard.world == 1
 
     @torch.no_grad()
     def update_centroids(self, counts: Tensor) -> None:
         """Make the centroid of every cluster that changed the mean of its samples: O(changed · D); ``counts`` (K,)."""
+        if on_gpu(counts):  # all, O(K · D): how many have changed would have to be waited for
+            changed = (self.dirty & (counts > 0))[:, None]
+            centroids = torch.where(changed, self.sum / counts.clamp(min=1)[:, None], self.centroids)
+            bias = centroids.square().sum(dim=1, keepdim=True) * (-0.5 if self.metric == "l2" else 0.0)
+            self.table.copy_(torch.where(changed, torch.cat((centroids, bias), dim=1), self.table))
+            self.dirty.zero_()
+            return
         clusters = (self.dirty & (counts > 0)).nonzero().squeeze(1)
         centroids = self.sum.index_select(0, clusters).div_(counts[clusters, None])
         self.centroids.index_copy_(0, clusters, centroids)
@@ -418,19 +440,21 @@ def _largest(scores: Tensor) -> Tensor:
 
 def _accumulate(out: Tensor, index: Tensor, rows: Tensor) -> None:
     """``out[index] += rows`` where ``index`` repeats, always in the same order."""
-    if out.device.type == "cpu":
-        out.index_add_(0, index, rows)
+    if on_gpu(out):  # sorts by the index, where index_add_ adds by atomics, in any order
+        out.index_put_((index,), rows, accumulate=True)
     else:
-        _accumulate_sorted(out, index, rows)
+        out.index_add_(0, index, rows)
 
 
-def _accumulate_sorted(out: Tensor, index: Tensor, rows: Tensor) -> None:
-    """The same where ``index_add_`` adds in any order: on a GPU, by atomics."""
-    if index.numel() == 0:
-        return
-    order = index.argsort(stable=True)
-    targets, lengths = torch.unique_consecutive(index[order], return_counts=True)
-    out[targets] += torch.segment_reduce(rows[order], "sum", lengths=lengths, axis=0)
+def _last_of_each(row: Tensor, valid: Tensor, N: int) -> tuple[Tensor, Tensor]:
+    """Return the rows of ``row`` (B,) that are ``valid`` (B,) anywhere, ascending, and the last valid place of each.
+
+    Both are (B,) int64: a row is there as often as it is valid, and the largest one fills what is left.
+    """
+    ordered, order = torch.where(valid, row, N).sort(stable=True)  # features of one row stay in their order
+    last = torch.searchsorted(ordered, ordered, right=True) - 1
+    last = last[torch.arange(len(row), device=row.device).minimum(valid.sum() - 1).clamp(min=0)]
+    return ordered[last].clamp(max=N - 1), order[last]
 
 
 def _outward(rows: Tensor, features: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from small_heads import HEAD_CONFIGS, config
-from waiting import Waits
+from waiting import Waits, asking
 
 from odc.apis import build_runner
 from odc.data.pipeline import Pipeline
@@ -91,12 +91,7 @@ def test_a_view_waits_for_nothing_and_is_the_same(name: str) -> None:
 
 # What still waits, by the function, and why.
 EXPECTED: dict[str, dict[str, str]] = {
-    "deeper": {"_of_blocks": "the largest group's size"},
-    "spice-self": {"loss": "the largest group's size"},
     "odc": {
-        "momentum_step": "which of the rows are different",
-        "update": "the number of the step",
-        "update_centroids": "which clusters have changed",
         "plan_split": "looks for small clusters at every centroid_interval-th step, and a split has the size it has",
         "_members": "of plan_split",
         "_two_means": "of plan_split",
@@ -126,6 +121,18 @@ def test_a_step_waits_for_nothing(name: str, tmp_path: Path, monkeypatch: pytest
     places = {what.rpartition(":")[2] for what in waits.found}
     assert places <= EXPECTED.get(name, {}).keys(), waits.found
     assert loop.iter > 4
+
+
+@pytest.mark.parametrize("name", ["odc", "deeper", "spice-self", "turtle", "selflabel"])
+def test_what_a_gpu_does_instead_is_the_same(name: str, tmp_path: Path) -> None:
+    ends = []
+    for gpu in (False, True):
+        runner = build_runner(config(name, str(tmp_path / str(gpu)), val_evaluator=None))
+        with asking(lambda x, gpu=gpu: gpu):
+            runner.train()
+        ends.append(runner.model.state_dict())
+    for key, value in ends[0].items():
+        torch.testing.assert_close(ends[1][key], value, rtol=1e-3, atol=1e-4, msg=key)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from waiting import Waits
 
 from odc.errors import DamagedError, InputError
 from odc.memory import LabelStore, SampleBuffer, SampleMemory
-from odc.memory.sample_memory import _accumulate_sorted
 from odc.structures import LabelDelta, PseudoLabels, make_generator
 
 Array = npt.NDArray[np.float64]
@@ -327,17 +328,32 @@ def test_only_the_number_of_samples_may_differ_on_loading() -> None:
     assert filled.bank.rows.shape == (8, 4)
 
 
-def test_accumulation_by_sorting_agrees_and_repeats_bitwise() -> None:
-    generator = make_generator(0)
-    index, rows = torch.randint(7, (100,), generator=generator), torch.randn(100, 3, generator=generator)
-    start = torch.randn(9, 3, generator=generator)
-    first, second = start.clone(), start.clone()
-    for out in (first, second):
-        _accumulate_sorted(out, index, rows)
-    assert torch.equal(first, second)
-    torch.testing.assert_close(first, start.index_add(0, index, rows))
-    _accumulate_sorted(first, index[:0], rows[:0])
-    assert torch.equal(first, second)
+def test_fixed_shapes_do_what_sizes_of_the_data_do() -> None:
+    """What a GPU does, on the CPU: rows that come again, and features that are zero or not finite."""
+    states = []
+    for watching in (False, True):
+        generator, waits = make_generator(3), Waits()
+        memory, labels = SampleMemory(4, 3, min_cluster=1), LabelStore(24)
+        memory.fill(torch.randn(24, 4, generator=generator), torch.arange(24) % 3)
+        labels.replace(PseudoLabels(torch.arange(24)[:, None], torch.arange(24)[:, None] % 3, (3,)))
+        for step in range(4):
+            row, z = torch.randint(24, (10,), generator=generator), torch.randn(10, 4, generator=generator)
+            z[0], z[4, 1], z[7] = 0, torch.nan, 0
+            if step == 3:
+                z[:] = 0  # nothing is valid
+            with waits.watching() if watching else nullcontext():
+                rows, stored = memory.momentum_step(row, z)
+                assert len(rows) == (10 if watching else len(row[z.sum(1).abs() > 0].unique()))
+                new = memory.assign(stored)
+                if step == 3 and watching:
+                    new = labels.target[rows, 0]  # the row that stands for none may go to the nearest cluster
+                memory.commit(rows, stored, new, labels.view())
+                labels.update(LabelDelta(rows, new[:, None]))
+                memory.update_centroids(labels.counts)
+        assert not waits.found
+        states.append({**memory.state_dict(), **labels.state_dict()})
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, msg=name)
 
 
 def test_an_emptied_cluster_keeps_its_centroid_and_one_never_filled_attracts_nothing() -> None:
