@@ -106,6 +106,10 @@ STAGES: dict[str, Stage] = {
     "deepercluster": Stage(
         "deepercluster_resnet18-w16_1xb128-20e_folder32", 2, start="features", smoke=_SMALL, epochs=100
     ),
+    "secu": Stage("secu_resnet18_1xb128-401e_cifar10", 2, start="features", smoke=_SMALL, epochs=100),
+    "dcboost": Stage(
+        "dcboost_resnet18_1xb512-200e_cifar10", 4, start="features", smoke=_SMALL | {"model.head.warmup": 1}, epochs=200
+    ),
 }
 FEATURES = ("moco", "propos")  # what the stage "features" may be
 OTHERS = ("reliable", "table")

@@ -161,6 +161,10 @@ def _random_grayscale(transform: Any, images: Tensor, draws: Draws, variants: Te
     return update(images, draws.number() < transform.p, lambda some, index: F.rgb_to_grayscale(some, some.shape[1]))
 
 
+def _random_solarize(transform: Any, images: Tensor, draws: Draws, variants: Tensor) -> Tensor:
+    return update(images, draws.number() < transform.p, lambda some, index: F.solarize(some, transform.threshold))
+
+
 def _random_crop(transform: Any, images: Tensor, draws: Draws, variants: Tensor) -> Tensor:
     height, width = transform.size
     left, right, top, bottom = transform.padding or (0, 0, 0, 0)
@@ -359,6 +363,7 @@ _FORMS: dict[type, Form] = {
     v2.RandomHorizontalFlip: _random_flip,
     v2.RandomResizedCrop: _random_resized_crop,
     v2.RandomRotation: _random_rotation,
+    v2.RandomSolarize: _random_solarize,
 }
 _WITHOUT_CHANCE = (v2.CenterCrop, v2.Resize)
 _FIXED = (*_WITHOUT_CHANCE, v2.Grayscale, v2.Identity, v2.Normalize, v2.Pad, v2.ToDtype, v2.ToImage)

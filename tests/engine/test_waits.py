@@ -42,6 +42,7 @@ VIEWS: dict[str, list[dict[str, Any]]] = {
         {"type": "GaussianNoise"} | {"sigma": 0.1},
         FLOAT,
     ],
+    "secu": [{"type": "RandomSolarize", "threshold": 128, "p": 0.2}, FLOAT],
     "resized": [{"type": "Resize", "size": 16}, {"type": "CenterCrop", "size": 12}, FLOAT],
 }
 
