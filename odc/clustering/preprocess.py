@@ -68,13 +68,18 @@ def l2_normalize_(x: Tensor, eps: float = 1e-12) -> int:
     return zero
 
 
-def check_differ(x: Tensor) -> None:
-    """Raise :class:`InputError` if the rows of ``x`` (N, D) floating, N > 1, are all equal up to rounding."""
+def check_differ(x: Tensor, total: int | None = None) -> None:
+    """Raise :class:`InputError` if the rows of ``x`` (N, D) floating, N > 1, are all equal up to rounding.
+
+    ``total`` is of how many images they are the extremes, where they are not those of all.
+    """
     if len(x) < 2 or x.shape[1] < 1:
         return
     low, high = x.amin(0), x.amax(0)
     if float((high - low).max()) <= 8 * _ROUNDING * float(torch.maximum(high.abs(), low.abs()).max()):
-        raise InputError(f"the features of all {len(x):,} images are equal: {NO_DIFFERENCE}")
+        raise InputError(
+            f"the features of all {len(x) if total is None else total:,} images are equal: {NO_DIFFERENCE}"
+        )
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def extract(
     keys = dict.fromkeys([EXTRACT_VIEW] if logits is None else [EXTRACT_VIEW, logits_view], mix_array(seed, ids))
     features: list[Tensor] = []
     outputs: list[Tensor] = []
-    D = model.neck.out_channels
+    D = model.neck.out_channels if pooled else None  # an estimator on pixels has no neck that knows
     was_training = model.training
     model.eval()
     with model.averaged() if averaged else contextlib.nullcontext():

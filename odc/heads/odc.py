@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odc.clustering.kmeans import kmeans_over_ranks
-from odc.clustering.preprocess import l2_normalize
+from odc.clustering.preprocess import check_differ, l2_normalize
 from odc.errors import InputError
 from odc.heads.base import ClusterHead, Counter, LinearClassifier, weighted_mean
 from odc.memory.sample_memory import SampleMemory
@@ -116,6 +116,8 @@ class ODCHead(ClusterHead):
             generator=generator,
             comm=comm,
         )
+        # The memory's own may be equal though what was clustered is not; so are their extremes then.
+        check_differ(comm.gather(torch.stack([x.amin(0), x.amax(0)])), table.total)
         self.memory.fill(x, labels, comm)
         self.iteration.set(0)
         return PseudoLabels(comm.gather(table.index)[:, None], labels[:, None], (self.num_clusters,))
