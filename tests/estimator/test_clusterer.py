@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
