@@ -198,6 +198,7 @@ def test_ctrl_c_ends_a_training_and_not_the_program(
     blobs: tuple[Array, Array], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     before = signal.getsignal(signal.SIGINT)
 
     def interrupted(*args: object) -> None:
