@@ -26,11 +26,10 @@ X_h, before the predictor. The paper's queue for 200 clusters is not here.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from odc.errors import InputError
-from odc.heads.byol import BYOLHead, members
+from odc.heads.byol import BYOLHead, members, prototypes
 from odc.registry import HEADS
 from odc.structures import Losses
 
@@ -58,7 +57,7 @@ def compactness(online: Tensor, target: Tensor, member: Tensor) -> Tensor:
 
 def separation(online: Tensor, target: Tensor, member: Tensor) -> Tensor:
     """Return L_neg (), step 5, of unit features (B, D) and who is in which class, (K, B) bool; 0 for fewer than two."""
-    mu, other = (F.normalize(member.to(x.dtype) @ x, dim=1) for x in (online, target))
+    mu, other = prototypes(online, member), prototypes(target, member)
     present = member.any(1)
     pair = present & present[:, None] & ~torch.eye(len(member), dtype=torch.bool, device=member.device)
     return -(((2.0 - 2.0 * mu @ other.T) * pair).sum() / pair.sum().clamp(min=1))
