@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from odc.errors import InputError
 from odc.heads.byol import BYOLHead
 from odc.models.cluster_model import ClusterModel, Images
+from odc.models.ema import follow
 from odc.registry import MODELS
 from odc.structures import Comm
 
@@ -103,10 +104,7 @@ class BYOL(ClusterModel):
         """Let the target follow the online network."""
         super().after_move(progress)
         rest = (self.final_momentum - self.momentum) * (1.0 + math.cos(math.pi * progress)) / 2.0
-        share = 1.0 - (self.final_momentum - rest)
-        for part, online in zip(self.target, self._online(), strict=True):
-            for mine, followed in zip(part.parameters(), online.parameters(), strict=True):
-                mine.lerp_(followed, share)
+        follow(self.target, self._online(), 1.0 - (self.final_momentum - rest))
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -62,6 +62,13 @@ class MovingAverage(Sharded):
         for name, tensor in _averaged(parts):
             mine = self.get_buffer(name)
             tensor.data, mine.data = mine.data, tensor.data
+
+
+def follow(parts: Iterable[nn.Module], followed: Iterable[nn.Module], share: float) -> None:
+    """Move the parameters of ``parts`` a ``share`` of the way to those of ``followed``; buffers stay their own."""
+    for part, other in zip(parts, followed, strict=True):
+        for mine, theirs in zip(part.parameters(), other.parameters(), strict=True):
+            mine.lerp_(theirs, share)
 
 
 def _averaged(parts: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:

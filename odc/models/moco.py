@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from odc.errors import InputError
 from odc.heads.moco import fitting_queue
 from odc.models.cluster_model import ClusterModel, Images
+from odc.models.ema import follow
 from odc.registry import MODELS
 from odc.structures import Comm
 
@@ -110,9 +111,7 @@ class MoCo(ClusterModel):
     def after_move(self, progress: float) -> None:
         """Let the key encoder follow the query encoder, before the next keys are made."""
         super().after_move(progress)
-        for key_part, part in zip(self.key_encoder, self._query_encoder(), strict=True):
-            for k, q in zip(key_part.parameters(), part.parameters(), strict=True):
-                k.lerp_(q, 1.0 - self.momentum)
+        follow(self.key_encoder, self._query_encoder(), 1.0 - self.momentum)
 
     def _keys(self, x: Tensor, comm: Comm) -> Tensor:
         """Encode the keys (B, C, H, W) in other company than the queries; (B, D) in their own order."""
