@@ -34,7 +34,8 @@ class Stream:
     """One part of a training batch.
 
     Raises:
-        InputError: for less than one row a step, other ``rows``, or ``distinct`` with what repeats rows.
+        InputError: for less than one row a step, other ``rows``, ``distinct`` with what repeats rows, or ``turns``
+            without ``balance``.
     """
 
     name: str  # key of the stream's batch in ClusterHead.loss
@@ -42,6 +43,9 @@ class Stream:
     rows: str = "all"  # or "labelled": only rows whose first target is not -1
     views: tuple[str, ...] = ("train",)  # names of the data set's views; every row is seen through each
     balance: tuple[int, ...] = ()  # target columns to draw uniformly over, outermost first; (): over the rows
+    turns: bool = (
+        False  # with balance: the classes of its first column take turns, so that a step has equally many of each
+    )
     replace: bool = False  # draw rows with replacement; balance repeats rows where it must, whatever this says
     distinct: bool = False  # no row twice in a step, which has fewer than `size` where there are fewer in all
 
@@ -56,6 +60,8 @@ class Stream:
             raise InputError(
                 f"stream '{self.name}' cannot have distinct rows with balance or replace, which repeat some"
             )
+        if self.turns and not self.balance:
+            raise InputError(f"stream '{self.name}' has turns, but no balance that says whose")
 
 
 @dataclass(frozen=True)

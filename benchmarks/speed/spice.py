@@ -2,8 +2,7 @@
 
 A step is what training does with a batch once the backbone is frozen: features of its rows from those of all images,
 ten heads, their loss, gradients, and Adam. The floor is the heads' matrix products for as many rows, forward and
-backward, and nothing else: not the pass that an optimiser makes over all weights. Rows come as the loop draws them, so
-that heads do not have equally many in a step.
+backward, and nothing else: not the pass that an optimiser makes over all weights. Rows come as the loop draws them.
 
 Local consistency runs in a process of its own, whose memory is looked at.
 """

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from odc.errors import InputError
-from odc.structures import UNLABELLED, Stream
+from odc.structures import UNLABELLED, Stream, place_in_group
 
 
 def draw_rows(stream: Stream, target: Tensor, steps: int | None, generator: torch.Generator) -> Tensor:
@@ -18,10 +18,12 @@ def draw_rows(stream: Stream, target: Tensor, steps: int | None, generator: torc
     the slots are shared equally over the non-empty classes of the first of those columns, each class's over its
     non-empty classes of the next, and each last group's over its rows: two shares of one parent differ by 1 at most,
     and who gets the odd ones is random. Rows that are unlabelled in a column of ``balance`` take no part.
+    With ``turns`` the classes of the first of the columns follow one another in ascending order, again and again: where
+    all C that are there have equally many, ⌊n/C⌋ or ⌈n/C⌉ of n consecutive rows are of each.
     With ``distinct`` no batch spans two permutations: what is left of one, less than a batch, is not used.
 
     Args:
-        stream: its ``size``, ``rows``, ``balance``, ``replace`` and ``distinct`` are what counts.
+        stream: its ``size``, ``rows``, ``balance``, ``turns``, ``replace`` and ``distinct`` are what counts.
         target: (M, T) int64, -1 unlabelled.
         steps: batches; ``None``: as many as see every row that takes part, ``ceil(rows / size)``.
         generator: CPU generator; the result is a function of it and the other arguments alone.
@@ -45,7 +47,10 @@ def draw_rows(stream: Stream, target: Tensor, steps: int | None, generator: torc
         keys = torch.rand(-(-steps * size // whole), len(rows), dtype=torch.float64, generator=generator)
         return rows[keys.argsort(dim=1)[:, :whole]].view(-1, size)[:steps]
     if stream.balance:
-        order = _balanced(target[:, list(stream.balance)].index_select(0, rows), total, generator)
+        labels = target[:, list(stream.balance)].index_select(0, rows)
+        order = _balanced(labels, total, generator)
+        if stream.turns:
+            order = order.index_select(0, _taking_turns(labels[:, 0].index_select(0, order)))
     elif stream.replace:
         order = torch.randint(len(rows), (total,), generator=generator)
     else:
@@ -66,6 +71,14 @@ def _balanced(labels: Tensor, total: int, generator: torch.Generator) -> Tensor:
         group = child
     order = torch.arange(len(labels)).repeat_interleave(_share(slots, group, generator))
     return order.index_select(0, torch.randperm(total, generator=generator))
+
+
+def _taking_turns(group: Tensor) -> Tensor:
+    """Return the order (M,) in which the groups (M,) follow one another in turn, each one's members as they come."""
+    ordered, order = group.sort(stable=True)
+    _, number, sizes = torch.unique_consecutive(ordered, return_inverse=True, return_counts=True)
+    # Those of one place in their groups stay sorted by group.
+    return order.index_select(0, place_in_group(number, sizes).argsort(stable=True))
 
 
 def _numbered(codes: Tensor, bound: int) -> tuple[Tensor, Tensor]:

@@ -21,11 +21,8 @@ from odc.structures import (
     Losses,
     Plan,
     PseudoLabels,
-    on_gpu,
     place_in_group,
 )
-
-_PADDED = 2**25  # numbers, 128 MiB
 
 
 class ClusterHead(nn.Module, ABC):
@@ -187,15 +184,6 @@ def sort_into_groups(group: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Te
     starts = torch.searchsorted(ordered, torch.arange(num_groups + 1, device=group.device))
     sizes = starts.diff()  # not bincount, which reads the largest group from a GPU
     return order, ordered, place_in_group(ordered, sizes), sizes
-
-
-def places(sizes: Tensor, rows: int, width: int) -> int:
-    """Return how many rows every group gets a place for: as many as the largest one of ``sizes`` (G,) has.
-
-    On a GPU, whose answer would have to be waited for, that is all ``rows``, while their results of ``width`` numbers
-    each are not too many.
-    """
-    return rows if on_gpu(sizes) and len(sizes) * rows * width <= _PADDED else int(sizes.max())
 
 
 def check_classes(labels: Labels, num_classes: int, option: str) -> None:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from odc.clustering import TwoLevelResult, fit_whitening, l2_normalize, l2_normalize_, share_clusters, two_level_kmeans
 from odc.errors import InputError
-from odc.heads.base import ClusterHead, LinearClassifier, places, sort_into_groups
+from odc.heads.base import ClusterHead, LinearClassifier, sort_into_groups
 from odc.memory.shards import Shard, Sharded
 from odc.reading import memory
 from odc.registry import HEADS
@@ -46,10 +46,12 @@ from odc.structures import (
     Refresh,
     Stream,
     make_generator,
+    on_gpu,
 )
 
 _ROTATIONS = 4
 _GIB = 2**30
+_PADDED = 2**25  # numbers, 128 MiB
 _NEVER = -1e30  # the score of a class that is missing; finite, since a block may have none
 
 
@@ -128,7 +130,7 @@ class SubClassifiers(Sharded):
             weight.register_hook(lambda gradient: gradient * scale)
             bias.register_hook(lambda gradient: gradient * scale)
         order, block, at, sizes = sort_into_groups(block, len(weight))
-        most = places(sizes, len(x), self.shard.width)
+        most = _places(sizes, len(x), self.shard.width)
         rows = x.new_zeros(len(weight), most, x.shape[1]).index_put((block, at), x[order])
         bias = bias.masked_fill(~self.shard.part(self.exists), _NEVER)
         scores = torch.baddbmm(bias[:, None], rows, weight.transpose(1, 2))
@@ -137,6 +139,15 @@ class SubClassifiers(Sharded):
         score = scores[block, at, place * inside] * inside
         found = torch.stack((scores.logsumexp(2)[block, at], score), 1)
         return torch.zeros_like(found).index_copy(0, order, found)
+
+
+def _places(sizes: Tensor, rows: int, width: int) -> int:
+    """Return how many rows every group gets a place for: as many as the largest one of ``sizes`` (G,) has.
+
+    On a GPU, whose answer would have to be waited for, that is all ``rows``, while their results of ``width`` numbers
+    each are not too many.
+    """
+    return rows if on_gpu(sizes) and len(sizes) * rows * width <= _PADDED else int(sizes.max())
 
 
 def _check_memory(blocks: int, classes: int, in_channels: int) -> None:

@@ -32,7 +32,7 @@ from odc.clustering.consistency import log_odds
 from odc.clustering.kmeans import size_entropy
 from odc.clustering.preprocess import check_differ, l2_normalize
 from odc.errors import InputError
-from odc.heads.base import ClusterHead, places, sort_into_groups, weighted_mean
+from odc.heads.base import ClusterHead, sort_into_groups, weighted_mean
 from odc.registry import HEADS
 from odc.structures import Batch, Comm, FeatureTable, Labels, Losses, Plan, PseudoLabels, Refresh, Stream
 
@@ -190,7 +190,7 @@ class SpiceSelfHead(ClusterHead):
 
     def plan(self, epoch: int) -> Plan:
         """Label every chunk anew, train on it ``repeats`` times, and choose a head at the end."""
-        stream = Stream("train", self.batch_size * self.num_heads, views=("strong",), balance=(0,))
+        stream = Stream("train", self.batch_size * self.num_heads, views=("strong",), balance=(0,), turns=True)
         refresh = Refresh(chunk=self.chunk, repeats=self.repeats, logits="weak")
         return Plan((stream,), refresh=refresh, select=True)
 
@@ -237,10 +237,8 @@ class SpiceSelfHead(ClusterHead):
         batch = batches["train"]
         head, cluster = batch.target.unbind(1)
         order, head, place, counts = sort_into_groups(head, self.num_heads)
-        # Heads have different numbers of rows: each gets as many as the largest, some of them row 0, whose loss there
-        # is not taken.
-        most = places(counts, len(order), self.mlps.weight1.shape[1])
-        slots = order.new_zeros(self.num_heads, most).index_put_((head, place), order)
+        # Heads take turns, so none has more rows than that; one that has fewer gets row 0, whose loss is not taken.
+        slots = order.new_zeros(self.num_heads, -(-len(order) // self.num_heads)).index_put_((head, place), order)
         x = batch.z["strong"][:, 0].index_select(0, slots.flatten()).unflatten(0, slots.shape)
         losses = double_softmax_loss(self.mlps(x).mT, cluster[slots])[head, place]
         loss = weighted_mean(losses, 1.0 / comm.sum(counts)[head], comm)

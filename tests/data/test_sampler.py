@@ -112,6 +112,34 @@ def test_balance_is_even_at_every_level(
             assert max(share.values()) - min(share.values()) <= 1
 
 
+@settings(deadline=None, max_examples=80)
+@given(
+    labels=st.lists(st.integers(-1, 4), min_size=1, max_size=15).filter(lambda labels: max(labels) >= 0),
+    size=st.integers(1, 12),
+    steps=st.integers(1, 6),
+    seed=st.integers(0, 99),
+)
+def test_classes_take_turns(labels: list[int], size: int, steps: int, seed: int) -> None:
+    target = column(*labels)
+    order = draw(target, steps, seed, size, balance=(0,), turns=True)
+    assert order.shape == (steps, size)
+    assert counts(order) == counts(draw(target, steps, seed, size, balance=(0,))), "as many of each row as without"
+    classes = sorted({label for label in labels if label >= 0})
+    seen = target[order.flatten(), 0].tolist()
+    whole = len(seen) // len(classes) * len(classes)
+    assert seen[:whole] == classes * (whole // len(classes))
+    assert seen[whole:] == sorted(set(seen[whole:])), "the odd ones once each"
+
+
+def test_turns_by_hand() -> None:
+    target = column(1, 0, 1, -1, 0)
+    order = draw(target, 1, size=8, balance=(0,), turns=True).flatten().tolist()
+    assert target[order, 0].tolist() == [0, 1] * 4
+    assert counts(torch.tensor(order)) == {0: 2, 1: 2, 2: 2, 4: 2}
+    firsts = {tuple(draw(target, 1, seed, 2, balance=(0,), turns=True).flatten().tolist()) for seed in range(40)}
+    assert firsts == {(1, 0), (1, 2), (4, 0), (4, 2)}, "which row of a class comes first is random"
+
+
 @given(st.permutations(range(5)))
 @settings(deadline=None, max_examples=20)
 def test_names_of_classes_do_not_matter_to_the_shares(names: list[int]) -> None:
@@ -141,5 +169,7 @@ def test_refusals() -> None:
         draw(column(0), balance=(1,))
     with pytest.raises(ValueError, match="known: all, labelled"):
         draw(column(0), rows="some")
+    with pytest.raises(InputError, match="stream 'main' has turns, but no balance that says whose"):
+        draw(column(0), turns=True)
     with pytest.raises(ValueError, match="at least 1 row a step"):
         draw(column(0), size=0)

@@ -263,7 +263,7 @@ def batch(h: SpiceSelfHead, counts: list[int]) -> tuple[Batch, Tensor, Tensor]:
     return Batch(row, row[:, None], row * 0, torch.stack([number, cluster], 1), {"strong": z}), number, cluster
 
 
-@pytest.mark.parametrize("counts", [[3, 3, 3, 3], [1, 5, 2, 7], [6, 0, 1, 4]])
+@pytest.mark.parametrize("counts", [[3, 3, 3, 3], [4, 4, 2, 4], [2, 0, 2, 2], [0, 0, 1, 0]])
 def test_the_loss_is_the_mean_over_heads_of_the_mean_over_rows(counts: list[int]) -> None:
     h = head()
     rows, number, cluster = batch(h, counts)
@@ -293,7 +293,7 @@ def slow_selection(h: SpiceSelfHead, features: Tensor) -> list[float]:
 
 def test_the_lowest_loss_over_heads_and_epochs_is_chosen() -> None:
     h, features = head(), 3 * torch.randn(30, 5, generator=rng(2))
-    assert torch.equal(h.predict(features), h.logits(features)[:, 0]), "before the first choice"
+    assert torch.allclose(h.predict(features), h.logits(features)[:, 0], atol=1e-6), "before the first choice"
     losses = slow_selection(h, features)
     first = int(np.argmin(losses))
     assert first != 0, "head 0 would be chosen by doing nothing"
