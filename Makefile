@@ -61,9 +61,10 @@ lint: $(READY)
 types: $(READY)
 	@$(BIN)/python -m mypy
 
-# Two files at a time: most tests take one core, and some 1.5 GB of memory.
+# Two files at a time: most tests take one core, and some 1.5 GB of memory. A thread each: two processes of two threads
+# on two cores wait for each other.
 test-fast: $(READY)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Long checks: training killed at random moments, the whole demo, a million samples, a training from the wheel.
 test-slow: $(READY)
