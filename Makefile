@@ -74,7 +74,7 @@ test-slow: $(READY)
 reliability: $(READY)
 	@$(BIN)/python -m benchmarks.reliability --out benchmarks/results/reliability.md
 
-# Fails where a bar is missed. Ten minutes on an idle core.
+# Fails where a bar is missed. Three to ten minutes on an idle core.
 speed: $(READY)
 	@$(BIN)/python -m benchmarks.speed --json work_dirs/speed.json
 
