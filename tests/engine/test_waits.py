@@ -124,7 +124,7 @@ def test_a_step_waits_for_nothing(name: str, tmp_path: Path, monkeypatch: pytest
     assert loop.iter > 4
 
 
-@pytest.mark.parametrize("name", ["odc", "deeper", "spice-self", "turtle", "selflabel"])
+@pytest.mark.parametrize("name", ["odc", "deeper", "turtle", "selflabel"])
 def test_what_a_gpu_does_instead_is_the_same(name: str, tmp_path: Path) -> None:
     ends = []
     for gpu in (False, True):

@@ -78,7 +78,11 @@ def test_training_images_get_their_clusters(packed: Packed, name: str) -> None:
     np.testing.assert_array_equal(found.cluster, clustering.cluster)
     np.testing.assert_allclose(found.confidence, clustering.confidence, atol=2 / 48)
     np.testing.assert_allclose(found.distance, clustering.distance, atol=1e-4)
-    np.testing.assert_array_equal(found.outlier, clustering.outlier)
+    # The model has its features in half precision: an image at the limit may lie on its other side.
+    lonely = 1 - np.sort(clustering.unit @ clustering.unit.T, axis=1)[:, ::-1][:, 10]
+    sure = np.abs(lonely - again.reference.limits[clustering.cluster]) > 1e-4
+    assert sure.sum() >= 40
+    np.testing.assert_array_equal(found.outlier[sure], clustering.outlier[sure])
     np.testing.assert_allclose(found.features, clustering.features, atol=1e-5)
     # one neighbour of equal distance may be another
     np.testing.assert_allclose(found.consistency, clustering.consistency, atol=0.1001)
