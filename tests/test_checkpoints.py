@@ -19,7 +19,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 from toy_runner import Toy, build, one_line, save, truncate
 
-from odc.checkpoints import find_resume, load_plain, load_state, mark_last, to_plain
+from odc.checkpoints import find_resume, load_plain, load_state, mark_last, to_plain, write_tensors
 from odc.errors import InputError
 
 
@@ -31,6 +31,16 @@ class Trap:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
+def test_weights_of_one_layer_in_two_places(name: str, tmp_path: Path) -> None:
+    layer = nn.Linear(3, 2)
+    state = nn.ModuleDict({"first": layer, "again": layer}).state_dict() | {"row": layer.weight.detach()[1]}
+    write_tensors(tmp_path / name, state)
+    found = load_plain(tmp_path / name)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], state[key]) for key in state)
 
 
 def test_to_plain_converts_and_survives_safe_loading() -> None:

@@ -49,7 +49,10 @@ FILES: dict[str, Callable[[State, State, Path], Path]] = {
 
 
 def _saved(content: dict[str, Any], file: Path) -> Path:
-    save_file(content, file) if file.suffix == ".safetensors" else torch.save(content, file)
+    if file.suffix == ".safetensors":
+        save_file({name: tensor.clone() for name, tensor in content.items()}, file)
+    else:
+        torch.save(content, file)
     return file
 
 
