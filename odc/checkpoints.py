@@ -372,8 +372,9 @@ def write_tensors(path: str | Path, content: Mapping[str, Any]) -> None:
     It is written by ``torch.save``, or where ``path`` ends in ``.safetensors``, for names and tensors only, as such.
     """
     if Path(path).suffix == ".safetensors":
-        # The format has no tensors in one memory, which weights of one layer in several places have.
-        apart = {name: tensor.clone() for name, tensor in content.items()}
+        # The format has no tensors in one memory, which weights of one layer in several places have, and no strides.
+        dense = torch.contiguous_format
+        apart = {name: tensor.detach().cpu().clone(memory_format=dense) for name, tensor in content.items()}
         data = save(apart, metadata={"format": "pt", _DIGEST: _digest(content)})
     else:
         buffer = io.BytesIO()

@@ -43,9 +43,7 @@ class Stream:
     rows: str = "all"  # or "labelled": only rows whose first target is not -1
     views: tuple[str, ...] = ("train",)  # names of the data set's views; every row is seen through each
     balance: tuple[int, ...] = ()  # target columns to draw uniformly over, outermost first; (): over the rows
-    turns: bool = (
-        False  # with balance: the classes of its first column take turns, so that a step has equally many of each
-    )
+    turns: bool = False  # with balance: the classes of its first column take turns, a step has equally many of each
     replace: bool = False  # draw rows with replacement; balance repeats rows where it must, whatever this says
     distinct: bool = False  # no row twice in a step, which has fewer than `size` where there are fewer in all
 
@@ -311,11 +309,13 @@ def on_gpu(x: Tensor) -> bool:
     return x.device.type != "cpu"
 
 
-def place_in_group(group: Tensor, counts: Tensor) -> Tensor:
-    """Return the place of each row among those of its group: 0, 1, ... from the start of the group.
+def sort_into_groups(group: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the order (N,) that sorts rows by ``group`` (N,) int64 in 0..G-1; those of one group stay as they come.
 
-    Args:
-        group: (N,) int64 ascending.
-        counts: (G,) int64 rows of each group.
+    With it come, in this order, each row's group and its place in there, 0, 1, ..., (N,), and the sizes (G,) of the
+    groups. Nothing is read from a GPU.
     """
-    return torch.arange(len(group), device=group.device) - (counts.cumsum(0) - counts)[group]
+    ordered, order = group.sort(stable=True)
+    bounds = torch.searchsorted(ordered, torch.arange(num_groups + 1, device=group.device))
+    place = torch.arange(len(group), device=group.device) - bounds[ordered]
+    return order, ordered, place, bounds.diff()  # not bincount, which reads the largest group from a GPU

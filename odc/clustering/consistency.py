@@ -17,7 +17,7 @@ from torch import Tensor
 
 from odc.clustering.knn import knn_search
 from odc.errors import InputError
-from odc.structures import place_in_group
+from odc.structures import sort_into_groups
 
 _ROWS = 4096  # whose neighbours' labels are looked up at a time
 _SENSIBLE = 0.2  # share of the samples that a proposed threshold keeps
@@ -152,9 +152,9 @@ def _rank_in_cluster(mask: Tensor, labels: Tensor, beta: Tensor, scores: Tensor 
     for key in (scores, beta):  # the last one sorted by counts most
         if key is not None:
             order = order[key[order].argsort(descending=True, stable=True)]
-    order = order[labels[order].argsort(stable=True)]
+    by_cluster, _, place, _ = sort_into_groups(labels[order], int(labels.max()) + 1)
     rank = torch.full_like(labels, -1)
-    rank[order] = place_in_group(labels[order], torch.bincount(labels[order]))
+    rank[order[by_cluster]] = place
     return rank
 
 

@@ -16,7 +16,7 @@ from odc.data.table import classes_of, read_labels
 from odc.errors import DamagedError, InputError
 from odc.files import written_whole
 from odc.reading import read_arrays, reading
-from odc.structures import UNLABELLED, PseudoLabels, make_generator, place_in_group
+from odc.structures import UNLABELLED, PseudoLabels, make_generator, sort_into_groups
 
 _ARRAYS = {"target": ("iu", 1), "num_classes": ("iu", 0), "fingerprint": ("U", 0), "meta": ("U", 2)}
 _MOST = 2**30  # bytes: labels of 134 million images
@@ -105,10 +105,9 @@ def low_shot(target: Targets, fraction: float, generator: torch.Generator) -> Te
     labels = torch.from_numpy(np.ascontiguousarray(target, dtype=np.int64))
     rows = (labels != UNLABELLED).nonzero().squeeze(1)
     rows = rows[torch.randperm(len(rows), generator=generator)]
-    by_class = labels[rows].argsort(stable=True)
-    size = torch.bincount(labels[rows])
+    by_class, _, place, size = sort_into_groups(labels[rows], int(labels.max()) + 1)
     turn = torch.empty_like(rows)  # of each row within its class
-    turn[by_class] = place_in_group(labels[rows[by_class]], size)
+    turn[by_class] = place
     taken = rows[turn.argsort(stable=True)[: max(round(fraction * len(rows)), int((size > 0).sum()))]]
     out = torch.full_like(labels, UNLABELLED)
     out[taken] = labels[taken]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from odc.errors import InputError
-from odc.structures import UNLABELLED, Stream, place_in_group
+from odc.structures import UNLABELLED, Stream, sort_into_groups
 
 
 def draw_rows(stream: Stream, target: Tensor, steps: int | None, generator: torch.Generator) -> Tensor:
@@ -75,10 +75,8 @@ def _balanced(labels: Tensor, total: int, generator: torch.Generator) -> Tensor:
 
 def _taking_turns(group: Tensor) -> Tensor:
     """Return the order (M,) in which the groups (M,) follow one another in turn, each one's members as they come."""
-    ordered, order = group.sort(stable=True)
-    _, number, sizes = torch.unique_consecutive(ordered, return_inverse=True, return_counts=True)
-    # Those of one place in their groups stay sorted by group.
-    return order.index_select(0, place_in_group(number, sizes).argsort(stable=True))
+    order, _, place, _ = sort_into_groups(group, int(group.max()) + 1)
+    return order.index_select(0, place.argsort(stable=True))  # those of one place stay sorted by group
 
 
 def _numbered(codes: Tensor, bound: int) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,6 @@ from odc.structures import (
     Losses,
     Plan,
     PseudoLabels,
-    place_in_group,
 )
 
 
@@ -173,17 +172,6 @@ def draw_pairs(index: Tensor, neighbours: Tensor, generator: torch.Generator) ->
     draw = torch.randint(neighbours.shape[1], (len(index), 1), generator=generator).to(index.device)
     pairs = torch.cat([index[:, None], neighbours[index].gather(1, draw).long()], dim=1)
     return PseudoLabels(pairs, torch.zeros_like(index)[:, None], (1,))
-
-
-def sort_into_groups(group: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the order (B,) that sorts rows by ``group`` (B,) int64, so that groups can be filled up to one size.
-
-    With it come, in this order, each row's group and its place in there, (B,), and the sizes (G,) of the groups.
-    """
-    ordered, order = group.sort(stable=True)
-    starts = torch.searchsorted(ordered, torch.arange(num_groups + 1, device=group.device))
-    sizes = starts.diff()  # not bincount, which reads the largest group from a GPU
-    return order, ordered, place_in_group(ordered, sizes), sizes
 
 
 def check_classes(labels: Labels, num_classes: int, option: str) -> None:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from odc.clustering import TwoLevelResult, fit_whitening, l2_normalize, l2_normalize_, share_clusters, two_level_kmeans
 from odc.errors import InputError
-from odc.heads.base import ClusterHead, LinearClassifier, sort_into_groups
+from odc.heads.base import ClusterHead, LinearClassifier
 from odc.memory.shards import Shard, Sharded
 from odc.reading import memory
 from odc.registry import HEADS
@@ -47,6 +47,7 @@ from odc.structures import (
     Stream,
     make_generator,
     on_gpu,
+    sort_into_groups,
 )
 
 _ROTATIONS = 4

@@ -32,9 +32,20 @@ from odc.clustering.consistency import log_odds
 from odc.clustering.kmeans import size_entropy
 from odc.clustering.preprocess import check_differ, l2_normalize
 from odc.errors import InputError
-from odc.heads.base import ClusterHead, sort_into_groups, weighted_mean
+from odc.heads.base import ClusterHead, weighted_mean
 from odc.registry import HEADS
-from odc.structures import Batch, Comm, FeatureTable, Labels, Losses, Plan, PseudoLabels, Refresh, Stream
+from odc.structures import (
+    Batch,
+    Comm,
+    FeatureTable,
+    Labels,
+    Losses,
+    Plan,
+    PseudoLabels,
+    Refresh,
+    Stream,
+    sort_into_groups,
+)
 
 _NOT_LEARNING = 0.75  # of the way from the floor to ln K
 
@@ -229,6 +240,8 @@ class SpiceSelfHead(ClusterHead):
 
     def loss(self, batches: dict[str, Batch], labels: Labels, generator: torch.Generator, comm: Comm) -> Losses:
         """Mean over the heads of the mean of :func:`double_softmax_loss` over their rows.
+
+        The heads take turns in the rows, as the stream of :meth:`plan` draws them: of B rows none has more than ⌈B/H⌉.
 
         Logged besides: ``above_floor``, the loss minus its least value, and of the last refresh ``unique``, the share
         of its rows that are different samples of a head, ``clusters``, how many the heads predict on average, and

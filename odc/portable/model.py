@@ -211,7 +211,7 @@ class PortableModel:
         tensors |= {f"head.{name}": tensor for name, tensor in used_state(self.head).items()}
         tensors |= {"quantiles": torch.from_numpy(self.quantiles), "prototypes": torch.from_numpy(self.prototypes)}
         tensors |= reference_tensors(self.reference)
-        write_tensors(folder / WEIGHTS, {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
+        write_tensors(folder / WEIGHTS, tensors)
         told = {
             "format": FORMAT,
             "written_by": f"odc {odc.__version__}",
